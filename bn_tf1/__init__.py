@@ -1,0 +1,16 @@
+"""Batch normalization for graph-mode TensorFlow 1 code, on TensorFlow 1.15 and 2."""
+
+from bn_tf1.batch_norm import batch_norm
+from bn_tf1.calls import BatchNormCall, batch_norm_calls
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.train_op import make_train_op
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UPDATE_OPS_COLLECTION",
+    "BatchNormCall",
+    "batch_norm",
+    "batch_norm_calls",
+    "make_train_op",
+]

@@ -1,0 +1,51 @@
+"""What `batch_norm` built in a graph: one record for each call.
+
+Collections of operations tell which updates exist, but not to which layer they belong
+nor which batch statistics fed them. The records do; the train op checks them, and
+summaries and diagnoses read them. They live as long as their graph and are not
+serialised with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+# A tuple, as TensorFlow's own per-graph Python state uses: `export_meta_graph` writes
+# only collections whose key is a string, and warns of what it cannot write.
+_CALLS_KEY = ("bn_tf1_batch_norm_calls",)
+
+
+class BatchNormCall(NamedTuple):
+    """One call of `batch_norm`.
+
+    Attributes:
+        name: the layer's variable scope.
+        gamma, beta: variables of shape [channels], or None where the layer has none.
+        moving_mean, moving_variance: variables of shape [channels].
+        batch_mean, batch_variance: tensors of shape [channels] as they enter the
+            moving average; None for a layer built with `is_training=False`. With a
+            tensor `is_training` they are the moving statistics when it is false.
+        updates: the operations that update the moving statistics; may be empty.
+    """
+
+    name: str
+    gamma: Any
+    beta: Any
+    moving_mean: Any
+    moving_variance: Any
+    batch_mean: Any
+    batch_variance: Any
+    updates: tuple[tf.Operation, ...]
+
+
+def record_call(call: BatchNormCall) -> None:
+    """Adds `call` to the records of the default graph."""
+    tf.add_to_collection(_CALLS_KEY, call)
+
+
+def batch_norm_calls(graph: tf.Graph | None = None) -> tuple[BatchNormCall, ...]:
+    """The calls of `batch_norm` in `graph` (the default graph), oldest first."""
+    graph = tf.get_default_graph() if graph is None else graph
+    return tuple(graph.get_collection(_CALLS_KEY))

@@ -1,0 +1,131 @@
+"""The train op: gradients applied after the batch-norm updates, or an error.
+
+Updates of moving statistics that nobody runs are the most frequent fault of batch
+normalization in TensorFlow 1 graphs: training looks healthy, and evaluation uses a mean
+of 0 and a variance of 1. `make_train_op` runs them, and refuses to build a train op
+that would leave one out.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.calls import batch_norm_calls
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+
+
+def make_train_op(
+    loss: tf.Tensor,
+    optimizer: tf.train.Optimizer,
+    *,
+    global_step: Any = None,
+    variables: Sequence[Any] | None = None,
+    clip_norm: float | None = None,
+    update_ops: Sequence[Any] | None = None,
+    ignored_layers: Sequence[str] = (),
+) -> tf.Operation:
+    """Minimises `loss` after the updates of the moving statistics.
+
+    Args:
+        loss: scalar float tensor.
+        optimizer: a `tf.train.Optimizer`.
+        global_step: integer variable that each step increments; None for none.
+        variables: the variables to train, all trainable ones by default.
+        clip_norm: positive bound of the global norm of the gradients, in the unit of
+            the gradients; None for no bound.
+        update_ops: operations or tensors that run before the gradients are applied;
+            by default what is in `UPDATE_OPS_COLLECTION` of the graph of `loss`.
+        ignored_layers: variable scopes of batch-norm layers whose updates this train
+            op leaves to another one.
+
+    Returns:
+        The operation of one training step.
+
+    Raises:
+        ValueError: the step would not run an update that `batch_norm` made in the
+            graph of `loss`, and the layer is not in `ignored_layers`; or an argument
+            is outside of what is said above.
+    """
+    _check_arguments(loss, clip_norm)
+    graph = loss.graph
+    if update_ops is None:
+        update_ops = graph.get_collection(UPDATE_OPS_COLLECTION)
+    update_ops = [getattr(op, "op", op) for op in update_ops]
+    for op in update_ops:
+        if op.graph is not graph:
+            raise ValueError(
+                f"`update_ops` has {op.name!r}, which is not in the graph of `loss`"
+            )
+    _check_all_updates_run([loss.op] + update_ops, graph, ignored_layers)
+
+    with graph.as_default():
+        gradients = _gradients(loss, optimizer, variables, clip_norm)
+        with tf.control_dependencies(update_ops):
+            return optimizer.apply_gradients(gradients, global_step=global_step)
+
+
+def _check_arguments(loss, clip_norm):
+    is_scalar = isinstance(loss, tf.Tensor) and loss.shape.is_compatible_with([])
+    if not is_scalar or not loss.dtype.is_floating:
+        raise ValueError(f"`loss` is {loss!r}, but must be a scalar float tensor")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"`clip_norm` is {clip_norm!r}, but must be > 0")
+
+
+def _check_all_updates_run(roots, graph, ignored_layers):
+    calls = batch_norm_calls(graph)
+    for layer in ignored_layers:
+        if layer not in {call.name for call in calls}:
+            raise ValueError(
+                f"`ignored_layers` has {layer!r}, but the batch-norm layers of the "
+                f"graph are {sorted({call.name for call in calls})}"
+            )
+    # An update in a loop body or function runs with that loop or function.
+    awaited = {
+        op: call.name
+        for call in calls
+        for op in call.updates
+        if op.graph is graph and call.name not in ignored_layers
+    }
+    forgotten = set(awaited) - _ancestors(roots)
+    if forgotten:
+        layers = collections.Counter(awaited[op] for op in forgotten)
+        raise ValueError(
+            "the train op would never update the moving statistics of {}: neither "
+            "`update_ops` nor `loss` depends on {}. Pass their collection as "
+            "update_ops=tf.get_collection(...), or, if another train op runs them, "
+            "name the layers in `ignored_layers`".format(
+                ", ".join(repr(layer) for layer in sorted(layers)),
+                ", ".join(sorted(repr(op.name) for op in forgotten)),
+            )
+        )
+
+
+def _ancestors(operations):
+    """The operations and all that run before them."""
+    found = set(operations)
+    pending = list(found)
+    while pending:
+        op = pending.pop()
+        for earlier in [tensor.op for tensor in op.inputs] + op.control_inputs:
+            if earlier not in found:
+                found.add(earlier)
+                pending.append(earlier)
+    return found
+
+
+def _gradients(loss, optimizer, variables, clip_norm):
+    pairs = optimizer.compute_gradients(loss, var_list=variables)
+    pairs = [
+        (gradient, variable) for gradient, variable in pairs if gradient is not None
+    ]
+    if not pairs:
+        raise ValueError("`loss` depends on none of `variables`: no gradient to apply")
+    if clip_norm is None:
+        return pairs
+    gradients, trained = zip(*pairs)
+    clipped, _ = tf.clip_by_global_norm(gradients, clip_norm)
+    return list(zip(clipped, trained))
