@@ -1,0 +1,1 @@
+"""What train.py and eval.py are made of: configuration, data, models and loops."""

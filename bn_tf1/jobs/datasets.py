@@ -1,0 +1,481 @@
+"""Image data sets as tf.data pipelines that resume at any step.
+
+Training: every batch is a pure function of (seed, step). The iterator is initialised
+after the global step was restored, and a job that was stopped goes on with exactly the
+batches that it would have seen; nothing needs to be saved for it. The numbers
+are the same on TensorFlow 1.15 and 2.21. An epoch holds every example once, and a
+batch may span two epochs, so that each is full.
+
+Evaluation: every example once, in file order; the last batch may be smaller.
+
+The files are checked completely (see `image_files`) before a graph is built. The
+graph then reads them itself when the iterator is initialised, so no pixel ends up in
+the GraphDef.
+
+Source: the pad-crop-flip augmentation is that of He et al., "Deep Residual Learning
+for Image Recognition", 2015 (arXiv:1512.03385), section 4.2.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import image_files
+
+SPLITS = ("train", "test")
+
+_IDX_PREFIXES = {"train": "train", "test": "t10k"}
+# Where the random numbers of "synthetic" begin, far from those of epochs and steps.
+_SYNTHETIC_STREAM = 2**62
+_ENDLESS = np.iinfo(np.int64).max
+_do_not_convert = tf.autograph.experimental.do_not_convert
+
+
+class SyntheticImages(NamedTuple):
+    """What the data set "synthetic" consists of.
+
+    Each class is a coarse random pattern, equal to its mirror image; an example is the
+    pattern of its class plus as much uniform noise. Both splits share the patterns.
+
+    Attributes:
+        image_size: int, height and width in pixels.
+        channels: int.
+        num_classes: int; example i belongs to class i % num_classes.
+        num_examples: int, in each split.
+        seed: int, determines patterns and noise.
+    """
+
+    image_size: int = 32
+    channels: int = 3
+    num_classes: int = 10
+    num_examples: int = 1024
+    seed: int = 0
+
+
+class ImageDataset(NamedTuple):
+    """One split of a data set whose files have been checked.
+
+    Attributes:
+        name: str, one of `DATASETS`.
+        split: str, "train" or "test".
+        image_shape: (height, width, channels), ints.
+        num_classes: int.
+        num_examples: int.
+        max_pixel: int, the stored value that becomes 1.0.
+        mirrors: bool, whether a mirrored image keeps its class.
+        files: tuple of `image_files.CheckedFile`, empty for "synthetic".
+        synthetic: `SyntheticImages` for "synthetic", else None.
+    """
+
+    name: str
+    split: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_examples: int
+    max_pixel: int
+    mirrors: bool
+    files: tuple[image_files.CheckedFile, ...]
+    synthetic: SyntheticImages | None
+
+
+class _IdxFormat(NamedTuple):
+    """A data set in the format and with the file names of MNIST."""
+
+    image_size: int
+    max_pixel: int
+    mirrors: bool
+
+    def open(self, name: str, split: str, folder: str) -> ImageDataset:
+        """Checks the files in `folder` and describes them."""
+        files = image_files.check_idx_pair(
+            folder,
+            _IDX_PREFIXES[split],
+            image_size=(self.image_size, self.image_size),
+            num_classes=10,
+            max_pixel=self.max_pixel,
+        )
+        return ImageDataset(
+            name=name,
+            split=split,
+            image_shape=(self.image_size, self.image_size, 1),
+            num_classes=10,
+            num_examples=files[0].num_examples,
+            max_pixel=self.max_pixel,
+            mirrors=self.mirrors,
+            files=files,
+            synthetic=None,
+        )
+
+    def load(self, dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns uint8 tensors: pixels [n, height, width, channels], labels [n]."""
+        pixels, labels = [_file_bytes(file) for file in dataset.files]
+        shape = (dataset.num_examples,) + dataset.image_shape
+        return tf.reshape(pixels, shape), tf.reshape(labels, shape[:1])
+
+    def expected_files(self, split: str) -> str:
+        """Returns the names of the files, for an error message."""
+        prefix = _IDX_PREFIXES[split]
+        return f"{prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte"
+
+
+class _CifarFormat(NamedTuple):
+    """A data set in the binary format of CIFAR; its last label byte is the class."""
+
+    subfolder: str
+    train_names: tuple[str, ...]
+    test_names: tuple[str, ...]
+    label_limits: tuple[int, ...]
+
+    def open(self, name: str, split: str, folder: str) -> ImageDataset:
+        """Checks the files in `folder` and describes them."""
+        files = tuple(
+            image_files.check_cifar(
+                folder,
+                file_name,
+                subfolder=self.subfolder,
+                label_limits=self.label_limits,
+            )
+            for file_name in self._names(split)
+        )
+        return ImageDataset(
+            name=name,
+            split=split,
+            image_shape=(32, 32, 3),
+            num_classes=self.label_limits[-1],
+            num_examples=sum(file.num_examples for file in files),
+            max_pixel=255,
+            mirrors=True,
+            files=files,
+            synthetic=None,
+        )
+
+    def load(self, dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns uint8 tensors: pixels [n, height, width, channels], labels [n]."""
+        num_labels = len(self.label_limits)
+        record_bytes = num_labels + image_files.CIFAR_IMAGE_BYTES
+        content = tf.concat([_file_bytes(file) for file in dataset.files], axis=0)
+        records = tf.reshape(content, [dataset.num_examples, record_bytes])
+        planes = tf.reshape(records[:, num_labels:], [-1, 3, 32, 32])
+        return tf.transpose(planes, [0, 2, 3, 1]), records[:, num_labels - 1]
+
+    def expected_files(self, split: str) -> str:
+        """Returns the names of the files, for an error message."""
+        return f"{', '.join(self._names(split))} (also in {self.subfolder}/)"
+
+    def _names(self, split: str) -> tuple[str, ...]:
+        return self.train_names if split == "train" else self.test_names
+
+
+_FORMATS = {
+    "digits": _IdxFormat(image_size=8, max_pixel=16, mirrors=False),
+    "mnist": _IdxFormat(image_size=28, max_pixel=255, mirrors=False),
+    "fashion_mnist": _IdxFormat(image_size=28, max_pixel=255, mirrors=True),
+    "cifar10": _CifarFormat(
+        subfolder="cifar-10-batches-bin",
+        train_names=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test_names=("test_batch.bin",),
+        label_limits=(10,),
+    ),
+    "cifar100": _CifarFormat(
+        subfolder="cifar-100-binary",
+        train_names=("train.bin",),
+        test_names=("test.bin",),
+        label_limits=(20, 100),
+    ),
+}
+
+DATASETS = tuple(_FORMATS) + ("synthetic",)
+
+
+def open_dataset(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    synthetic: SyntheticImages | None = None,
+) -> ImageDataset:
+    """Checks the files of one split completely and describes it.
+
+    Args:
+        name: str, one of `DATASETS`.
+        split: str, "train" or "test".
+        data_dir: the folder of the files, a path. "digits" has its own and needs none;
+            "synthetic" has no files and ignores it.
+        synthetic: `SyntheticImages`, used by "synthetic" only; None is its defaults.
+
+    Returns:
+        An `ImageDataset`.
+
+    Raises:
+        ValueError: if `name`, `split` or `synthetic` is not valid, or `data_dir` is
+            needed and not given.
+        image_files.DataFileError: a ValueError; if a file is missing or damaged.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"`name` is {name!r}, but must be one of {DATASETS}")
+    if split not in SPLITS:
+        raise ValueError(f"`split` is {split!r}, but must be one of {SPLITS}")
+    if name == "synthetic":
+        return _describe_synthetic(split, synthetic or SyntheticImages())
+    if name == "digits" and data_dir is None:
+        data_dir = _embedded_digits()
+    if not data_dir:
+        raise ValueError(
+            f"`data_dir` is {data_dir!r}, but the data set {name!r} needs it: give "
+            f"--data_dir=FOLDER with {_FORMATS[name].expected_files(split)}"
+        )
+    return _FORMATS[name].open(name, split, os.fspath(data_dir))
+
+
+def training_batches(
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    seed: int,
+    first_step: int | tf.Tensor | tf.Variable,
+    augment: bool = False,
+    augment_padding: int | None = None,
+) -> tf.data.Dataset:
+    """Builds the endless stream of training batches, beginning with one step's.
+
+    The examples come in the order of one permutation after the other, each a function
+    of (seed, epoch). Step s takes those at [s * batch_size, (s + 1) * batch_size).
+
+    Args:
+        dataset: `ImageDataset`.
+        batch_size: int, at least 1; may exceed the number of examples.
+        seed: int, of 64 bits.
+        first_step: int or scalar integer tensor, normally the global step; evaluated
+            when the iterator is initialised, hence after it was restored.
+        augment: bool, whether to pad, crop at random, and mirror at random where
+            `dataset.mirrors`.
+        augment_padding: int, pixels of zeros on each side before the crop; None is an
+            eighth of the height (4 for 32x32, 1 for 8x8).
+
+    Returns:
+        A tf.data.Dataset of (images, labels): float32 [batch_size, height, width,
+        channels] in [0, 1] and int32 [batch_size]. Shapes are static.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    _check_at_least("batch_size", batch_size, 1)
+    if augment_padding is None:
+        augment_padding = dataset.image_shape[0] // 8
+    _check_at_least("augment_padding", augment_padding, 0)
+    if isinstance(first_step, (int, np.integer)):
+        _check_at_least("first_step", first_step, 0)
+    first_step = tf.cast(first_step, tf.int64)
+    pixels, labels = _load(dataset)
+
+    @_do_not_convert
+    def make_batch(step, indices):
+        images = tf.gather(pixels, indices)
+        if augment:
+            images = _pad_crop_flip(
+                images,
+                # The epochs use (seed, 0, 1, ...): the steps count down from -1.
+                seed=_seed_pair(seed, -1 - step),
+                padding=augment_padding,
+                mirrors=dataset.mirrors,
+            )
+        return _scale(images, dataset.max_pixel), tf.gather(labels, indices)
+
+    steps = tf.data.Dataset.range(first_step, _ENDLESS)
+    indices = _training_indices(dataset.num_examples, batch_size, seed, first_step)
+    batches = tf.data.Dataset.zip((steps, indices))
+    return _ready_ahead(batches.map(make_batch, num_parallel_calls=2))
+
+
+def evaluation_batches(dataset: ImageDataset, batch_size: int) -> tf.data.Dataset:
+    """Builds the finite stream of all examples in file order.
+
+    Args:
+        dataset: `ImageDataset`.
+        batch_size: int, at least 1; the last batch holds what is left.
+
+    Returns:
+        A tf.data.Dataset of (images, labels): float32 [<= batch_size, height, width,
+        channels] in [0, 1] and int32 [<= batch_size]. The first size is not static.
+
+    Raises:
+        ValueError: if `batch_size` is out of its range.
+    """
+    _check_at_least("batch_size", batch_size, 1)
+    pixels, labels = _load(dataset)
+
+    @_do_not_convert
+    def make_batch(start):
+        images = pixels[start : start + batch_size]
+        return _scale(images, dataset.max_pixel), labels[start : start + batch_size]
+
+    starts = tf.data.Dataset.range(0, dataset.num_examples, batch_size)
+    return _ready_ahead(starts.map(make_batch, num_parallel_calls=2))
+
+
+def _embedded_digits() -> str:
+    """Returns the folder data/digits of the checkout that this module is part of."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    folder = os.path.join(os.path.dirname(package), "data", "digits")
+    if not os.path.isdir(folder):
+        raise image_files.DataFileError(
+            f"{folder}: expected the data set 'digits' of a checkout of bn_tf1, found "
+            "no such folder; give --data_dir=FOLDER with a copy of it"
+        )
+    return folder
+
+
+def _describe_synthetic(split: str, synthetic: SyntheticImages) -> ImageDataset:
+    for field in ("image_size", "channels", "num_classes", "num_examples"):
+        _check_at_least("synthetic." + field, getattr(synthetic, field), 1)
+    return ImageDataset(
+        name="synthetic",
+        split=split,
+        image_shape=(synthetic.image_size, synthetic.image_size, synthetic.channels),
+        num_classes=synthetic.num_classes,
+        num_examples=synthetic.num_examples,
+        max_pixel=255,
+        mirrors=True,
+        files=(),
+        synthetic=synthetic,
+    )
+
+
+def _check_at_least(name: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise ValueError(f"`{name}` is {value}, but must be at least {minimum}")
+
+
+def _load(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns all pixels, uint8 [n, height, width, channels], and labels, int32 [n]."""
+    # Accelerators have no use for the raw data: it stays on the host of the iterator.
+    with tf.device("/cpu:0"), tf.name_scope(f"load_{dataset.name}"):
+        if dataset.synthetic is not None:
+            pixels, labels = _make_synthetic(dataset)
+        else:
+            pixels, labels = _FORMATS[dataset.name].load(dataset)
+        return pixels, tf.cast(labels, tf.int32)
+
+
+def _file_bytes(file: image_files.CheckedFile) -> tf.Tensor:
+    """Reads the examples of a `CheckedFile`, without its header, as uint8 [k]."""
+    content = tf.io.read_file(file.path)
+    if file.is_gzip:
+        content = tf.io.decode_compressed(content, compression_type="GZIP")
+    return tf.io.decode_raw(content, tf.uint8)[file.header_bytes :]
+
+
+def _make_synthetic(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes the examples of a `SyntheticImages`: uint8 pixels and int64 labels."""
+    size, channels = dataset.image_shape[1:]
+    spec = dataset.synthetic
+    labels = tf.range(spec.num_examples, dtype=tf.int64) % spec.num_classes
+    # 4x4 cells, of which the right half mirrors the left one.
+    cells = np.arange(size) * 4 // size
+    mirrored_cells = np.minimum(cells, cells[::-1])
+    levels = _random_levels(
+        [spec.num_classes, 4, 4, channels], spec.seed, stream=_SYNTHETIC_STREAM
+    )
+    patterns = tf.gather(tf.gather(levels, cells, axis=1), mirrored_cells, axis=2)
+    noise = _random_levels(
+        [spec.num_examples, size, size, channels],
+        spec.seed,
+        stream=_SYNTHETIC_STREAM + 1 + SPLITS.index(dataset.split),
+    )
+    return tf.gather(patterns, labels) + noise, labels
+
+
+def _random_levels(shape: list[int], seed: int, *, stream: int) -> tf.Tensor:
+    """Returns uniform uint8 values in [0, 128), so that two of them can be added."""
+    levels = tf.random.stateless_uniform(
+        shape, seed=_seed_pair(seed, stream), minval=0, maxval=128, dtype=tf.int32
+    )
+    return tf.cast(levels, tf.uint8)
+
+
+def _seed_pair(seed: int, counter: int | tf.Tensor) -> tf.Tensor:
+    """Returns the int64 [2] seed of one draw of the stateless random operations."""
+    return tf.stack([tf.constant(seed, tf.int64), tf.cast(counter, tf.int64)])
+
+
+def _training_indices(
+    num_examples: int, batch_size: int, seed: int, first_step: tf.Tensor
+) -> tf.data.Dataset:
+    """The endless data set of int32 [batch_size] example indices from a step on."""
+    first_position = first_step * batch_size
+
+    @_do_not_convert
+    def positions_of_epoch(epoch):
+        ranks = tf.random.stateless_uniform(
+            [num_examples],
+            seed=_seed_pair(seed, epoch),
+            minval=0,
+            maxval=2**31 - 1,
+            dtype=tf.int32,
+        )
+        # Slicing instead of Dataset.skip: TensorFlow removes a skip of nothing from
+        # the graph, and the saved state of an iterator then fits no longer.
+        used = tf.maximum(first_position - epoch * num_examples, 0)
+        return tf.data.Dataset.from_tensor_slices(tf.argsort(ranks)[used:])
+
+    epochs = tf.data.Dataset.range(first_position // num_examples, _ENDLESS)
+    return epochs.flat_map(positions_of_epoch).batch(batch_size, drop_remainder=True)
+
+
+def _ready_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Computes batches in the background, two ahead, from the graph as it is built."""
+    # Of the rewrites that this turns off none applies here; TensorFlow 1.15 would copy
+    # all pixels for them, and warn where the global step is a reference variable.
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return batches.prefetch(2).with_options(options)
+
+
+def _pad_crop_flip(
+    images: tf.Tensor, *, seed: tf.Tensor, padding: int, mirrors: bool
+) -> tf.Tensor:
+    """Cuts every image at a random place out of its zero-padded self.
+
+    Args:
+        images: [batch, height, width, channels], static shape.
+        seed: int64 [2].
+        padding: int, pixels.
+        mirrors: bool, whether to mirror every second image, at random.
+
+    Returns:
+        A tensor of the shape and dtype of `images`.
+    """
+    batch, height, width, channels = images.shape.as_list()
+    draws = tf.random.stateless_uniform(
+        [3, batch, 1, 1], seed=seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
+    )
+    columns = tf.range(width)
+    if mirrors:
+        columns += draws[2] % 2 * (width - 1 - 2 * columns)
+    columns += draws[1] % (2 * padding + 1) - padding
+    rows = tf.range(height)[:, tf.newaxis]
+    rows += draws[0] % (2 * padding + 1) - padding
+    inside = tf.logical_and(_in_range(rows, height), _in_range(columns, width))
+    numbers = tf.range(batch)[:, tf.newaxis, tf.newaxis]
+    places = (numbers * height + rows) * width + columns
+    # One black pixel behind all others stands for the padding, and the operations are
+    # those without broadcasting: tf.pad and a scalar in tf.where_v2 are slow on 1.15.
+    black = batch * height * width
+    places = tf.where_v2(inside, places, tf.fill([batch, height, width], black))
+    pixels = tf.reshape(images, [black, channels])
+    pixels = tf.concat([pixels, tf.zeros([1, channels], pixels.dtype)], axis=0)
+    return tf.gather(pixels, places)
+
+
+def _in_range(values: tf.Tensor, limit: int) -> tf.Tensor:
+    return tf.logical_and(values >= 0, values < limit)
+
+
+def _scale(pixels: tf.Tensor, max_pixel: int) -> tf.Tensor:
+    """Returns float32 values in [0, 1]."""
+    # A product: a graph optimizer may turn a quotient into it, and round otherwise.
+    return tf.cast(pixels, tf.float32) * np.float32(1 / max_pixel)
