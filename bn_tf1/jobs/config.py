@@ -1,0 +1,234 @@
+"""The configuration of a training run: options, their defaults, their file.
+
+Contract: every option of `train.py` is a field of `Config`, and its default, unit and
+range stand here only. The configuration is saved as `config.json` in the model
+directory; a later run in that directory, and the evaluation job, read it from there, so
+that no option must be repeated. Options that define the run cannot change once it has
+begun; `CHANGEABLE` ones (where, how long, how often to report) can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any, Mapping
+
+from bn_tf1.jobs.datasets import DATASETS
+from bn_tf1.jobs.models import MODELS
+
+CONFIG_FILE = "config.json"
+
+
+class ConfigError(ValueError):
+    """An option is out of range, or conflicts with the saved configuration."""
+
+
+def _option(default, help, *, choices=None, minimum=None, below=None, above=None):
+    """A field with all that is known of an option.
+
+    Args:
+        default: the value where nothing is said; its type is the option's.
+        help: one sentence for the command line, with the unit.
+        choices: the allowed values.
+        minimum: the smallest allowed value.
+        above: a bound that the value must exceed.
+        below: a bound that the value must stay below.
+    """
+    limits = {"choices": choices, "minimum": minimum, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that determines a training run. One field per flag of train.py."""
+
+    model_dir: str = _option(
+        "runs/default", "Folder of checkpoints, summaries and config.json."
+    )
+    data_dir: str = _option(
+        "", "Folder of the data set's original files; digits needs none."
+    )
+    dataset: str = _option(
+        "digits",
+        "Data set to train on.",
+        choices=tuple(DATASETS),
+    )
+    synthetic_size: int = _option(
+        32, "Height and width of synthetic images, in pixels.", minimum=1
+    )
+    synthetic_channels: int = _option(
+        3, "Channels of synthetic images, a count.", minimum=1
+    )
+    synthetic_classes: int = _option(
+        10, "Classes of the synthetic data set, a count.", minimum=2
+    )
+    synthetic_examples: int = _option(
+        10000, "Training examples of the synthetic data set, a count.", minimum=1
+    )
+    augment: bool = _option(
+        True,
+        "Augments training images: pad, crop at random, and flip where a mirrored "
+        "image keeps its class.",
+    )
+
+    model: str = _option("convnet", "Network to train.", choices=tuple(MODELS))
+    resnet_n: int = _option(
+        3, "Residual blocks per stage of resnet, which has 6n+2 layers.", minimum=1
+    )
+    normalization: str = _option(
+        "batch",
+        "Normalization before each nonlinearity.",
+        choices=("batch", "none"),
+    )
+    bn_decay: float = _option(
+        0.95,
+        "Share of the moving statistics that one step keeps; after n steps their "
+        "initial values still weigh decay^n.",
+        minimum=0.0,
+        below=1.0,
+    )
+    bn_epsilon: float = _option(1e-3, "Added to the variance, in its unit.", above=0.0)
+    bn_weight_decay: bool = _option(
+        False, "Applies --weight_decay to gamma and beta too."
+    )
+
+    batch_size: int = _option(64, "Images per training step.", minimum=2)
+    max_steps: int = _option(
+        1000, "Training step at which the run ends, a count.", minimum=1
+    )
+    learning_rate: float = _option(
+        0.1, "Learning rate at the start, per step.", above=0.0
+    )
+    lr_schedule: str = _option(
+        "cosine",
+        "Learning rate over the run: constant; cosine falls to 0 at --max_steps; step "
+        "divides by 10 at 1/2 and at 3/4 of it.",
+        choices=("constant", "cosine", "step"),
+    )
+    momentum: float = _option(
+        0.9, "Momentum of the optimizer, a share.", minimum=0.0, below=1.0
+    )
+    weight_decay: float = _option(
+        1e-4, "Factor of the L2 penalty sum(w^2)/2 on the weights.", minimum=0.0
+    )
+    seed: int = _option(
+        0,
+        "Seed of the initial weights, the order of examples and the augmentation.",
+        minimum=0,
+        below=2**31,
+    )
+
+    save_checkpoint_steps: int = _option(
+        200, "Steps between two checkpoints, a count.", minimum=1
+    )
+    keep_checkpoint_max: int = _option(
+        5, "Newest checkpoints to keep, a count; 0 keeps all.", minimum=0
+    )
+    summary_steps: int = _option(
+        100, "Steps between two TensorBoard summaries, a count.", minimum=1
+    )
+    log_steps: int = _option(100, "Steps between two log lines, a count.", minimum=1)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_range(field, getattr(self, field.name))
+
+
+# What may differ when a run is resumed: nothing that the trained weights depend on,
+# except how long the training goes on.
+CHANGEABLE = frozenset(
+    {
+        "model_dir",
+        "data_dir",
+        "max_steps",
+        "save_checkpoint_steps",
+        "keep_checkpoint_max",
+        "summary_steps",
+        "log_steps",
+    }
+)
+
+
+def resolve(given: Mapping[str, Any]) -> Config:
+    """The configuration of a run from the options that were given for it.
+
+    Args:
+        given: value by name of the options that the user set, without the defaults.
+
+    Returns:
+        The given values over those of an earlier run in the same model directory, if
+        there was one, over the defaults.
+
+    Raises:
+        ConfigError: a value is out of range, or differs from the earlier run's.
+    """
+    config = Config(**given)
+    path = os.path.join(config.model_dir, CONFIG_FILE)
+    if not os.path.exists(path):
+        return config
+    saved = load(config.model_dir)
+    for name, value in given.items():
+        before = getattr(saved, name)
+        if name not in CHANGEABLE and value != before:
+            raise ConfigError(
+                f"--{name} is {value!r}, but the run in {config.model_dir} was started "
+                f"with {before!r} ({path}); leave the flag out to resume that run, or "
+                f"choose another --model_dir for a new one"
+            )
+    return dataclasses.replace(saved, **{**given, "model_dir": config.model_dir})
+
+
+def load(model_dir: str) -> Config:
+    """Reads the configuration that a training run saved in `model_dir`.
+
+    Raises:
+        ConfigError: there is none, or the file is not such a configuration.
+    """
+    path = os.path.join(model_dir, CONFIG_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        return Config(**{**values, "model_dir": model_dir})
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--model_dir is {model_dir!r}, but there is no {path}: train.py writes it "
+            "when a run begins"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a saved configuration: {error}") from error
+
+
+def save(config: Config) -> None:
+    """Writes `config` to its model directory, replacing the file as a whole."""
+    os.makedirs(config.model_dir, exist_ok=True)
+    path = os.path.join(config.model_dir, CONFIG_FILE)
+    partial = path + ".partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(config), file, indent=2)
+        file.write("\n")
+    os.replace(partial, path)
+
+
+def _check_range(field, value):
+    limits = field.metadata
+    wanted = type(field.default)
+    allowed = (int, float) if wanted is float else wanted
+    if not isinstance(value, allowed) or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(
+            f"--{field.name} is {value!r}, but must be of type {wanted.__name__}"
+        )
+    if limits["choices"] is not None and value not in limits["choices"]:
+        choices = ", ".join(limits["choices"])
+        raise ConfigError(f"--{field.name} is {value!r}, but must be one of {choices}")
+    # Written so that NaN fails each comparison.
+    for key, holds, words in (
+        ("minimum", lambda bound: value >= bound, "at least"),
+        ("above", lambda bound: value > bound, "greater than"),
+        ("below", lambda bound: value < bound, "less than"),
+    ):
+        bound = limits[key]
+        if bound is not None and not holds(bound):
+            raise ConfigError(
+                f"--{field.name} is {value!r}, but must be {words} {bound!r}"
+            )

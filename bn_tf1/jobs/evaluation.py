@@ -1,0 +1,256 @@
+"""The evaluation job: checkpoints of a training run measured on held-out data.
+
+Contract: the network is built with `is_training=False`, from the configuration that the
+training run saved, and every one of its variables is restored, the moving statistics
+included; a checkpoint without one of them is an error. On the side it is checked that a
+prediction does not depend on the rest of its batch. Each measurement goes to
+TensorBoard summaries and, as one JSON line, to `results.jsonl` in the evaluation folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Iterator, NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs import datasets, network
+
+RESULTS_FILE = "results.jsonl"
+_BATCH_SIZE = 256
+# With ten classes or fewer, a hit among the best five says little.
+_TOP5_CLASSES = 11
+
+
+class EvaluationError(RuntimeError):
+    """A checkpoint cannot be evaluated, or there is none."""
+
+
+class EvaluationTimeout(EvaluationError):
+    """No new checkpoint came in time, before the last step."""
+
+
+class Request(NamedTuple):
+    """What to evaluate.
+
+    Attributes:
+        model_dir: folder of the training run.
+        split: "test" or "train".
+        eval_dir: folder for the results; `model_dir`/eval, or eval_train for the
+            training split, by default.
+        checkpoint_path: the one checkpoint to evaluate, instead of the newest.
+        run_once: evaluates one checkpoint instead of following the training run.
+        timeout_secs: seconds to wait for a new checkpoint; None for ever.
+    """
+
+    model_dir: str
+    split: str = "test"
+    eval_dir: str | None = None
+    checkpoint_path: str | None = None
+    run_once: bool = False
+    timeout_secs: float | None = None
+
+
+class Result(NamedTuple):
+    """The measurement of one checkpoint.
+
+    Attributes:
+        step: the global step at which the checkpoint was saved.
+        checkpoint: its path.
+        split: the split of the data set.
+        examples: the number of examples.
+        accuracy: share of right predictions.
+        accuracy_top5: share of labels among the five largest logits; None for ten
+            classes or fewer.
+        loss: mean cross-entropy in nats, without the L2 penalty.
+        batch_dependence: largest change of a logit when its example is evaluated
+            alone, as a share of the largest logit.
+    """
+
+    step: int
+    checkpoint: str
+    split: str
+    examples: int
+    accuracy: float
+    accuracy_top5: float | None
+    loss: float
+    batch_dependence: float
+
+
+class _Graph(NamedTuple):
+    images: tf.Tensor
+    logits: tf.Tensor
+    losses: tf.Tensor
+    hits: tf.Tensor
+    hits_top5: tf.Tensor
+    global_step: tf.Variable
+    restart: tf.Operation
+
+
+def evaluate(request: Request) -> Iterator[Result]:
+    """Evaluates checkpoints and writes down and yields each result.
+
+    Yields:
+        One `Result` for `run_once` or `checkpoint_path`, otherwise one for each new
+        checkpoint until that of the last step.
+
+    Raises:
+        EvaluationError: there is no checkpoint, it lacks a variable, or a prediction
+            depends on the rest of its batch.
+        EvaluationTimeout: no new checkpoint came for `timeout_secs`.
+        bn_tf1.jobs.config.ConfigError: the model directory has no configuration.
+        bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged.
+    """
+    checkpoints = _checkpoints(request)
+    first = next(checkpoints)  # config.json is there once a checkpoint is
+    config = configuration.load(request.model_dir)
+    dataset = network.open_split(config, request.split)
+    eval_dir = request.eval_dir or os.path.join(
+        request.model_dir, "eval" if request.split == "test" else "eval_train"
+    )
+    os.makedirs(eval_dir, exist_ok=True)
+    with tf.Graph().as_default():
+        graph = _build_graph(config, dataset)
+        saver = tf.train.Saver(tf.global_variables())
+        with tf.Session() as session, tf.summary.FileWriter(eval_dir) as writer:
+            for path in _chain(first, checkpoints):
+                _restore(session, saver, path)
+                result = _measure(session, graph, path, request.split)
+                _write(result, writer, eval_dir)
+                yield result
+                _check_batch_independence(result)
+                # The run may have been prolonged meanwhile.
+                max_steps = configuration.load(request.model_dir).max_steps
+                if result.step >= max_steps:
+                    return
+
+
+def _chain(first, rest):
+    yield first
+    yield from rest
+
+
+def _checkpoints(request):
+    """The paths to evaluate, each as soon as it is there."""
+    if request.checkpoint_path or request.run_once:
+        path = request.checkpoint_path or tf.train.latest_checkpoint(request.model_dir)
+        if path is None:
+            raise EvaluationError(
+                f"--model_dir is {request.model_dir!r}, but there is no checkpoint in "
+                "it: run train.py first"
+            )
+        if not tf.io.gfile.exists(path + ".index"):
+            raise EvaluationError(
+                f"--checkpoint_path is {path!r}, but there is no {path}.index"
+            )
+        yield path
+        return
+    yield from tf.train.checkpoints_iterator(
+        request.model_dir, timeout=request.timeout_secs
+    )
+    raise EvaluationTimeout(
+        f"no new checkpoint in {request.model_dir} for {request.timeout_secs:g} "
+        "seconds, and the last step was not reached"
+    )
+
+
+def _build_graph(config, dataset):
+    batches = datasets.evaluation_batches(dataset, _BATCH_SIZE)
+    iterator = tf.data.make_initializable_iterator(batches)
+    next_images, labels = iterator.get_next()
+    # Can be fed, to evaluate an example in another company.
+    images = tf.placeholder_with_default(next_images, next_images.shape)
+    objective = network.build(images, labels, False, config, dataset.num_classes)
+    hits_top5 = tf.cast(
+        tf.nn.in_top_k(objective.logits, labels, min(5, dataset.num_classes)),
+        tf.float32,
+    )
+    return _Graph(
+        images=images,
+        logits=objective.logits,
+        losses=objective.losses,
+        hits=objective.hits,
+        hits_top5=hits_top5,
+        global_step=tf.train.get_or_create_global_step(),
+        restart=iterator.initializer,
+    )
+
+
+def _restore(session, saver, path):
+    reader = tf.train.NewCheckpointReader(path)
+    missing = sorted(
+        variable.op.name
+        for variable in tf.global_variables()
+        if not reader.has_tensor(variable.op.name)
+    )
+    if missing:
+        raise EvaluationError(
+            f"the checkpoint {path} lacks {', '.join(missing)}; save it with a "
+            "tf.train.Saver of tf.global_variables(): the moving statistics are not "
+            "trainable variables"
+        )
+    saver.restore(session, path)
+
+
+def _measure(session, graph, path, split):
+    session.run(graph.restart)
+    fetches = [graph.losses, graph.hits, graph.hits_top5]
+    first = session.run([graph.images, graph.logits] + fetches)
+    dependence = _batch_dependence(session, graph, *first[:2])
+    batches = [first[2:]]
+    while True:
+        try:
+            batches.append(session.run(fetches))
+        except tf.errors.OutOfRangeError:
+            break
+    losses, hits, hits_top5 = (np.concatenate(parts) for parts in zip(*batches))
+    many_classes = graph.logits.shape[-1] >= _TOP5_CLASSES
+    return Result(
+        step=int(session.run(graph.global_step)),
+        checkpoint=path,
+        split=split,
+        examples=len(losses),
+        accuracy=float(np.mean(hits, dtype=np.float64)),
+        accuracy_top5=(
+            float(np.mean(hits_top5, dtype=np.float64)) if many_classes else None
+        ),
+        loss=float(np.mean(losses, dtype=np.float64)),
+        batch_dependence=dependence,
+    )
+
+
+def _batch_dependence(session, graph, images, logits):
+    alone = session.run(graph.logits, {graph.images: images[:1]})
+    return float(np.max(np.abs(alone - logits[:1])) / np.max(np.abs(logits)))
+
+
+def _check_batch_independence(result):
+    # Kernels sum in another order for another batch size, which costs some units of
+    # 2^-24; batch statistics move logits by a good part of their size.
+    if not result.batch_dependence < 1e-3:
+        raise EvaluationError(
+            f"a logit changes by {result.batch_dependence:.2g} of the largest one when "
+            "its example is evaluated alone: the network uses statistics of the batch, "
+            f"or its weights are not finite (step {result.step})"
+        )
+
+
+def _write(result, writer, eval_dir):
+    measures = {
+        "eval/accuracy": result.accuracy,
+        "eval/loss": result.loss,
+        "eval/accuracy_top5": result.accuracy_top5,
+    }
+    values = [
+        tf.Summary.Value(tag=tag, simple_value=value)
+        for tag, value in measures.items()
+        if value is not None
+    ]
+    writer.add_summary(tf.Summary(value=values), result.step)
+    writer.flush()
+    line = {key: value for key, value in result._asdict().items() if value is not None}
+    with open(os.path.join(eval_dir, RESULTS_FILE), "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,174 @@
+"""Image classifiers: plain functions from images to logits, over `batch_norm`.
+
+Contract: a model is a function `(images, is_training, settings) -> logits`. Weights are
+float32 and are initialised from a seed and their own name, so that the same
+configuration starts from the same weights on every TensorFlow version. A layer that is
+normalised has no bias, since beta takes its place. Weight decay goes to
+`REGULARIZATION_LOSSES`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+
+
+class Settings(NamedTuple):
+    """What the models have in common.
+
+    Attributes:
+        num_classes: the number of logits.
+        normalization: "batch" or "none".
+        bn_decay, bn_epsilon: as `decay` and `epsilon` of `batch_norm`.
+        weight_decay: factor of the L2 penalty sum(w^2) / 2 on the weights.
+        bn_weight_decay: whether the penalty takes in gamma and beta.
+        resnet_n: residual blocks per stage of `resnet`.
+        seed: seed of the initial weights.
+    """
+
+    num_classes: int
+    normalization: str = "batch"
+    bn_decay: float = 0.95
+    bn_epsilon: float = 1e-3
+    weight_decay: float = 0.0
+    bn_weight_decay: bool = False
+    resnet_n: int = 3
+    seed: int = 0
+
+
+def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
+    """Three layers of 100 sigmoid units.
+
+    Source: Ioffe & Szegedy, 2015 (arXiv:1502.03167), section 4.1.
+
+    Args:
+        images: float32 tensor of shape [batch, height, width, channels] in [0, 1].
+        is_training: as for `batch_norm`.
+        settings: the settings.
+
+    Returns:
+        Logits, float32 of shape [batch, num_classes].
+    """
+    x = _flatten(images)
+    for i in range(3):
+        with tf.variable_scope(f"layer{i + 1}"):
+            x = _dense(x, 100, settings, bias=False)
+            x = tf.sigmoid(_normalize(x, is_training, settings))
+    return _logits(x, settings)
+
+
+def convnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
+    """Four 3x3 convolutions, with a 2x2 max pooling after the second and the fourth.
+
+    Arguments and result as for `mlp`.
+    """
+    x = images - 0.5
+    for i, filters in enumerate((32, 32, 64, 64)):
+        with tf.variable_scope(f"conv{i + 1}"):
+            x = _conv(x, filters, settings)
+            x = tf.nn.relu(_normalize(x, is_training, settings))
+        if i % 2:
+            x = tf.nn.max_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], "SAME")
+    return _logits(_flatten(x), settings)
+
+
+def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
+    """The residual network of 6n + 2 layers for small images.
+
+    Three stages of n blocks with 16, 32 and 64 filters; where the size halves, the
+    shortcut is subsampled and padded with zero channels (option A).
+
+    Source: He et al., "Deep Residual Learning", 2015 (arXiv:1512.03385), section 4.2.
+    Arguments and result as for `mlp`.
+    """
+    x = images - 0.5
+    with tf.variable_scope("conv1"):
+        x = _conv(x, 16, settings)
+        x = tf.nn.relu(_normalize(x, is_training, settings))
+    for stage, filters in enumerate((16, 32, 64)):
+        for block in range(settings.resnet_n):
+            stride = 2 if stage > 0 and block == 0 else 1
+            with tf.variable_scope(f"stage{stage + 1}_block{block + 1}"):
+                x = _residual_block(x, filters, stride, is_training, settings)
+    return _logits(tf.reduce_mean(x, [1, 2]), settings)
+
+
+MODELS = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
+
+
+def _residual_block(x, filters, stride, is_training, settings):
+    shortcut = x
+    if stride > 1:
+        added = filters - tf.dimension_value(x.shape[-1])
+        shortcut = x[:, ::stride, ::stride, :]
+        shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [0, added]])
+    with tf.variable_scope("conv1"):
+        x = _conv(x, filters, settings, stride=stride)
+        x = tf.nn.relu(_normalize(x, is_training, settings))
+    with tf.variable_scope("conv2"):
+        x = _conv(x, filters, settings)
+        x = _normalize(x, is_training, settings)
+    return tf.nn.relu(x + shortcut)
+
+
+def _logits(x, settings):
+    with tf.variable_scope("logits"):
+        return _dense(x, settings.num_classes, settings, bias=True)
+
+
+def _normalize(x, is_training, settings):
+    """Batch norm, or the bias that a layer without it needs."""
+    if settings.normalization == "none":
+        return x + _bias(tf.dimension_value(x.shape[-1]))
+    penalty = _penalty(settings) if settings.bn_weight_decay else None
+    return bn_tf1.batch_norm(
+        x,
+        is_training,
+        decay=settings.bn_decay,
+        epsilon=settings.bn_epsilon,
+        regularizers={"gamma": penalty, "beta": penalty},
+        name="batch_norm",
+    )
+
+
+def _conv(x, filters, settings, *, stride=1):
+    weights = _weights([3, 3, tf.dimension_value(x.shape[-1]), filters], settings)
+    return tf.nn.conv2d(x, weights, [1, stride, stride, 1], "SAME")
+
+
+def _dense(x, units, settings, *, bias):
+    y = tf.matmul(x, _weights([tf.dimension_value(x.shape[-1]), units], settings))
+    return y + _bias(units) if bias else y
+
+
+def _flatten(x):
+    size = 1
+    for dimension in x.shape[1:]:
+        size *= tf.dimension_value(dimension)
+    return tf.reshape(x, [-1, size])
+
+
+def _bias(units):
+    return tf.get_variable("bias", [units], initializer=tf.zeros_initializer())
+
+
+def _weights(shape, settings):
+    """He-initialised weights: normal with variance 2 / fan_in."""
+    name = tf.get_variable_scope().name + "/weights"
+    # An operation's own seed would depend on how many operations TensorFlow made
+    # before it, which differs between versions.
+    seed = zlib.crc32(name.encode()) ^ settings.seed
+    initializer = tf.variance_scaling_initializer(2.0, mode="fan_in", seed=seed)
+    return tf.get_variable(
+        "weights", shape, initializer=initializer, regularizer=_penalty(settings)
+    )
+
+
+def _penalty(settings):
+    if not settings.weight_decay:
+        return None
+    return lambda weights: settings.weight_decay * tf.nn.l2_loss(weights)

@@ -1,0 +1,89 @@
+"""From a configuration to a network on a data set: what both jobs build.
+
+The training and the evaluation job must mean the same model and the same data by the
+same `config.json`; this is the one place that translates it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import datasets, models
+from bn_tf1.jobs.config import Config, ConfigError
+from bn_tf1.jobs.image_files import DataFileError
+
+
+class Objective(NamedTuple):
+    """What is minimised and what is reported, float32.
+
+    Attributes:
+        logits: shape [batch, num_classes].
+        losses: cross-entropy by example in nats, shape [batch].
+        hits: 1 where the label is the largest logit and 0 elsewhere, shape [batch].
+    """
+
+    logits: tf.Tensor
+    losses: tf.Tensor
+    hits: tf.Tensor
+
+
+def open_split(config: Config, split: str) -> datasets.ImageDataset:
+    """The checked data set of `config`; `split` is "train" or "test".
+
+    Raises:
+        ConfigError: the data set needs --data_dir.
+        DataFileError: a data file is missing or damaged.
+    """
+    try:
+        return datasets.open_dataset(
+            config.dataset,
+            split,
+            data_dir=config.data_dir or None,
+            synthetic=datasets.SyntheticImages(
+                image_size=config.synthetic_size,
+                channels=config.synthetic_channels,
+                num_classes=config.synthetic_classes,
+                num_examples=config.synthetic_examples,
+                seed=config.seed,
+            ),
+        )
+    except DataFileError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build(
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    is_training,
+    config: Config,
+    num_classes: int,
+) -> Objective:
+    """The model of `config`, applied to `images`.
+
+    Args:
+        images: float32 of shape [batch, height, width, channels] in [0, 1].
+        labels: int32 of shape [batch], in [0, num_classes).
+        is_training: as for `batch_norm`.
+        config: the configuration.
+        num_classes: the number of classes of the data set.
+    """
+    settings = models.Settings(
+        num_classes=num_classes,
+        normalization=config.normalization,
+        bn_decay=config.bn_decay,
+        bn_epsilon=config.bn_epsilon,
+        weight_decay=config.weight_decay,
+        bn_weight_decay=config.bn_weight_decay,
+        resnet_n=config.resnet_n,
+        seed=config.seed,
+    )
+    logits = models.MODELS[config.model](images, is_training, settings)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=labels, logits=logits
+    )
+    predicted = tf.argmax(logits, 1, output_type=tf.int32)
+    return Objective(logits, losses, tf.cast(tf.equal(predicted, labels), tf.float32))

@@ -1,0 +1,178 @@
+"""The training job: from a configuration to checkpoints, summaries and a result.
+
+Contract: `train` returns when the global step has reached `max_steps`, and raises when
+it did not. It resumes from the newest checkpoint in the model directory; the sequence of
+examples is a function of seed and step, so it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs import datasets, network
+from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.progress import ProgressHook
+
+
+class TrainingError(RuntimeError):
+    """The run ended before its last step."""
+
+
+class TrainingResult(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        step: the global step.
+        loss: the loss of the last step, in nats, with the L2 penalty; None when there
+            was no step left to run.
+        seconds: wall time of the job.
+    """
+
+    step: int
+    loss: float | None
+    seconds: float
+
+
+class _Step(NamedTuple):
+    """The tensors of one training step."""
+
+    train_op: tf.Operation
+    global_step: tf.Variable
+    loss: tf.Tensor
+    accuracy: tf.Tensor
+    learning_rate: tf.Tensor
+
+
+def train(config: Config) -> TrainingResult:
+    """Trains as `config` says.
+
+    Raises:
+        bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged.
+        TrainingError: the loss is not finite, or the run ended before `max_steps`.
+    """
+    start = time.time()
+    dataset = network.open_split(config, "train")
+    network.open_split(config, "test")  # eval.py needs it: better to know now
+    configuration.save(config)
+    with tf.Graph().as_default():
+        step = _build_step(config, dataset)
+        progress = ProgressHook(step, config)
+        with _session(config, step, progress) as session:
+            while progress.step < config.max_steps and not session.should_stop():
+                try:
+                    session.run(step.train_op)
+                except tf.train.NanLossDuringTrainingError:
+                    raise TrainingError(
+                        f"the loss is not finite at step {progress.step}: try a "
+                        f"smaller --learning_rate than {config.learning_rate}"
+                    ) from None
+    # A session also ends, without an error, when a save runs out of range
+    # (tensorflow/tensorflow#15844).
+    if progress.step < config.max_steps:
+        raise TrainingError(
+            f"the run ended at step {progress.step} of {config.max_steps}"
+        )
+    return TrainingResult(progress.step, progress.loss, time.time() - start)
+
+
+def _build_step(config, dataset):
+    global_step = tf.train.get_or_create_global_step()
+    images, labels = _next_batch(config, dataset, global_step)
+    objective = network.build(images, labels, True, config, dataset.num_classes)
+    penalty = tf.losses.get_regularization_loss()
+    loss = tf.reduce_mean(objective.losses) + penalty
+    learning_rate = _learning_rate(config, global_step)
+    train_op = bn_tf1.make_train_op(
+        loss,
+        tf.train.MomentumOptimizer(learning_rate, config.momentum),
+        global_step=global_step,
+    )
+    accuracy = tf.reduce_mean(objective.hits)
+    step = _Step(train_op, global_step, loss, accuracy, learning_rate)
+    _add_summaries(step, config)
+    return step
+
+
+def _next_batch(config, dataset, global_step):
+    batches = datasets.training_batches(
+        dataset,
+        config.batch_size,
+        seed=config.seed,
+        first_step=global_step,
+        augment=config.augment,
+    )
+    iterator = tf.data.make_initializable_iterator(batches)
+    # Runs in the local init op, after the global step was restored.
+    tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
+    return iterator.get_next()
+
+
+def _learning_rate(config, global_step):
+    if config.lr_schedule == "constant":
+        return tf.constant(config.learning_rate)
+    if config.lr_schedule == "cosine":
+        return tf.train.cosine_decay(
+            config.learning_rate, global_step, config.max_steps
+        )
+    boundaries = [config.max_steps // 2, config.max_steps * 3 // 4]
+    rates = [config.learning_rate / divisor for divisor in (1, 10, 100)]
+    return tf.train.piecewise_constant(global_step, boundaries, rates)
+
+
+def _add_summaries(step, config):
+    tf.summary.scalar("loss", step.loss)
+    tf.summary.scalar("accuracy", step.accuracy)
+    tf.summary.scalar("learning_rate", step.learning_rate)
+    for call in bn_tf1.batch_norm_calls():
+        _add_statistics_summaries(call, config.bn_epsilon)
+
+
+def _add_statistics_summaries(call, epsilon):
+    """The moving statistics, and how far those of the batch lie from them.
+
+    The distances are averages over the channels: of the means, in deviations; of the
+    variances, as |ln| of their ratio.
+    """
+    with tf.name_scope("batch_norm/" + call.name + "/"):
+        # After the update of this step: without an order they might be read before.
+        with tf.control_dependencies(call.updates):
+            mean = call.moving_mean.read_value()
+            variance = call.moving_variance.read_value()
+        deviation = tf.sqrt(variance + epsilon)
+        ratio = (call.batch_variance + epsilon) / (variance + epsilon)
+        tf.summary.histogram("moving_mean", mean)
+        tf.summary.histogram("moving_variance", variance)
+        distance = tf.abs(call.batch_mean - mean) / deviation
+        tf.summary.scalar("mean_distance", tf.reduce_mean(distance))
+        tf.summary.scalar("variance_distance", tf.reduce_mean(tf.abs(tf.log(ratio))))
+
+
+def _session(config, step, progress):
+    saver = tf.train.Saver(
+        max_to_keep=config.keep_checkpoint_max or None, save_relative_paths=True
+    )
+    scaffold = tf.train.Scaffold(saver=saver)
+    hooks = [
+        progress,
+        # In front of the saver, so that no checkpoint is written after a NaN loss.
+        tf.train.NanTensorHook(step.loss),
+        tf.train.CheckpointSaverHook(
+            config.model_dir,
+            save_steps=config.save_checkpoint_steps,
+            scaffold=scaffold,
+        ),
+    ]
+    return tf.train.MonitoredTrainingSession(
+        checkpoint_dir=config.model_dir,
+        scaffold=scaffold,
+        hooks=hooks,
+        save_checkpoint_secs=None,
+        save_checkpoint_steps=None,
+        save_summaries_steps=config.summary_steps,
+        log_step_count_steps=None,
+    )

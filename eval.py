@@ -1,0 +1,74 @@
+"""Evaluates the checkpoints of a training run on held-out data. `--help` lists the flags.
+
+The model and the data set are read from the config.json of the run. By default it follows
+the run and evaluates each new checkpoint until the last step.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import flags
+
+from bn_tf1.jobs import command_line, evaluation
+from bn_tf1.jobs.config import Config
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    flags.DEFINE_string(
+        "model_dir",
+        Config.model_dir,
+        "Folder of the training run; that of --checkpoint_path by default if that is "
+        "given.",
+    )
+    flags.DEFINE_alias("train_dir", "model_dir")
+    flags.DEFINE_string(
+        "checkpoint_path", None, "The one checkpoint to evaluate, without .index."
+    )
+    flags.DEFINE_boolean(
+        "run_once", False, "Evaluates the newest checkpoint and exits."
+    )
+    flags.DEFINE_enum(
+        "split", "test", ["test", "train"], "Part of the data set to evaluate on."
+    )
+    flags.DEFINE_string(
+        "eval_dir",
+        None,
+        "Folder for summaries and results.jsonl; model_dir/eval by default, "
+        "model_dir/eval_train for --split=train.",
+    )
+    flags.DEFINE_float(
+        "timeout_secs",
+        None,
+        "Seconds to wait for a new checkpoint before giving up; for ever by default.",
+        lower_bound=0.0,
+    )
+
+
+def main():
+    model_dir = FLAGS.model_dir
+    if FLAGS.checkpoint_path and not FLAGS["model_dir"].present:
+        model_dir = os.path.dirname(FLAGS.checkpoint_path)
+    request = evaluation.Request(
+        model_dir=model_dir,
+        split=FLAGS.split,
+        eval_dir=FLAGS.eval_dir,
+        checkpoint_path=FLAGS.checkpoint_path,
+        run_once=FLAGS.run_once,
+        timeout_secs=FLAGS.timeout_secs,
+    )
+    for result in evaluation.evaluate(request):
+        top5 = result.accuracy_top5
+        print(
+            f"step {result.step}: accuracy {result.accuracy:.4f}, "
+            + ("" if top5 is None else f"top-5 accuracy {top5:.4f}, ")
+            + f"loss {result.loss:.4f} on {result.examples} {result.split} examples",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run(main)

@@ -1,0 +1,110 @@
+"""The configuration: ranges, the saved file, and what a resume may change."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs.config import CHANGEABLE, Config, ConfigError
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "constraint"),
+    [
+        ("batch_size", 1, "at least 2"),
+        ("batch_size", 2.5, "of type int"),
+        ("batch_size", True, "of type int"),
+        ("max_steps", 0, "at least 1"),
+        ("learning_rate", 0.0, "greater than 0.0"),
+        ("learning_rate", float("nan"), "greater than 0.0"),
+        ("momentum", 1.0, "less than 1.0"),
+        ("bn_decay", 1.5, "less than 1.0"),
+        ("bn_decay", -0.1, "at least 0.0"),
+        ("bn_epsilon", 0.0, "greater than 0.0"),
+        ("model", "vgg", "one of mlp, convnet, resnet"),
+        ("dataset", "imagenet", "one of digits, mnist"),
+        ("normalization", "layer", "one of batch, none"),
+        ("lr_schedule", "linear", "one of constant, cosine, step"),
+        ("augment", "yes", "of type bool"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_range(option, value, constraint):
+    with pytest.raises(ConfigError) as error:
+        Config(**{option: value})
+    message = str(error.value)
+    assert f"--{option} is {value!r}" in message
+    assert constraint in message
+
+
+def test_a_float_option_takes_an_int():
+    assert Config(learning_rate=1).learning_rate == 1
+
+
+def test_without_an_earlier_run_given_options_stand_over_the_defaults(tmp_path):
+    given = {"model_dir": str(tmp_path), "batch_size": 8}
+    assert configuration.resolve(given) == Config(**given)
+
+
+def test_saved_and_loaded_configuration_is_the_same(tmp_path):
+    config = Config(model_dir=str(tmp_path / "new"), batch_size=8, augment=False)
+    configuration.save(config)
+    assert configuration.load(config.model_dir) == config
+
+
+def test_a_moved_model_directory_is_where_it_is_now(tmp_path):
+    configuration.save(Config(model_dir=str(tmp_path / "old"), batch_size=8))
+    (tmp_path / "old").rename(tmp_path / "new")
+    loaded = configuration.load(str(tmp_path / "new"))
+    assert loaded == Config(model_dir=str(tmp_path / "new"), batch_size=8)
+
+
+def test_resume_takes_what_is_not_given_from_the_earlier_run(tmp_path):
+    saved = Config(model_dir=str(tmp_path), model="mlp", batch_size=8)
+    configuration.save(saved)
+    resumed = configuration.resolve({"model_dir": str(tmp_path), "batch_size": 8})
+    assert resumed == saved
+
+
+@pytest.mark.parametrize("option", sorted(CHANGEABLE - {"model_dir"}))
+def test_resume_may_change_where_how_long_and_how_often(tmp_path, option):
+    saved = Config(model_dir=str(tmp_path))
+    configuration.save(saved)
+    value = getattr(saved, option) + ("x" if option == "data_dir" else 1)
+    given = {"model_dir": str(tmp_path), option: value}
+    expected = dataclasses.replace(saved, **{option: value})
+    assert configuration.resolve(given) == expected
+
+
+def test_resume_with_a_conflicting_flag_names_both_values(tmp_path):
+    configuration.save(Config(model_dir=str(tmp_path), batch_size=32))
+    with pytest.raises(ConfigError) as error:
+        configuration.resolve({"model_dir": str(tmp_path), "batch_size": 64})
+    message = str(error.value)
+    assert "--batch_size is 64" in message
+    assert "started with 32" in message
+    assert str(tmp_path) in message
+
+
+def test_a_missing_configuration_names_the_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no .*config\.json"):
+        configuration.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"unknown_option": 1}', '{"batch_size": "many"}'],
+    ids=["empty", "truncated", "list", "unknown option", "wrong type"],
+)
+def test_a_damaged_configuration_names_the_file(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is not a saved configuration"):
+        configuration.load(str(tmp_path))
+
+
+def test_the_saved_file_is_readable_json(tmp_path):
+    configuration.save(Config(model_dir=str(tmp_path), seed=3))
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["seed"] == 3
+    assert set(values) == {field.name for field in dataclasses.fields(Config)}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -1,0 +1,233 @@
+"""The training job, in this process: resume, checkpoints, summaries, how it ends."""
+
+import dataclasses
+import glob
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+from bn_tf1.jobs import datasets, models, network, training
+from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.training import TrainingError, train
+
+
+def _config(model_dir, **options):
+    return Config(
+        model_dir=str(model_dir),
+        **{
+            "model": "mlp",
+            "batch_size": 16,
+            "max_steps": 6,
+            "save_checkpoint_steps": 3,
+            "summary_steps": 2,
+            "log_steps": 2,
+            **options,
+        },
+    )
+
+
+def _saved_values(model_dir):
+    reader = tf.train.NewCheckpointReader(tf.train.latest_checkpoint(str(model_dir)))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def _events(model_dir):
+    for path in sorted(glob.glob(os.path.join(str(model_dir), "events*"))):
+        yield from tf.train.summary_iterator(path)
+
+
+def _summary_values(model_dir, tag):
+    return [
+        value.simple_value
+        for event in _events(model_dir)
+        for value in event.summary.value
+        if value.tag == tag
+    ]
+
+
+def test_the_result_tells_step_loss_and_time(tmp_path):
+    result = train(_config(tmp_path))
+    assert result.step == 6
+    assert 0 < result.loss < 10
+    assert result.seconds > 0
+
+
+def test_checkpoints_are_named_by_their_step(tmp_path):
+    train(_config(tmp_path))
+    indices = sorted(path.name for path in tmp_path.glob("*.index"))
+    assert indices == ["model.ckpt-0.index", "model.ckpt-3.index", "model.ckpt-6.index"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    train(_config(tmp_path, save_checkpoint_steps=1, keep_checkpoint_max=2))
+    indices = sorted(path.name for path in tmp_path.glob("*.index"))
+    assert indices == ["model.ckpt-5.index", "model.ckpt-6.index"]
+
+
+def test_checkpoints_hold_every_moving_statistic_and_they_were_updated(tmp_path):
+    train(_config(tmp_path))
+    saved = _saved_values(tmp_path)
+    for layer in ("layer1", "layer2", "layer3"):
+        assert np.all(saved[f"{layer}/batch_norm/moving_mean"] != 0)
+        assert np.all(saved[f"{layer}/batch_norm/moving_variance"] != 1)
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
+    whole = _config(tmp_path / "whole", lr_schedule="constant")
+    train(whole)
+    halves = dataclasses.replace(whole, model_dir=str(tmp_path / "halves"))
+    train(dataclasses.replace(halves, max_steps=3))
+    assert train(halves).step == 6
+    expected, resumed = _saved_values(whole.model_dir), _saved_values(halves.model_dir)
+    assert set(resumed) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    train(_config(tmp_path))
+    before = _saved_values(tmp_path)
+    result = train(_config(tmp_path))
+    assert result.step == 6
+    assert result.loss is None
+    for name, value in _saved_values(tmp_path).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_statistics_and_their_summaries_follow_the_recipe(tmp_path):
+    """Two steps with a learning rate of almost 0, against NumPy on the same batches."""
+    config = _config(
+        tmp_path, max_steps=2, learning_rate=1e-30, bn_decay=0.75, summary_steps=1
+    )
+    train(config)
+    saved = _saved_values(tmp_path)
+    weights = saved["layer1/weights"].astype(np.float64)
+    mean, variance = np.zeros(100), np.ones(100)
+    distances = {"mean_distance": [], "variance_distance": []}
+    for images in _first_batches(config, count=2):
+        inputs = images.reshape(16, 64).astype(np.float64) @ weights
+        batch_mean, batch_variance = inputs.mean(axis=0), inputs.var(axis=0)
+        mean = 0.75 * mean + 0.25 * batch_mean
+        variance = 0.75 * variance + 0.25 * batch_variance
+        distance = np.abs(batch_mean - mean) / np.sqrt(variance + 1e-3)
+        ratio = (batch_variance + 1e-3) / (variance + 1e-3)
+        distances["mean_distance"].append(distance.mean())
+        distances["variance_distance"].append(np.abs(np.log(ratio)).mean())
+    # float32 sums of 64 products, then of 16 values: some units of 2^-24.
+    scope = "layer1/batch_norm/"
+    np.testing.assert_allclose(saved[scope + "moving_mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(saved[scope + "moving_variance"], variance, rtol=1e-5)
+    for tag, expected in distances.items():
+        summaries = _summary_values(tmp_path, "batch_norm/" + scope + tag)
+        np.testing.assert_allclose(summaries, expected, rtol=1e-5)
+
+
+def _first_batches(config, count):
+    with tf.Graph().as_default(), tf.Session() as session:
+        batches = datasets.training_batches(
+            network.open_split(config, "train"),
+            config.batch_size,
+            seed=config.seed,
+            first_step=0,
+            augment=config.augment,
+        )
+        iterator = tf.data.make_initializable_iterator(batches)
+        images, _ = iterator.get_next()
+        session.run(iterator.initializer)
+        return [session.run(images) for _ in range(count)]
+
+
+def test_summaries_tell_loss_accuracy_rate_speed_and_statistics(tmp_path):
+    train(_config(tmp_path))
+    tags = {value.tag for event in _events(tmp_path) for value in event.summary.value}
+    layer = "batch_norm/layer1/batch_norm/"
+    assert {
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "examples_per_second",
+        layer + "moving_mean",
+        layer + "moving_variance",
+        layer + "mean_distance",
+        layer + "variance_distance",
+    } <= tags
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", {0: 0.4, 5: 0.4, 8: 0.4}),
+        ("cosine", {0: 0.4, 5: 0.2, 10: 0.0}),
+        ("step", {0: 0.4, 5: 0.4, 6: 0.04, 7: 0.04, 8: 0.004}),
+    ],
+)
+def test_learning_rate_schedules(schedule, expected):
+    config = Config(lr_schedule=schedule, learning_rate=0.4, max_steps=10)
+    global_step = tf.placeholder(tf.int64, [])
+    rate = training._learning_rate(config, global_step)
+    with tf.Session() as session:
+        for step, value in expected.items():
+            # float32, and a cosine that misses 0 by its rounding
+            np.testing.assert_allclose(
+                session.run(rate, {global_step: step}), value, rtol=1e-6, atol=1e-7
+            )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    config = _config(
+        tmp_path, learning_rate=1e30, normalization="none", save_checkpoint_steps=1
+    )
+    with pytest.raises(TrainingError, match=r"loss is not finite at step \d: .*1e\+30"):
+        train(config)
+    newest = tf.train.latest_checkpoint(str(tmp_path))
+    assert newest is None or not newest.endswith("-6")
+
+
+def test_a_run_that_ends_early_is_an_error(tmp_path, monkeypatch):
+    """The session takes an error of this kind, in a save, for the end of the data."""
+    save = tf.train.Saver.save
+
+    def failing_save(saver, session, path, global_step, **options):
+        if global_step == 3:
+            raise tf.errors.OutOfRangeError(None, None, "in a save")
+        return save(saver, session, path, global_step, **options)
+
+    monkeypatch.setattr(tf.train.Saver, "save", failing_save)
+    with pytest.raises(TrainingError, match="ended at step 3 of 6"):
+        train(_config(tmp_path))
+
+
+def test_a_model_whose_update_is_forgotten_is_refused(tmp_path, monkeypatch):
+    def forgetful(images, is_training, settings):
+        x = tf.reshape(images, [-1, 64])
+        y = bn_tf1.batch_norm(x, is_training, updates_collection="nobody_runs_these")
+        return y[:, : settings.num_classes]
+
+    monkeypatch.setitem(models.MODELS, "mlp", forgetful)
+    with pytest.raises(ValueError, match="never update the moving statistics"):
+        train(_config(tmp_path))
+
+
+def test_progress_is_printed_as_lines_where_there_is_no_terminal(tmp_path, capsys):
+    train(_config(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "step 2/6",
+        "step 4/6",
+        "step 6/6",
+    ]
+    for word in ("loss", "accuracy", "learning rate", "examples/s"):
+        assert word in lines[0]
+
+
+def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
+    train(_config(tmp_path))
+    capsys.readouterr()
+    train(_config(tmp_path, max_steps=8))
+    out = capsys.readouterr().out
+    assert f"resuming {tmp_path} at step 6" in out
+    assert "step 8/8" in out
