@@ -305,16 +305,18 @@ def _get_variables(x, axis, center, scale, initializers, regularizers, trainable
 
 def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
     axes = statistics.reduction_axes(x.shape.ndims, axis)
+    # All that needs a gradient is cast and read outside of the cond: TensorFlow 1.15
+    # gives none to bfloat16 tensors that enter it, and fails for resource variables
+    # that are read in it, if it is itself in a loop.
+    x, dtype = tf.cast(x, statistics.statistics_dtype(x.dtype)), x.dtype
+    gamma, beta = (
+        None if variable is None else tf.identity(variable)
+        for variable in (variables.gamma, variables.beta)
+    )
 
     def output(inputs, mean, variance):
         return statistics.normalize(
-            inputs,
-            mean,
-            variance,
-            variables.gamma,
-            variables.beta,
-            axis=axis,
-            epsilon=epsilon,
+            inputs, mean, variance, gamma, beta, axis=axis, epsilon=epsilon
         )
 
     def with_batch_statistics():
@@ -332,14 +334,15 @@ def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
         return _Normalized(output(x, mean, variance), mean, variance)
 
     if is_training is True:
-        return with_batch_statistics()
-    if is_training is False:
-        return with_moving_statistics()
-    normalized = _Normalized(
-        *tf.cond(is_training, with_batch_statistics, with_moving_statistics)
-    )
-    normalized.y.set_shape(x.shape)
-    return normalized
+        normalized = with_batch_statistics()
+    elif is_training is False:
+        normalized = with_moving_statistics()
+    else:
+        normalized = _Normalized(
+            *tf.cond(is_training, with_batch_statistics, with_moving_statistics)
+        )
+        normalized.y.set_shape(x.shape)
+    return normalized._replace(y=tf.cast(normalized.y, dtype))
 
 
 def _with_several_values(x, axes, layer, is_training):

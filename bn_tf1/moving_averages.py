@@ -9,6 +9,12 @@ or, when `apply` is false at run time, leaves it bit for bit as it is. With
 `zero_debias` the variable is the bias-corrected average of Adam: an accumulator that
 starts at 0, divided by 1 - decay^n after n updates.
 
+TensorFlow's own `assign_moving_average` computes the same bits when it is applied. It
+is not used because it has no public name and none of the guards: it turns an infinite
+variable into NaN when it is told to keep it (inf - inf), reads a resource variable
+before `value` is there, so that iterations of a loop overwrite each other, and takes
+the decay of a float64 variable for a float32.
+
 Sources: TensorFlow's `assign_moving_average`; for `zero_debias` Kingma & Ba, "Adam",
 2014 (arXiv:1412.6980), section 3.
 """
@@ -18,9 +24,6 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow.compat.v1 as tf
-
-# The one private import of bn_tf1: this function has no public name in TensorFlow.
-from tensorflow.python.training.moving_averages import assign_moving_average
 
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
 
@@ -52,18 +55,25 @@ def update_moving_average(
     """
     if zero_debias:
         return _zero_debiased_update(variable, value, decay, apply)
-    value, decay = _where_applied(variable, value, decay, apply)
-    update = assign_moving_average(variable, value, decay, zero_debias=False)
-    return update.op
+    return _plain_update(variable, value, decay, apply)
 
 
-def _where_applied(variable, value, decay, apply):
-    """`value` and `decay`, or, where not applied, what leaves `variable` as it is."""
-    if apply is True:
-        return value, decay
-    # In float64 `1 - decay` rounds to the same float32 as the Python float's does.
-    kept = tf.where_v2(apply, tf.cast(decay, tf.float64), tf.ones([], tf.float64))
-    return tf.where_v2(apply, value, variable.read_value()), kept
+def _plain_update(variable, value, decay, apply):
+    dtype = variable.dtype.base_dtype
+    with tf.name_scope("AssignMovingAvg"):
+        # In a loop, the read must wait for the update of the iteration before.
+        with tf.control_dependencies([value]):
+            change = (variable.read_value() - value) * _in_dtype(1 - decay, dtype)
+        if apply is not True:
+            change = tf.where_v2(apply, change, tf.zeros_like(change))
+        return variable.assign_sub(change).op
+
+
+def _in_dtype(number, dtype):
+    """A float or a scalar tensor as a tensor of `dtype`, rounded once."""
+    if isinstance(number, (tf.Tensor, tf.Variable)):
+        return tf.cast(number, dtype)
+    return tf.constant(number, dtype)
 
 
 def _zero_debiased_update(variable, value, decay, apply):
@@ -75,13 +85,12 @@ def _zero_debiased_update(variable, value, decay, apply):
             "biased", variable.shape, dtype, zeros, trainable=False
         )
         local_step = tf.get_variable("local_step", [], dtype, zeros, trainable=False)
-    accumulate = update_moving_average(biased, value, decay, apply=apply)
+    accumulate = _plain_update(biased, value, decay, apply)
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)
     with tf.control_dependencies([accumulate, count]):
-        correction = 1 - tf.pow(tf.cast(decay, dtype), local_step.read_value())
+        correction = 1 - tf.pow(_in_dtype(decay, dtype), local_step.read_value())
         average = biased.read_value() / correction
-    # Before the first applied update both are 0, and 0 / 0 must not be stored.
-    kept = (
-        average if apply is True else tf.where_v2(apply, average, variable.read_value())
-    )
-    return variable.assign(kept).op
+        if apply is not True:
+            # Before the first applied update both are 0: 0 / 0 must not be stored.
+            average = tf.where_v2(apply, average, variable.read_value())
+    return variable.assign(average).op

@@ -1,0 +1,200 @@
+"""Every error message of `batch_norm`: the argument, the constraint and the value."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+
+
+def assert_says(caught, *parts):
+    message = str(caught.value)
+    for part in parts:
+        assert part in message, f"{part!r} is not in {message!r}"
+
+
+def build(x=None, is_training=True, **options):
+    x = tf.zeros([4, 3]) if x is None else x
+    return bn_tf1.batch_norm(x, is_training, **options)
+
+
+ARGUMENT_ERRORS = {
+    "axis_is_float": ({"axis": 1.0}, TypeError, ["`axis`", "1.0", "int"]),
+    "axis_is_str": ({"axis": "last"}, TypeError, ["`axis`", "'last'", "int"]),
+    "axis_is_none": ({"axis": None}, TypeError, ["`axis`", "None", "int"]),
+    "axis_too_large": ({"axis": 2}, ValueError, ["`axis` is 2", "[-2, 2)"]),
+    "axis_too_small": ({"axis": -3}, ValueError, ["`axis` is -3", "[-2, 2)"]),
+    "decay_too_large": (
+        {"decay": 1.5},
+        ValueError,
+        ["`decay` is 1.5, but must lie in [0, 1)"],
+    ),
+    "decay_is_one": (
+        {"decay": 1.0},
+        ValueError,
+        ["`decay` is 1.0, but must lie in [0, 1)"],
+    ),
+    "decay_is_negative": ({"decay": -0.1}, ValueError, ["`decay`", "-0.1", "[0, 1)"]),
+    "decay_is_nan": ({"decay": np.nan}, ValueError, ["`decay`", "nan", "[0, 1)"]),
+    "decay_is_str": (
+        {"decay": "0.9"},
+        (TypeError, ValueError),
+        ["`decay`", "'0.9'"],
+    ),
+    "epsilon_is_zero": ({"epsilon": 0}, ValueError, ["`epsilon` is 0", "> 0"]),
+    "epsilon_is_negative": (
+        {"epsilon": -1e-3},
+        ValueError,
+        ["`epsilon` is -0.001", "> 0"],
+    ),
+    "epsilon_is_nan": ({"epsilon": np.nan}, ValueError, ["`epsilon` is nan", "> 0"]),
+    "ema_variance_unknown": (
+        {"ema_variance": "sample"},
+        ValueError,
+        ["`ema_variance`", "'sample'", "'biased'", "'unbiased'"],
+    ),
+    "update_unknown": (
+        {"update": "now"},
+        ValueError,
+        ["`update`", "'now'", "'collection'", "'in_place'", "'skip'"],
+    ),
+    "initializer_unknown": (
+        {"initializers": {"gama": tf.zeros_initializer()}},
+        ValueError,
+        ["`initializers`", "'gama'", "gamma", "beta", "moving_mean", "moving_variance"],
+    ),
+    "regularizer_unknown": (
+        {"regularizers": {"moving_mean": tf.nn.l2_loss}},
+        ValueError,
+        ["`regularizers`", "'moving_mean'", "'gamma'", "'beta'"],
+    ),
+    "updates_collection_none": (
+        {"updates_collection": None},
+        ValueError,
+        ["`updates_collection`", "None"],
+    ),
+    "updates_collection_empty": (
+        {"updates_collection": ""},
+        ValueError,
+        ["`updates_collection`", "''"],
+    ),
+    "updates_collection_not_str": (
+        {"updates_collection": 3},
+        ValueError,
+        ["`updates_collection`", "3"],
+    ),
+    "is_training_none": (
+        {"is_training": None},
+        TypeError,
+        ["`is_training`", "None", "bool"],
+    ),
+    "is_training_int": ({"is_training": 1}, TypeError, ["`is_training`", "1", "bool"]),
+    "is_training_str": (
+        {"is_training": "yes"},
+        TypeError,
+        ["`is_training`", "'yes'", "bool"],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "options, error, parts", list(ARGUMENT_ERRORS.values()), ids=list(ARGUMENT_ERRORS)
+)
+def test_argument(options, error, parts, graph):
+    with pytest.raises(error) as caught:
+        build(**options)
+    assert_says(caught, *parts)
+    assert not tf.global_variables(), "an error leaves no variables behind"
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_decay_zero_is_in_the_interval(is_training):
+    build(is_training=is_training, decay=0.0)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.int32], ids=["float32", "int32"])
+def test_is_training_of_another_dtype(dtype):
+    with pytest.raises(TypeError) as caught:
+        build(is_training=tf.placeholder(dtype, [], name="switch"))
+    assert_says(caught, "`is_training`", "switch", "bool")
+
+
+def test_is_training_is_a_vector():
+    with pytest.raises((TypeError, ValueError)) as caught:
+        build(is_training=tf.placeholder(tf.bool, [2], name="switch"))
+    assert_says(caught, "`is_training`", "switch", "scalar")
+
+
+def test_is_training_has_no_default():
+    with pytest.raises(TypeError, match="is_training"):
+        bn_tf1.batch_norm(tf.zeros([4, 3]))
+
+
+def test_options_are_keyword_only():
+    with pytest.raises(TypeError, match="positional"):
+        bn_tf1.batch_norm(tf.zeros([4, 3]), True, -1)
+
+
+def test_decay_is_a_vector():
+    with pytest.raises(ValueError) as caught:
+        build(decay=tf.placeholder(tf.float32, [2], name="schedule"))
+    assert_says(caught, "`decay`", "schedule", "scalar")
+
+
+def test_decay_is_an_int_tensor():
+    with pytest.raises((TypeError, ValueError)) as caught:
+        build(decay=tf.placeholder(tf.int32, [], name="schedule"))
+    assert_says(caught, "`decay`", "schedule", "float")
+
+
+def test_rank_unknown():
+    with pytest.raises(ValueError) as caught:
+        build(tf.placeholder(tf.float32, None))
+    assert_says(caught, "`x`", "<unknown>", "rank", "2")
+
+
+@pytest.mark.parametrize("shape", [[], [3]], ids=["rank0", "rank1"])
+def test_rank_too_small(shape):
+    with pytest.raises(ValueError) as caught:
+        build(tf.zeros(shape))
+    assert_says(caught, "`x`", str(tf.TensorShape(shape)), "rank", "2")
+
+
+@pytest.mark.parametrize("shape, axis", [((4, None), -1), ((4, None, 3), 1)])
+def test_channels_unknown(shape, axis):
+    x = tf.placeholder(tf.float32, shape)
+    with pytest.raises(ValueError) as caught:
+        build(x, axis=axis)
+    assert_says(caught, "`x`", str(x.shape), "channels", "axis", str(axis))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
+def test_dtype_not_float(dtype):
+    with pytest.raises(TypeError) as caught:
+        build(tf.zeros([4, 3], dtype))
+    assert_says(caught, "`x`", dtype, "float16", "bfloat16", "float32", "float64")
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((1, 3), -1), ((1, 1, 1, 3), -1), ((1, 3, 1, 1), 1)]
+)
+def test_one_value_per_channel(shape, axis):
+    with tf.variable_scope("tower"), pytest.raises(ValueError) as caught:
+        build(tf.zeros(shape), axis=axis, name="last_layer")
+    assert_says(caught, "`x`", str(tf.TensorShape(shape)), "tower/last_layer")
+
+
+def test_one_value_per_channel_in_inference_is_fine(start):
+    y = build(tf.ones([1, 3]), is_training=False)
+    np.testing.assert_allclose(start().run(y), [[0.9995] * 3], rtol=1e-5)
+
+
+def test_a_layer_shared_by_accident():
+    build(name="bn")
+    with pytest.raises(ValueError, match="bn/.* already exists"):
+        build(name="bn")
+
+
+def test_reuse_of_a_layer_that_does_not_exist():
+    with pytest.raises(ValueError, match="bn/.* does not exist"):
+        build(name="bn", reuse=True)
