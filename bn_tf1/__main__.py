@@ -6,6 +6,7 @@ Exit codes: 0 it worked, 1 it failed, with one line on standard error, 2 wrong u
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from typing import Sequence
 
@@ -65,6 +66,14 @@ def _add_convert(commands):
         help="shape of the variables for --to sonnet, where --like does not give it",
     )
     command.add_argument(
+        "--drop",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names to leave out, * stands for anything",
+    )
+    command.add_argument(
         "--dry_run", action="store_true", help="print the table, write nothing"
     )
     command.set_defaults(run=_run_convert)
@@ -83,9 +92,10 @@ def _run_convert(options):
         options.destination,
         from_dialect=options.from_dialect,
         to_dialect=options.to_dialect,
-        name_map=dict(pair for pairs in options.map for pair in pairs),
+        name_map=dict(itertools.chain.from_iterable(options.map)),
         like=options.like,
         shape=options.shape,
+        drop=list(itertools.chain.from_iterable(options.drop)),
         dry_run=options.dry_run,
     )
 
