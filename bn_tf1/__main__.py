@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         print(options.run(options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{options.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -45,11 +45,9 @@ def _add_convert(commands):
     command.add_argument("destination", help="prefix of the checkpoint to write")
     command.add_argument("--from", dest="from_dialect", required=True, choices=dialects)
     command.add_argument("--to", dest="to_dialect", required=True, choices=dialects)
-    command.add_argument(
+    _add_list(
+        command,
         "--map",
-        nargs="+",
-        action="append",
-        default=[],
         type=_renaming,
         metavar="OLD=NEW",
         help="new name of a variable or of a whole scope",
@@ -65,18 +63,21 @@ def _add_convert(commands):
         metavar="1,1,1,C",
         help="shape of the variables for --to sonnet, where --like does not give it",
     )
-    command.add_argument(
+    _add_list(
+        command,
         "--drop",
-        nargs="+",
-        action="append",
-        default=[],
         metavar="PATTERN",
-        help="names to leave out, * stands for anything",
+        help="names to leave out; * stands for anything",
     )
     command.add_argument(
         "--dry_run", action="store_true", help="print the table, write nothing"
     )
     command.set_defaults(run=_run_convert)
+
+
+def _add_list(command, flag, **options):
+    """A flag that takes several values and may be given several times."""
+    command.add_argument(flag, nargs="+", action="append", default=[], **options)
 
 
 def _renaming(text):
@@ -92,12 +93,21 @@ def _run_convert(options):
         options.destination,
         from_dialect=options.from_dialect,
         to_dialect=options.to_dialect,
-        name_map=dict(itertools.chain.from_iterable(options.map)),
+        name_map=_name_map(itertools.chain.from_iterable(options.map)),
         like=options.like,
         shape=options.shape,
         drop=list(itertools.chain.from_iterable(options.drop)),
         dry_run=options.dry_run,
     )
+
+
+def _name_map(pairs):
+    name_map = {}
+    for old, new in pairs:
+        if old in name_map:
+            raise ValueError(f"`--map` gives {old!r} two names")
+        name_map[old] = new
+    return name_map
 
 
 def _add_migrate_graph(commands):

@@ -1,0 +1,1 @@
+"""Work on what is on disk: checkpoints, graphs, train directories."""

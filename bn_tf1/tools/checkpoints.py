@@ -1,0 +1,305 @@
+"""Reading and writing name-based checkpoints, with errors of one line.
+
+Contract: a checkpoint is given by its prefix ("model.ckpt-1000") or by its directory,
+whose newest checkpoint is meant. `write_checkpoint` never replaces a file, holds no
+more than about `_SHARD_BYTES` (or one larger tensor) in memory, takes every dtype that
+TensorFlow can save, and compares the result with its source bit for bit.
+
+TensorFlow reports a missing or damaged checkpoint with OpError, ValueError, IndexError
+or RuntimeError, depending on the version and the damage; here it is a `CheckpointError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shutil
+from typing import Any, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from google.protobuf.message import DecodeError
+
+from bn_tf1.tools.names import Shape
+
+_SHARD_BYTES = 256 * 2**20
+_PART_OF_A_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or graph file that is missing, damaged or of another kind."""
+
+
+class Checkpoint(NamedTuple):
+    """An open checkpoint.
+
+    Attributes:
+        prefix: its path without ".index".
+        shapes: shape by name.
+        dtypes: dtype by name.
+        reader: TensorFlow's reader; `read` turns its errors into `CheckpointError`.
+    """
+
+    prefix: str
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, tf.DType]
+    reader: Any
+
+    def read(self, name: str) -> np.ndarray:
+        """The value of the tensor `name`."""
+        with _one_line_errors(f"{self.prefix} cannot be read"):
+            return np.asarray(self.reader.get_tensor(name))
+
+
+class Entry(NamedTuple):
+    """One tensor of a checkpoint to be written.
+
+    Attributes:
+        name: its name.
+        shape: its shape.
+        dtype: its dtype.
+        source: the tensor of the source checkpoint that it is, reshaped to `shape`; or
+            None for a tensor filled with `fill`.
+        fill: a number.
+    """
+
+    name: str
+    shape: Shape
+    dtype: tf.DType
+    source: str | None
+    fill: float = 0.0
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """Opens a name-based checkpoint, given by its prefix or its directory.
+
+    Raises:
+        CheckpointError: there is none at `path`, it is damaged, or it is an
+            object-based one.
+    """
+    prefix = _prefix(os.fspath(path))
+    with _one_line_errors(f"{prefix} cannot be read"):
+        reader = tf.train.NewCheckpointReader(prefix)
+        shapes = reader.get_variable_to_shape_map()
+        dtypes = reader.get_variable_to_dtype_map()
+    if _OBJECT_GRAPH in shapes:
+        raise CheckpointError(
+            f"{prefix} is an object-based checkpoint of tf.train.Checkpoint, but only "
+            "name-based ones, as tf.compat.v1.train.Saver writes them, can be used"
+        )
+    shapes = {name: tuple(shape) for name, shape in shapes.items()}
+    return Checkpoint(prefix, shapes, dtypes, reader)
+
+
+def _prefix(path):
+    if os.path.isdir(path):
+        with _one_line_errors(f"{path} cannot be read"):
+            prefix = tf.train.latest_checkpoint(path)
+        if prefix is None:
+            raise CheckpointError(
+                f"directory {path} names no checkpoint in its file `checkpoint`: give "
+                "the prefix of one"
+            )
+        return prefix
+    if _PART_OF_A_CHECKPOINT.search(path):
+        prefix = _PART_OF_A_CHECKPOINT.sub("", path)
+        raise CheckpointError(f"{path} is one file of a checkpoint: give {prefix}")
+    # A file without ".index" is a checkpoint in TensorFlow's first format.
+    if not os.path.exists(path + ".index") and not os.path.exists(path):
+        raise CheckpointError(f"there is no checkpoint {path}")
+    return path
+
+
+@contextlib.contextmanager
+def _one_line_errors(what):
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{what}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What `error` says, without the lines on where in a graph it happened."""
+    message = str(getattr(error, "message", None) or error).strip()
+    return message.split("\n")[0]
+
+
+def graph_variables(graph_def: tf.GraphDef) -> dict[str, Shape]:
+    """The variables of `graph_def` by name, with their shapes.
+
+    A variable without a static shape is left out.
+    """
+    return {
+        node.name: tuple(size.size for size in node.attr["shape"].shape.dim)
+        for node in graph_def.node
+        if node.op in ("Variable", "VariableV2", "VarHandleOp")
+        and not node.attr["shape"].shape.unknown_rank
+    }
+
+
+def read_meta_graph(path: str) -> tf.MetaGraphDef:
+    """Parses a binary .meta file without importing its graph.
+
+    Raises:
+        CheckpointError: there is no such file, or it is none.
+    """
+    meta = tf.MetaGraphDef()
+    try:
+        with open(path, "rb") as file:
+            meta.ParseFromString(file.read())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is no MetaGraphDef: {error}") from error
+    if not meta.graph_def.node:
+        raise CheckpointError(f"{path} is no MetaGraphDef with a graph")
+    return meta
+
+
+def write_checkpoint(
+    destination: str, source: Checkpoint, entries: Sequence[Entry]
+) -> None:
+    """Writes `entries` to the new checkpoint `destination` and reads them back.
+
+    Args:
+        destination: a prefix at which there is no file yet, in an existing directory.
+        source: the checkpoint that the entries are taken from.
+        entries: what to write, at least one.
+
+    Raises:
+        CheckpointError: there is something at `destination`; `source` cannot be read,
+            `destination` not be written, or what was written is not what was read.
+            Nothing is left behind.
+    """
+    check_new(destination)
+    try:
+        with _one_line_errors(f"{source.prefix} cannot be copied to {destination}"):
+            _write_shards(destination, source, entries)
+        _check_written(destination, source, entries)
+    except BaseException:
+        for path in _files_of(destination):
+            os.remove(path)
+        raise
+    finally:
+        shutil.rmtree(_temporary(destination), ignore_errors=True)
+
+
+def check_new(destination: str) -> None:
+    """Raises CheckpointError unless a checkpoint can be made at `destination`."""
+    there = _files_of(destination) + glob.glob(glob.escape(_temporary(destination)))
+    if os.path.exists(destination):
+        there.append(destination)
+    if there:
+        raise CheckpointError(
+            f"{destination} exists ({there[0]}), and nothing is written over"
+        )
+    folder = os.path.dirname(destination) or "."
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{destination}: there is no directory {folder}")
+
+
+def _files_of(prefix):
+    escaped = glob.escape(prefix)
+    return glob.glob(escaped + ".index") + glob.glob(escaped + ".data-*")
+
+
+def _temporary(destination):
+    return destination + ".part"
+
+
+def _write_shards(destination, source, entries):
+    shards = list(_shards(entries))
+    parts = [
+        os.path.join(_temporary(destination), f"part-{i:05d}-of-{len(shards):05d}")
+        for i in range(len(shards))
+    ]
+    for part, shard in zip(parts, shards):
+        with tf.Graph().as_default():
+            _run(_save_operation(part, source, shard))
+    with tf.Graph().as_default():
+        _run(
+            tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=parts,
+                destination_prefix=destination,
+                delete_old_dirs=True,
+            )
+        )
+
+
+def _shards(entries):
+    shard, size = [], 0
+    for entry in entries:
+        entry_size = int(np.prod(entry.shape, dtype=np.int64)) * entry.dtype.size
+        if shard and size + entry_size > _SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append(entry)
+        size += entry_size
+    yield shard
+
+
+def _save_operation(prefix, source, entries):
+    # Restore and save operations take what has no NumPy dtype: bfloat16, variants.
+    tensors = [
+        tf.fill(entry.shape, tf.constant(entry.fill, entry.dtype))
+        if entry.source is None
+        else _restored(source, entry)
+        for entry in entries
+    ]
+    return tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=[entry.name for entry in entries],
+        shape_and_slices=[""] * len(entries),
+        tensors=tensors,
+    )
+
+
+def _restored(source, entry):
+    (tensor,) = tf.raw_ops.RestoreV2(
+        prefix=source.prefix,
+        tensor_names=[entry.source],
+        shape_and_slices=[""],
+        dtypes=[entry.dtype],
+    )
+    if entry.shape == source.shapes[entry.source]:
+        return tensor
+    return tf.reshape(tensor, entry.shape)
+
+
+def _run(operation):
+    with tf.Session(config=tf.ConfigProto(device_count={"GPU": 0})) as session:
+        session.run(operation)
+
+
+def _check_written(destination, source, entries):
+    written = open_checkpoint(destination)
+    if set(written.shapes) != {entry.name for entry in entries}:
+        raise CheckpointError(f"{destination} was written with other names than asked")
+    for entry in entries:
+        name = entry.name
+        same = written.shapes[name] == entry.shape
+        same = same and written.dtypes[name] == entry.dtype
+        # Variants, such as the state of an input iterator, cannot be read in Python.
+        if same and entry.dtype != tf.variant:
+            same = _same_bits(written.read(name), _expected(source, entry))
+        if not same:
+            raise CheckpointError(f"{destination}: {name} was not written as it was")
+
+
+def _expected(source, entry):
+    if entry.source is None:
+        return np.full(entry.shape, entry.fill, entry.dtype.as_numpy_dtype)
+    return source.read(entry.source).reshape(entry.shape)
+
+
+def _same_bits(a, b):
+    if a.dtype == object:  # strings
+        return a.shape == b.shape and bool(np.all(a == b))
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()

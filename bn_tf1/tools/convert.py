@@ -1,0 +1,450 @@
+"""Translates a checkpoint from the names and shapes of one library to another's.
+
+What changes is the variables of batch-norm layers, and with them what an optimizer or
+an average keeps for them (see `names.find_slot`); all other tensors pass through bit
+for bit. Nothing is written over anything, and the result is compared with its source.
+
+A gamma that the source lacks becomes 1 and a missing beta 0, where a layer of the
+target has one: as `like` tells, or else by the target's default. No slots are made for
+them. A gamma of 1 or a beta of 0 that the layer of `like` lacks is left out. Whatever
+else the target cannot hold, and what could be meant in two ways, is an error that lists
+the names.
+
+`like` also settles drifting numbers (`batch_normalization_3` against `_5`). Layers whose
+scopes differ in such numbers only are matched in the order of the numbers, if they are
+as many on both sides and have the same channels one by one. Any other layer needs a
+counterpart that is the only one with its channels, or an entry in `name_map`.
+"""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import os
+from typing import Mapping, NamedTuple, Sequence
+
+import numpy as np
+
+from bn_tf1.tools import checkpoints, names
+from bn_tf1.tools.checkpoints import Checkpoint, Entry
+from bn_tf1.tools.names import DIALECTS, INITIAL_VALUES, Layer, Shape
+
+
+class ConversionError(ValueError):
+    """A conversion that would be ambiguous, would lose something or is impossible."""
+
+
+class Row(NamedTuple):
+    """What becomes of one tensor.
+
+    Attributes:
+        old: its name in the source, None for one that is made.
+        new: its name in the result, None for one that is left out.
+        shape: its shape in the result (in the source for one that is left out).
+        note: what happens besides the renaming, or "".
+    """
+
+    old: str | None
+    new: str | None
+    shape: Shape
+    note: str = ""
+
+
+class Conversion(NamedTuple):
+    """What `convert` did, or would do; its str() is a table.
+
+    Attributes:
+        rows: one `Row` for each tensor.
+        unmatched: layers of `like` that the source has no layer for.
+    """
+
+    rows: tuple[Row, ...]
+    unmatched: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        header = ("old name", "new name", "shape", "note")
+        cells = [header] + [
+            (row.old or "-", row.new or "-", str(list(row.shape)), row.note)
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
+            for line in cells
+        ]
+        lines += [f"not in the source: layer {scope}" for scope in self.unmatched]
+        return "\n".join(lines)
+
+
+class _Target(NamedTuple):
+    """A batch-norm layer as it shall be in the result."""
+
+    names: Mapping[str, str]
+    shape: Shape
+    dropped: tuple[str, ...]
+
+
+class _Matches(NamedTuple):
+    """New scope by old scope, and the scopes of `like` that are in no pair."""
+
+    scopes: Mapping[str, str]
+    unmatched: tuple[str, ...]
+
+
+def convert(
+    source: str,
+    destination: str,
+    *,
+    from_dialect: str,
+    to_dialect: str,
+    name_map: Mapping[str, str] | None = None,
+    like: str | None = None,
+    shape: str | None = None,
+    drop: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Conversion:
+    """Writes the checkpoint `source` as `to_dialect` names and shapes it.
+
+    Args:
+        source: prefix or directory of a name-based checkpoint.
+        destination: prefix of the checkpoint to write; nothing may be there.
+        from_dialect: key of `names.DIALECTS`: the library that wrote `source`.
+        to_dialect: key of `names.DIALECTS`: the library that will read the result.
+        name_map: new name by old name, of variables or of whole scopes.
+        like: a checkpoint or a .meta file with the target's layers: gives their
+            scopes, shapes and whether they have a gamma and a beta.
+        shape: for `to_dialect="sonnet"`, such as "1,1,1,C": the shape of a layer's
+            variables. Needed without `like`: [C] does not tell the rank of the input.
+        drop: patterns of names to leave out (`*` stands for anything, "/" included),
+            such as state that the target cannot hold.
+        dry_run: plan everything, write nothing.
+
+    Returns:
+        The `Conversion`: one row for each tensor.
+
+    Raises:
+        ValueError: an argument is outside of what is said above.
+        ConversionError: no layer of `from_dialect` is in `source`; two tensors would
+            get one name; a layer has no or several counterparts in `like`; a layer has
+            state that the target does not have.
+        CheckpointError: a file is missing, damaged, in the way, or not written right.
+    """
+    _check_arguments(from_dialect, to_dialect, shape)
+    checkpoint = checkpoints.open_checkpoint(source)
+    checkpoints.check_new(destination)
+    checkpoint, dropped = _without_dropped(checkpoint, drop)
+    layers = _source_layers(checkpoint, from_dialect, to_dialect)
+    moves = _checked_map(name_map or {}, checkpoint.shapes)
+
+    reference, unmatched = None, ()
+    if like is not None:
+        reference = _reference_layers(like, to_dialect)
+        matches = _match_layers(layers, moves, reference)
+        moves.update(matches.scopes)
+        unmatched = matches.unmatched
+    targets = {
+        layer.scope: _target(layer, moves, reference, from_dialect, to_dialect, shape)
+        for layer in layers
+    }
+    rows = _rows(checkpoint, layers, targets, moves)
+    _check_dropped(checkpoint, layers, targets)
+    _check_unique(rows)
+    if not dry_run:
+        entries = _entries(rows, checkpoint, layers, targets)
+        checkpoints.write_checkpoint(destination, checkpoint, entries)
+    return Conversion(rows + dropped, unmatched)
+
+
+# ------------------------------------------------------------------------------ what is given
+
+
+def _check_arguments(from_dialect, to_dialect, shape):
+    for argument, dialect in [
+        ("from_dialect", from_dialect),
+        ("to_dialect", to_dialect),
+    ]:
+        if dialect not in DIALECTS:
+            raise ValueError(
+                f"`{argument}` is {dialect!r}, but must be one of {sorted(DIALECTS)}"
+            )
+    if shape is None:
+        return
+    if not DIALECTS[to_dialect].keeps_rank:
+        raise ValueError(
+            f"`shape` is {shape!r}, but is for `to_dialect` 'sonnet' only: "
+            f"{to_dialect!r} has variables of shape [C]"
+        )
+    sizes = shape.split(",")
+    if sizes.count("C") != 1 or set(sizes) - {"1", "C"}:
+        raise ValueError(f"`shape` is {shape!r}, but must be 1s and one C: '1,1,1,C'")
+
+
+def _without_dropped(checkpoint, patterns):
+    """The checkpoint without the names in `drop`, and their rows."""
+    dropped = []
+    for pattern in patterns:
+        matching = fnmatch.filter(checkpoint.shapes, pattern)
+        if not matching:
+            raise ValueError(
+                f"`drop` has {pattern!r}, which fits no name in {checkpoint.prefix}"
+            )
+        dropped += matching
+    rows = [
+        Row(name, None, checkpoint.shapes[name], "left out: in `drop`")
+        for name in sorted(set(dropped), key=names.natural_key)
+    ]
+    kept = {n: shape for n, shape in checkpoint.shapes.items() if n not in dropped}
+    return checkpoint._replace(shapes=kept), tuple(rows)
+
+
+def _source_layers(checkpoint, from_dialect, to_dialect):
+    layers = names.find_layers(checkpoint.shapes, from_dialect)
+    if not layers:
+        found = [d for d in DIALECTS if names.find_layers(checkpoint.shapes, d)]
+        raise ConversionError(
+            f"{checkpoint.prefix} has no batch-norm layer of {from_dialect!r}"
+            + (f", but of {found}" if found else " nor of any other dialect")
+        )
+    lost = names.lost_state(checkpoint.shapes, layers, to_dialect)
+    if lost:
+        raise ConversionError(
+            f"layers of {to_dialect!r} cannot hold {', '.join(lost)} of "
+            f"{checkpoint.prefix}; name them in `drop` to lose them"
+        )
+    return layers
+
+
+def _checked_map(name_map, shapes):
+    for old, new in name_map.items():
+        if not any(name == old or name.startswith(old + "/") for name in shapes):
+            raise ValueError(
+                f"`name_map` has {old!r}, which is neither a name nor a scope of the "
+                "checkpoint"
+            )
+        if not new:
+            raise ValueError(f"`name_map` maps {old!r} to an empty name")
+    return dict(name_map)
+
+
+def _reference_layers(like, dialect):
+    if os.fspath(like).endswith(".meta"):
+        meta = checkpoints.read_meta_graph(like)
+        shapes = checkpoints.graph_variables(meta.graph_def)
+    else:
+        shapes = checkpoints.open_checkpoint(like).shapes
+    layers = names.find_layers(shapes, dialect)
+    if not layers:
+        raise ConversionError(f"`like` {like} has no batch-norm layer of {dialect!r}")
+    return {layer.scope: layer for layer in layers}
+
+
+# ---------------------------------------------------------------- which layer becomes which
+
+
+def _match_layers(layers, moves, reference):
+    """`_Matches` of the source's layers with those of `like`."""
+    scopes = {}
+    sources = {}
+    targets = dict(reference)
+    for layer in layers:
+        moved = names.rename(layer.scope, moves)
+        if moved != layer.scope and moved in targets:
+            _check_channels(layer, targets.pop(moved))
+            scopes[layer.scope] = moved
+        else:
+            sources[layer.scope] = layer
+
+    remaining = _match_by_order(sources, targets, scopes)
+    for scope in remaining:
+        channels = sources[scope].channels
+        candidates = _with_channels(targets, channels)
+        if len(candidates) != 1 or len(_with_channels(remaining, channels)) != 1:
+            raise ConversionError(
+                f"layer {scope!r} with {channels} channels has no single counterpart in "
+                f"`like`: candidates are {candidates}, for the layers "
+                f"{_with_channels(remaining, channels)}; say which in `name_map` (--map)"
+            )
+    for scope, layer in remaining.items():
+        (scopes[scope],) = _with_channels(targets, layer.channels)
+    unmatched = sorted(set(targets) - set(scopes.values()), key=names.natural_key)
+    return _Matches(scopes, tuple(unmatched))
+
+
+def _match_by_order(sources, targets, scopes):
+    """Adds to `scopes`, takes from `targets`; returns the layers without a group."""
+    remaining = {}
+    target_groups = _groups(targets)
+    for base, group in _groups(sources).items():
+        candidates = target_groups.get(base, [])
+        if not candidates:
+            remaining.update((scope, sources[scope]) for scope in group)
+        elif len(candidates) != len(group):
+            raise ConversionError(
+                f"{len(group)} layers {group} cannot be matched by order with "
+                f"{len(candidates)} layers of `like`: candidates are {candidates}; say "
+                "which in `name_map` (--map)"
+            )
+        else:
+            for scope, target in zip(group, candidates):
+                _check_channels(sources[scope], targets.pop(target))
+                scopes[scope] = target
+    return remaining
+
+
+def _groups(layers):
+    groups = collections.defaultdict(list)
+    for scope in sorted(layers, key=names.natural_key):
+        groups[names.unnumbered(scope)].append(scope)
+    return groups
+
+
+def _with_channels(layers, channels):
+    return [scope for scope, layer in layers.items() if layer.channels == channels]
+
+
+def _check_channels(layer, target):
+    if layer.channels != target.channels:
+        raise ConversionError(
+            f"layer {layer.scope!r} has {layer.channels} channels, but its counterpart "
+            f"{target.scope!r} in `like` has {target.channels}; say in `name_map` (--map) which "
+            "one is meant"
+        )
+
+
+# --------------------------------------------------------------------- what a layer becomes
+
+
+def _target(layer, moves, reference, from_dialect, to_dialect, shape):
+    dialect = DIALECTS[to_dialect]
+    scope = names.rename(layer.scope, moves)
+    model = None if reference is None else reference[scope]
+    if model is None:
+        roles = set(layer.names) | set(dialect.defaults)
+    else:
+        roles = set(model.names)
+    return _Target(
+        names={
+            role: names.join(scope, dialect.leaves[role])
+            for role in names.ROLES
+            if role in roles
+        },
+        shape=_target_shape(layer, model, from_dialect, to_dialect, shape),
+        dropped=tuple(sorted(set(layer.names) - roles)),
+    )
+
+
+def _target_shape(
+    layer: Layer, model: Layer | None, from_dialect: str, to_dialect: str, shape
+) -> Shape:
+    if model is not None:
+        return model.shape
+    if not DIALECTS[to_dialect].keeps_rank:
+        return (layer.channels,)
+    if shape is not None:
+        return tuple(layer.channels if n == "C" else 1 for n in shape.split(","))
+    if DIALECTS[from_dialect].keeps_rank:
+        return layer.shape
+    raise ConversionError(
+        f"layer {layer.scope!r} has shape {list(layer.shape)}, which does not tell the "
+        f"rank that {to_dialect!r} keeps: give `shape`, such as '1,1,1,C', or `like`"
+    )
+
+
+def _check_dropped(checkpoint: Checkpoint, layers, targets):
+    """A gamma of 1 and a beta of 0 say nothing; anything else would be lost."""
+    for layer in layers:
+        for role in targets[layer.scope].dropped:
+            name = layer.names[role]
+            slots = [n for n in checkpoint.shapes if names.find_slot(n, [name])]
+            trivial = np.all(checkpoint.read(name) == INITIAL_VALUES[role])
+            if slots or not trivial:
+                raise ConversionError(
+                    f"the layer in `like` has no {role}, so that "
+                    f"{', '.join([name] + slots)} would be lost"
+                )
+
+
+# ------------------------------------------------------------------------- the whole table
+
+
+def _rows(checkpoint, layers, targets, moves):
+    renamed = _new_names(checkpoint.shapes, layers, targets, moves)
+    reshaped = {
+        name: targets[layer.scope].shape
+        for layer in layers
+        for name in layer.names.values()
+    }
+    rows = []
+    for old in sorted(checkpoint.shapes, key=names.natural_key):
+        shape = checkpoint.shapes[old]
+        slot = names.find_slot(old, reshaped)
+        owner = old if slot is None else slot.variable
+        if owner in reshaped and shape == checkpoint.shapes[owner]:
+            rows.append(_row(old, renamed[old], shape, reshaped[owner]))
+        else:
+            rows.append(Row(old, renamed[old], shape))
+    for layer, role, name in _filled(layers, targets):
+        note = f"filled with {INITIAL_VALUES[role]:g}"
+        rows.append(Row(None, name, targets[layer.scope].shape, note))
+    return tuple(rows)
+
+
+def _filled(layers, targets):
+    """(layer, role, new name) of each variable that the source lacks."""
+    for layer in layers:
+        for role, name in targets[layer.scope].names.items():
+            if role not in layer.names:
+                yield layer, role, name
+
+
+def _row(old, new, old_shape, new_shape):
+    if new is None:
+        return Row(old, None, old_shape, "left out: its initial value")
+    note = "" if old_shape == new_shape else f"reshaped from {list(old_shape)}"
+    return Row(old, new, new_shape, note)
+
+
+def _new_names(shapes, layers, targets, moves):
+    """New name by old name; None for a variable that is left out."""
+    renamed = {
+        name: targets[layer.scope].names.get(role)
+        for layer in layers
+        for role, name in layer.names.items()
+    }
+
+    def new_name(old):
+        slot = names.find_slot(old, shapes)
+        if old in renamed:
+            return renamed[old]
+        if slot is None or old in moves or new_name(slot.variable) is None:
+            return names.rename(old, moves)
+        prefix = names.rename(slot.prefix, moves)
+        return names.join(prefix, new_name(slot.variable), slot.leaf)
+
+    return {name: new_name(name) for name in shapes}
+
+
+def _check_unique(rows):
+    old_names = collections.defaultdict(list)
+    for row in rows:
+        if row.new is not None:
+            old_names[row.new].append(row.old or row.note)
+    for new, old in old_names.items():
+        if len(old) > 1:
+            raise ConversionError(f"{', '.join(old)} would all be named {new}")
+
+
+def _entries(rows, checkpoint, layers, targets):
+    fills = {
+        name: (INITIAL_VALUES[role], checkpoint.dtypes[layer.names["moving_mean"]])
+        for layer, role, name in _filled(layers, targets)
+    }
+    entries = []
+    for row in rows:
+        if row.new is not None and row.old is None:
+            fill, dtype = fills[row.new]
+            entries.append(Entry(row.new, row.shape, dtype, None, fill))
+        elif row.new is not None:
+            dtype = checkpoint.dtypes[row.old]
+            entries.append(Entry(row.new, row.shape, dtype, row.old))
+    return entries

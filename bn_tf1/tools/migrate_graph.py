@@ -1,0 +1,148 @@
+"""Makes a training graph of TensorFlow 1.15 importable by TensorFlow 2.x.
+
+A .meta file stores the shapes of each operation's outputs as they were inferred when it
+was written, and the import compares them with what it infers itself. For the gradient of
+a fused batch norm in inference mode the two disagree: TensorFlow 1.15 gives the unused
+outputs 3 and 4 the shape [0], 2.x the shape [C]. The import (2.21) then fails with
+"Node ... FusedBatchNormGradV3 has an _output_shapes attribute inconsistent with the
+GraphDef for output #3". The stored shapes are a note, not part of the computation, so
+they are removed from these gradients, in the graph and in its function library.
+
+Contract: nothing else is changed. The result is really imported, in a scratch graph,
+before it is written; on 1.15 that shows less than on 2.x, which is where it counts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.tools.checkpoints import CheckpointError, first_line, read_meta_graph
+
+_GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
+_ATTRIBUTE = "_output_shapes"
+
+
+class MigrationError(ValueError):
+    """A graph that this TensorFlow does not import, whatever is removed from it."""
+
+
+class Migration(NamedTuple):
+    """What `migrate_graph` changed; its str() lists it.
+
+    Attributes:
+        changed: names of the nodes whose stored shapes were removed, those of a
+            function as function:node.
+        tensorflow: the version that imported the result.
+    """
+
+    changed: tuple[str, ...]
+    tensorflow: str
+
+    def __str__(self) -> str:
+        lines = [f"removed {_ATTRIBUTE} of {name}" for name in self.changed]
+        if not self.changed:
+            lines.append("nothing had to be changed")
+        lines.append(f"TensorFlow {self.tensorflow} imports the result")
+        return "\n".join(lines)
+
+
+def migrate_graph(source: str, destination: str) -> Migration:
+    """Writes the .meta file `source` to `destination` such that 2.x imports it.
+
+    Args:
+        source: a binary .meta file, as tf.train.Saver writes it.
+        destination: the file to write; it must not exist.
+
+    Returns:
+        The `Migration`.
+
+    Raises:
+        CheckpointError: `source` is missing or no .meta file; `destination` exists or
+            cannot be written.
+        MigrationError: this TensorFlow cannot import the result: the error names the
+            nodes with operations that it does not know, or quotes what it says.
+    """
+    meta = read_meta_graph(source)
+    _check_new(destination)
+    changed = _remove_stored_shapes(meta.graph_def)
+    content = meta.SerializeToString()
+    # The import of 2.x writes into what it is given.
+    _check_importable(tf.MetaGraphDef.FromString(content), source)
+    try:
+        with open(destination, "xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise CheckpointError(
+            f"{destination} cannot be written: {error.strerror}"
+        ) from error
+    return Migration(tuple(changed), tf.version.VERSION)
+
+
+def _check_new(destination):
+    if os.path.exists(destination):
+        raise CheckpointError(f"{destination} exists, and nothing is written over")
+
+
+def _remove_stored_shapes(graph_def):
+    changed = []
+    for name, node in _nodes(graph_def):
+        if _GRADIENT.match(node.op) and _ATTRIBUTE in node.attr:
+            del node.attr[_ATTRIBUTE]
+            changed.append(name)
+    return changed
+
+
+def _nodes(graph_def):
+    """(name, NodeDef) of the graph and of its functions (cond and while bodies)."""
+    for node in graph_def.node:
+        yield node.name, node
+    for function in graph_def.library.function:
+        for node in function.node_def:
+            yield f"{function.signature.name}:{node.name}", node
+
+
+def _check_importable(meta, source):
+    unknown = _unknown_operations(meta.graph_def)
+    if unknown:
+        nodes = [
+            f"{name} ({node.op})"
+            for name, node in _nodes(meta.graph_def)
+            if node.op in unknown
+        ]
+        raise MigrationError(
+            f"{source} has operations that TensorFlow {tf.version.VERSION} does not "
+            f"know: {', '.join(nodes)}"
+        )
+    try:
+        with tf.Graph().as_default():
+            tf.train.import_meta_graph(meta)
+    except (tf.errors.OpError, ValueError, KeyError, TypeError) as error:
+        raise MigrationError(
+            f"{source} cannot be imported by TensorFlow {tf.version.VERSION}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _unknown_operations(graph_def):
+    functions = {function.signature.name for function in graph_def.library.function}
+    operations = {node.op for _, node in _nodes(graph_def)} - functions
+    return {operation for operation in operations if not _is_registered(operation)}
+
+
+def _is_registered(operation):
+    """There is no public list of all operations, but the import knows them."""
+    if hasattr(tf.raw_ops, operation):
+        return True
+    graph_def = tf.GraphDef()
+    graph_def.node.add(name="node", op=operation)
+    try:
+        with tf.Graph().as_default():
+            tf.import_graph_def(graph_def, name="")
+    except (tf.errors.OpError, ValueError, KeyError, TypeError) as error:
+        # A known operation fails for want of inputs or attributes instead.
+        return "not registered" not in str(error)
+    return True

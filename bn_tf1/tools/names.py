@@ -1,0 +1,222 @@
+"""How batch-norm layers are named and shaped in the checkpoints of each library.
+
+    dialect             under the layer's scope                     shape
+    bn_tf1, tf_layers,  gamma beta moving_mean moving_variance      [C]
+    slim, keras,
+    sonnet_v2
+    sonnet              the same names                              [1, .., C, .., 1]
+    tensorpack          gamma beta mean/EMA variance/EMA            [C]
+
+`slim` is tf.contrib.layers and tf_slim; `sonnet` is Sonnet v1's `BatchNorm`,
+`sonnet_v2` its `BatchNormV2`; `keras` is tf.keras saved by name, not by object.
+
+A layer is recognised by its two moving statistics. What an optimizer or an average
+keeps for a variable V is named V/slot (tf.train) or prefix/V/slot (tf.keras), with a
+slot of one component; it is called a slot of V below.
+
+Sources: the libraries themselves, as tests/fixtures/README.md lists their versions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable, Mapping, NamedTuple, Tuple
+
+Shape = Tuple[int, ...]
+
+ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
+INITIAL_VALUES = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
+
+_TF_STATISTICS = {"moving_mean": "moving_mean", "moving_variance": "moving_variance"}
+_TENSORPACK_STATISTICS = {"moving_mean": "mean/EMA", "moving_variance": "variance/EMA"}
+_RENORM = (
+    "renorm_mean",
+    "renorm_mean_weight",
+    "renorm_stddev",
+    "renorm_stddev_weight",
+)
+_ZERO_DEBIAS = ("biased", "local_step")
+
+
+class Dialect(NamedTuple):
+    """The names of one library.
+
+    Attributes:
+        leaves: the last part of a variable's name, by role (one of `ROLES`).
+        defaults: which of gamma and beta a layer has unless told otherwise.
+        keeps_rank: whether the variables have the rank of the layer's input.
+        renorm: whether a layer can have the state of batch renormalization.
+        zero_debias: whether it can have the state of a zero-debiased average.
+    """
+
+    leaves: Mapping[str, str]
+    defaults: tuple[str, ...] = ("gamma", "beta")
+    keeps_rank: bool = False
+    renorm: bool = False
+    zero_debias: bool = False
+
+
+class Layer(NamedTuple):
+    """A batch-norm layer found among the names of a checkpoint.
+
+    Attributes:
+        scope: the name of the layer; "" for one without a scope.
+        names: the names of its variables by role; gamma and beta may be missing.
+        shape: the shape that these variables share.
+    """
+
+    scope: str
+    names: Mapping[str, str]
+    shape: Shape
+
+    @property
+    def channels(self) -> int:
+        """C, the one size that may be other than 1."""
+        return max(self.shape)
+
+
+class Slot(NamedTuple):
+    """A name taken apart: [prefix/]variable/leaf."""
+
+    prefix: str
+    variable: str
+    leaf: str
+
+
+def _leaves(statistics):
+    return {"gamma": "gamma", "beta": "beta", **statistics}
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    "bn_tf1": Dialect(_leaves(_TF_STATISTICS), renorm=True, zero_debias=True),
+    "tf_layers": Dialect(_leaves(_TF_STATISTICS), renorm=True),
+    "slim": Dialect(
+        _leaves(_TF_STATISTICS), defaults=("beta",), renorm=True, zero_debias=True
+    ),
+    "sonnet": Dialect(_leaves(_TF_STATISTICS), defaults=("beta",), keeps_rank=True),
+    "sonnet_v2": Dialect(_leaves(_TF_STATISTICS)),
+    "tensorpack": Dialect(_leaves(_TENSORPACK_STATISTICS)),
+    "keras": Dialect(_leaves(_TF_STATISTICS), renorm=True),
+}
+
+
+def join(*parts: str) -> str:
+    """The parts that are not empty, joined by "/"."""
+    return "/".join(part for part in parts if part)
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorts `layer` before `layer_2` before `layer_10`."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+
+
+def unnumbered(scope: str) -> str:
+    """`scope` without the numbers that TensorFlow appends to make names unique."""
+    return "/".join(re.sub(r"_\d+$", "", part) for part in scope.split("/"))
+
+
+def statistic_role(name: str) -> str | None:
+    """ "moving_mean" or "moving_variance" if `name` is one in any dialect, else None."""
+    for dialect in DIALECTS.values():
+        for role in ("moving_mean", "moving_variance"):
+            if _scope_of(name, dialect.leaves[role]) is not None:
+                return role
+    return None
+
+
+def _scope_of(name, leaf):
+    if name == leaf:
+        return ""
+    return name[: -len(leaf) - 1] if name.endswith("/" + leaf) else None
+
+
+def find_layers(shapes: Mapping[str, Shape], dialect: str) -> list[Layer]:
+    """The batch-norm layers among variables, in natural order of their scopes.
+
+    Args:
+        shapes: shape by name of every tensor of a checkpoint.
+        dialect: a key of `DIALECTS`.
+
+    Raises:
+        ValueError: a layer has one moving statistic without the other, variables of
+            different shapes, or more than one size other than 1.
+    """
+    leaves = DIALECTS[dialect].leaves
+    scopes = set()
+    for role in ("moving_mean", "moving_variance"):
+        for name, shape in shapes.items():
+            scope = _scope_of(name, leaves[role])
+            # A scalar is a summary's average of something else.
+            if scope is not None and shape:
+                scopes.add(scope)
+    return [
+        _layer(scope, leaves, shapes, dialect)
+        for scope in sorted(scopes, key=natural_key)
+    ]
+
+
+def _layer(scope, leaves, shapes, dialect):
+    names = {role: join(scope, leaf) for role, leaf in leaves.items()}
+    names = {role: name for role, name in names.items() if name in shapes}
+    for role in ("moving_mean", "moving_variance"):
+        if role not in names:
+            (other,) = {"moving_mean", "moving_variance"} & set(names)
+            raise ValueError(
+                f"{names[other]} has no {join(scope, leaves[role])} beside it: no whole "
+                f"batch-norm layer of {dialect}"
+            )
+    found = {name: shapes[name] for name in names.values()}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"the variables of the batch-norm layer {scope!r} differ in shape: "
+            + ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
+        )
+    layer = Layer(scope, names, shapes[names["moving_mean"]])
+    if sum(size != 1 for size in layer.shape) > 1:
+        raise ValueError(
+            f"{names['moving_mean']} has shape {list(layer.shape)}, but may have only "
+            "one size other than 1: its statistics are not per channel"
+        )
+    return layer
+
+
+def find_slot(name: str, variables: Iterable[str]) -> Slot | None:
+    """Takes `name` apart if it is a slot of one of `variables`, else None."""
+    *parts, leaf = name.split("/")
+    for i in range(len(parts)):
+        variable = "/".join(parts[i:])
+        if variable in variables:
+            return Slot("/".join(parts[:i]), variable, leaf)
+    return None
+
+
+def lost_state(
+    shapes: Mapping[str, Shape], layers: Iterable[Layer], dialect: str
+) -> list[str]:
+    """The names of state of `layers` that layers of `dialect` do not have."""
+    target = DIALECTS[dialect]
+    scopes = {layer.scope for layer in layers}
+    statistics = {
+        layer.names[role]
+        for layer in layers
+        for role in ("moving_mean", "moving_variance")
+    }
+    lost = []
+    for name in sorted(shapes, key=natural_key):
+        scope, _, leaf = name.rpartition("/")
+        is_renorm = scope in scopes and leaf in _RENORM
+        is_debias = leaf in _ZERO_DEBIAS and find_slot(name, statistics) is not None
+        if (is_renorm and not target.renorm) or (is_debias and not target.zero_debias):
+            lost.append(name)
+    return lost
+
+
+def rename(name: str, moves: Mapping[str, str]) -> str:
+    """`name` with the longest key of `moves` that is it, or a scope of it, replaced."""
+    parts = name.split("/")
+    for end in range(len(parts), 0, -1):
+        old = "/".join(parts[:end])
+        if old in moves:
+            return join(moves[old], *parts[end:])
+    return name

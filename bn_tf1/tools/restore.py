@@ -1,0 +1,254 @@
+"""Restores a checkpoint into a session and tells what was restored and what was not.
+
+A `tf.train.Saver` over the wrong variables says nothing of the statistics that it left
+out, and evaluation then normalises with a mean of 0 and a variance of 1. `restore`
+takes everything that matches by name, reports the rest, and refuses to leave a moving
+statistic behind unless it is told to.
+
+Contract: everything is checked before anything is changed. No operation is added to the
+graph, so that it works on a finalized one. Tensors are read one at a time.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.calls import batch_norm_calls
+from bn_tf1.tools import names
+from bn_tf1.tools.checkpoints import open_checkpoint
+from bn_tf1.tools.names import Shape
+
+
+class WrongShape(NamedTuple):
+    """A variable that was left alone since the checkpoint has it in another shape."""
+
+    name: str
+    variable_shape: Shape
+    checkpoint_shape: Shape
+
+
+class RestoreReport(NamedTuple):
+    """What `restore` did; its str() says it in lines.
+
+    Attributes:
+        restored: names of the variables that were restored.
+        missing: names of variables that the checkpoint does not have.
+        unused: names in the checkpoint that no variable took.
+        wrong_shape: variables that were left alone for their shape.
+        initial_statistics: names of moving means that are 0 and moving variances that
+            are 1 in every channel after the restore: probably never updated.
+    """
+
+    restored: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    wrong_shape: tuple[WrongShape, ...]
+    initial_statistics: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shapes = [
+            f"{w.name} {list(w.variable_shape)} (checkpoint: {list(w.checkpoint_shape)})"
+            for w in self.wrong_shape
+        ]
+        lines = [f"restored: {len(self.restored)} variables"]
+        for title, found in [
+            ("missing in the checkpoint", self.missing),
+            ("unused in the checkpoint", self.unused),
+            ("not restored, wrong shape", shapes),
+            ("statistics at their initial values", self.initial_statistics),
+        ]:
+            if found:
+                lines.append(f"{title}: {', '.join(found)}")
+        return "\n".join(lines)
+
+
+class _Target(NamedTuple):
+    """A variable, or a part of one, and where it lies in a tensor of the checkpoint."""
+
+    variable: Any
+    name: str
+    shape: Shape
+    slices: tuple[slice, ...]
+
+
+def restore(
+    session: tf.Session,
+    checkpoint: str,
+    *,
+    variables: Sequence[Any] | None = None,
+    name_map: Mapping[str, str] | None = None,
+    allow_missing: Sequence[str] = (),
+    allow_wrong_shape: Sequence[str] = (),
+) -> RestoreReport:
+    """Restores what matches by name, and reports.
+
+    Args:
+        session: a session on the graph of the variables. Variables that are not
+            restored keep their values, or stay uninitialized.
+        checkpoint: prefix or directory of a name-based checkpoint.
+        variables: the variables to restore, by reference or by resource, parts of
+            partitioned ones among them; all global variables by default.
+        name_map: name of the variable by name in the checkpoint, of variables or of
+            whole scopes: {"backbone": "encoder"}.
+        allow_missing: patterns of names (`*` stands for anything, "/" included) of
+            moving statistics that the checkpoint may lack. Other variables may always
+            be missing; they are reported.
+        allow_wrong_shape: patterns of names of variables that are left alone if the
+            checkpoint has them in another shape.
+
+    Returns:
+        The `RestoreReport`.
+
+    Raises:
+        ValueError: moving statistics are missing, or a shape is wrong, without being
+            allowed; a dtype is wrong; a pattern or a name in `name_map` fits nothing;
+            two tensors are mapped to one name.
+        TypeError: a string is given instead of a list of patterns.
+        CheckpointError: the checkpoint is missing, damaged or object-based.
+    """
+    source = open_checkpoint(checkpoint)
+    if variables is None:
+        variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+    statistics = _statistics(variables, session.graph)
+    targets = [_target(variable) for variable in variables]
+    old_names = _names_in_checkpoint(source, name_map or {})
+    _check_patterns("allow_missing", allow_missing, targets)
+    _check_patterns("allow_wrong_shape", allow_wrong_shape, targets)
+
+    missing = [t for t in targets if t.name not in old_names]
+    _check_missing(missing, statistics, allow_missing, source.prefix)
+    found = [t for t in targets if t.name in old_names]
+    wrong = [t for t in found if source.shapes[old_names[t.name]] != t.shape]
+    _check_fit(found, wrong, old_names, allow_wrong_shape, source)
+
+    restored = [t for t in found if t not in wrong]
+    for target in restored:
+        value = source.read(old_names[target.name])[target.slices]
+        # The variable's own initializer takes the value without a new operation.
+        initializer = target.variable.initializer
+        session.run(initializer, {initializer.inputs[1]: value})
+    used = {old_names[target.name] for target in found}
+    return RestoreReport(
+        restored=_names(restored),
+        missing=_names(missing),
+        unused=_sorted(set(source.shapes) - used),
+        wrong_shape=tuple(
+            WrongShape(t.name, t.shape, source.shapes[old_names[t.name]]) for t in wrong
+        ),
+        initial_statistics=_at_initial_values(session, targets, statistics),
+    )
+
+
+def _target(variable):
+    shape = tuple(variable.shape.as_list())
+    definition = variable.to_proto()
+    if not definition.HasField("save_slice_info_def"):
+        return _Target(variable, variable.op.name, shape, (Ellipsis,))
+    part = definition.save_slice_info_def
+    slices = tuple(
+        slice(start, start + size)
+        for start, size in zip(part.var_offset, part.var_shape)
+    )
+    return _Target(variable, part.full_name, tuple(part.full_shape), slices)
+
+
+def _statistics(variables, graph):
+    """Role by variable name of the moving statistics among `variables`."""
+    statistics = {}
+    for call in batch_norm_calls(graph):
+        for role in ("moving_mean", "moving_variance"):
+            statistics[getattr(call, role).op.name] = role
+    for variable in variables:
+        role = names.statistic_role(variable.op.name)
+        if role is not None:
+            statistics[variable.op.name] = role
+    return statistics
+
+
+def _names_in_checkpoint(source, name_map):
+    """Name in the checkpoint by name in the graph."""
+    for old in name_map:
+        if not any(name == old or name.startswith(old + "/") for name in source.shapes):
+            raise ValueError(
+                f"`name_map` has {old!r}, which is neither a name nor a scope in "
+                f"{source.prefix}"
+            )
+    old_names = {}
+    for old in sorted(source.shapes):
+        new = names.rename(old, name_map)
+        if new in old_names:
+            raise ValueError(
+                f"`name_map` gives {old_names[new]!r} and {old!r} one name: {new!r}"
+            )
+        old_names[new] = old
+    return old_names
+
+
+def _check_patterns(argument, patterns, targets):
+    if isinstance(patterns, str):
+        raise TypeError(f"`{argument}` is {patterns!r}, but must be a list of patterns")
+    for pattern in patterns:
+        if not any(_matches(target.name, [pattern]) for target in targets):
+            raise ValueError(f"`{argument}` has {pattern!r}, which fits no variable")
+
+
+def _matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_missing(missing, statistics, allowed, prefix):
+    forbidden = [
+        target.name
+        for target in missing
+        if target.variable.op.name in statistics and not _matches(target.name, allowed)
+    ]
+    if forbidden:
+        raise ValueError(
+            f"{prefix} lacks the moving statistics {', '.join(_sorted(forbidden))}: "
+            "map them with `name_map`, translate it with `python -m bn_tf1 convert`, or "
+            "allow them in `allow_missing`"
+        )
+
+
+def _check_fit(found, wrong, old_names, allowed, source):
+    for target in wrong:
+        if not _matches(target.name, allowed):
+            raise ValueError(
+                f"{target.name} has shape {list(target.shape)}, but in {source.prefix} "
+                f"{list(source.shapes[old_names[target.name]])}: translate it with "
+                "`python -m bn_tf1 convert`, or allow it in `allow_wrong_shape`"
+            )
+    for target in found:
+        dtype = source.dtypes[old_names[target.name]]
+        if dtype != target.variable.dtype.base_dtype:
+            raise ValueError(
+                f"{target.name} has dtype {target.variable.dtype.base_dtype.name}, but "
+                f"in {source.prefix} {dtype.name}"
+            )
+
+
+def _at_initial_values(session, targets, statistics):
+    found = []
+    for target in targets:
+        role = statistics.get(target.variable.op.name)
+        if role is None:
+            continue
+        try:
+            value = session.run(target.variable)
+        except tf.errors.FailedPreconditionError:  # missing, allowed, not initialized
+            continue
+        if np.all(value == names.INITIAL_VALUES[role]):
+            found.append(target)
+    return _names(found)
+
+
+def _names(targets):
+    return _sorted({target.name for target in targets})
+
+
+def _sorted(found):
+    return tuple(sorted(found, key=names.natural_key))
