@@ -1,8 +1,10 @@
 """The variables of `batch_norm`: names, scopes, reuse, collections, initial values."""
 
+import ast
 import gc
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 import weakref
@@ -304,7 +306,7 @@ def state():
 
 before = state()
 import bn_tf1
-scripts = {"train", "eval", "bn_tf1.jobs", "bn_tf1.tools"} & set(sys.modules)
+scripts = {"train", "eval", "bn_tf1.jobs"} & set(sys.modules)
 print("same" if state() == before and not scripts else (before, state(), scripts))
 """
 
@@ -318,6 +320,22 @@ def test_importing_changes_no_global_state():
         text=True,
     )
     assert result.stdout.strip() == "same", result.stdout + result.stderr
+
+
+def test_the_core_imports_neither_the_tools_nor_the_jobs():
+    """Imports point downwards; the public face and the command line stand above all."""
+    core = pathlib.Path(bn_tf1.__file__).parent
+    for path in core.glob("*.py"):
+        imported = {
+            name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in [getattr(node, "module", None) or node.names[0].name]
+        }
+        above = {name for name in imported if name.startswith("bn_tf1.jobs")}
+        if path.name not in ("__init__.py", "__main__.py"):
+            above |= {name for name in imported if name.startswith("bn_tf1.tools")}
+        assert not above, f"{path.name} imports {above}"
 
 
 def test_the_public_face():
