@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 
 from bn_tf1.jobs import command_line, evaluation
-from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
 
@@ -47,7 +47,24 @@ def define_flags():
     )
 
 
+def _check_timeout():
+    timeout_secs = FLAGS.timeout_secs
+    if timeout_secs is None:
+        return
+    if not timeout_secs < float("inf"):
+        raise ConfigError(
+            f"--timeout_secs is {timeout_secs!r}, but must be finite; leave it out to "
+            "wait for ever"
+        )
+    if FLAGS.run_once or FLAGS.checkpoint_path:
+        name = "run_once" if FLAGS.run_once else "checkpoint_path"
+        raise ConfigError(
+            f"--timeout_secs is {timeout_secs!r}, but with --{name} nothing is waited for"
+        )
+
+
 def main():
+    _check_timeout()
     model_dir = FLAGS.model_dir
     if FLAGS.checkpoint_path and not FLAGS["model_dir"].present:
         model_dir = os.path.dirname(FLAGS.checkpoint_path)

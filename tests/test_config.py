@@ -27,6 +27,10 @@ from bn_tf1.jobs.config import CHANGEABLE, Config, ConfigError
         ("normalization", "layer", "one of batch, none"),
         ("lr_schedule", "linear", "one of constant, cosine, step"),
         ("augment", "yes", "of type bool"),
+        ("learning_rate", float("inf"), "finite"),
+        ("grace_secs", 1e300, "less than"),
+        ("max_steps", 2**31, "less than 2147483648"),
+        ("model_dir", "", "the name of a folder"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(option, value, constraint):

@@ -129,6 +129,8 @@ def test_training_again_with_another_flag_names_both_values(default_run):
         ("train.py", ["--dataset=mnist"], "--data_dir=FOLDER with train-images"),
         ("eval.py", ["--split=validation"], "split"),
         ("eval.py", ["--timeout_secs=-1"], "timeout_secs"),
+        ("eval.py", ["--timeout_secs=nan"], "--timeout_secs is nan, but must be"),
+        ("eval.py", ["--timeout_secs=1", "--run_once"], "with --run_once nothing"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, script, flags, words):

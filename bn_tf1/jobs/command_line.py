@@ -1,8 +1,17 @@
 """How the scripts start: flags in, an exit code out.
 
-Exit codes: 0 the job did what it was asked, 1 it failed, 2 a flag is unknown or out of
-range, 3 the evaluation timed out, 130 and 143 it was ended by SIGINT and SIGTERM. An
-expected failure prints one line, not a traceback.
+Exit codes:
+    0: the job did what it was asked.
+    1: it failed.
+    2: a flag is unknown or out of range, or contradicts the run's config.json.
+    3: the evaluation saw no new checkpoint in time, and no process is training.
+    4: the evaluation saw no new checkpoint in time, though a process is training.
+    5: another process is training in the model directory.
+    75: a signal stopped the training, and every step is saved: run again to go on
+        (EX_TEMPFAIL of sysexits.h).
+    130, 143: SIGINT or SIGTERM ended it, and nothing more was saved.
+
+An expected failure prints one line, not a traceback.
 """
 
 from __future__ import annotations
@@ -14,16 +23,28 @@ from typing import Callable, Sequence
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 
+from bn_tf1.jobs.checkpoints import CheckpointError
 from bn_tf1.jobs.config import ConfigError
-from bn_tf1.jobs.evaluation import EvaluationError, EvaluationTimeout
+from bn_tf1.jobs.evaluation import (
+    EvaluationError,
+    EvaluationTimeout,
+    TrainingStalled,
+)
 from bn_tf1.jobs.image_files import DataFileError
-from bn_tf1.jobs.training import TrainingError
+from bn_tf1.jobs.run_lock import LockedError
+from bn_tf1.jobs.training import TrainingError, TrainingStopped
 
+# The first that fits counts: a class stands before those it is derived from.
 _EXIT_CODES = {
+    CheckpointError: 1,
     ConfigError: 2,
     DataFileError: 1,
-    EvaluationError: 1,
+    TrainingStalled: 4,
     EvaluationTimeout: 3,
+    EvaluationError: 1,
+    LockedError: 5,
+    OSError: 1,
+    TrainingStopped: 75,
     TrainingError: 1,
 }
 
@@ -53,7 +74,8 @@ def _run_main(main):
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
     except tuple(_EXIT_CODES) as error:
-        _fail(str(error), _EXIT_CODES[type(error)])
+        codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
+        _fail(str(error), codes[0])
 
 
 def _fail(message, code):

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any, Mapping
 
+from bn_tf1.jobs import durable_files
 from bn_tf1.jobs.datasets import DATASETS
+from bn_tf1.jobs.image_files import DataFileError
 from bn_tf1.jobs.models import MODELS
 
 CONFIG_FILE = "config.json"
@@ -35,6 +38,8 @@ def _option(default, help, *, choices=None, minimum=None, below=None, above=None
         above: a bound that the value must exceed.
         below: a bound that the value must stay below.
     """
+    if type(default) is int and below is None:
+        below = 2**31  # TensorFlow's int32
     limits = {"choices": choices, "minimum": minimum, "above": above, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -53,6 +58,11 @@ class Config:
         "digits",
         "Data set to train on.",
         choices=tuple(DATASETS),
+    )
+    data_checksum: str = _option(
+        "",
+        "SHA-256 that the content of the data files must have, in hexadecimal; by "
+        "default that of the files that the run begins with.",
     )
     synthetic_size: int = _option(
         32, "Height and width of synthetic images, in pixels.", minimum=1
@@ -125,6 +135,13 @@ class Config:
     keep_checkpoint_max: int = _option(
         5, "Newest checkpoints to keep, a count; 0 keeps all.", minimum=0
     )
+    grace_secs: float = _option(
+        30.0,
+        "Seconds from SIGTERM or SIGINT until the run is ended without saving, if its "
+        "step and checkpoint are not done before.",
+        minimum=0.0,
+        below=1e9,
+    )
     summary_steps: int = _option(
         100, "Steps between two TensorBoard summaries, a count.", minimum=1
     )
@@ -133,6 +150,8 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
+        if not self.model_dir:
+            raise ConfigError("--model_dir is '', but must be the name of a folder")
 
 
 # What may differ when a run is resumed: nothing that the trained weights depend on,
@@ -144,6 +163,7 @@ CHANGEABLE = frozenset(
         "max_steps",
         "save_checkpoint_steps",
         "keep_checkpoint_max",
+        "grace_secs",
         "summary_steps",
         "log_steps",
     }
@@ -203,11 +223,29 @@ def save(config: Config) -> None:
     """Writes `config` to its model directory, replacing the file as a whole."""
     os.makedirs(config.model_dir, exist_ok=True)
     path = os.path.join(config.model_dir, CONFIG_FILE)
-    partial = path + ".partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(config), file, indent=2)
-        file.write("\n")
-    os.replace(partial, path)
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    durable_files.replace_text(path, text)
+
+
+def with_checksum(config: Config, checksum: str) -> Config:
+    """`config` with the checksum of the data that lie there now.
+
+    Raises:
+        DataFileError: it is not the one in `config` or in the saved configuration.
+        ConfigError: the saved file is not a configuration.
+    """
+    path = os.path.join(config.model_dir, CONFIG_FILE)
+    expected = config.data_checksum
+    if not expected and os.path.exists(path):
+        expected = load(config.model_dir).data_checksum
+    if expected and expected != checksum:
+        raise DataFileError(
+            f"{config.data_dir or config.dataset}: the data have the checksum "
+            f"{checksum or 'of no file'}, but those of the run in {config.model_dir} "
+            f"have {expected} ({path}, --data_checksum): put them back, or choose "
+            "another --model_dir for a run on the new data"
+        )
+    return dataclasses.replace(config, data_checksum=checksum)
 
 
 def _check_range(field, value):
@@ -232,3 +270,5 @@ def _check_range(field, value):
             raise ConfigError(
                 f"--{field.name} is {value!r}, but must be {words} {bound!r}"
             )
+    if wanted is float and not math.isfinite(value):
+        raise ConfigError(f"--{field.name} is {value!r}, but must be finite")

@@ -5,24 +5,34 @@ training run saved, and every one of its variables is restored, the moving stati
 included; a checkpoint without one of them is an error. On the side it is checked that a
 prediction does not depend on the rest of its batch. Each measurement goes to
 TensorBoard summaries and, as one JSON line, to `results.jsonl` in the evaluation folder.
+
+Following a run, it measures each step once at most, in their order. It begins behind the
+last step in `results.jsonl`, or with the newest checkpoint. A checkpoint that is damaged,
+or that the training job removed too early, is reported on stderr as skipped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import sys
+import time
 from typing import Iterator, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.jobs import checkpoints, datasets, network, run_lock
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import datasets, network
+from bn_tf1.jobs.checkpoints import Checkpoint, DamagedCheckpoint
 
 RESULTS_FILE = "results.jsonl"
 _BATCH_SIZE = 256
 # With ten classes or fewer, a hit among the best five says little.
 _TOP5_CLASSES = 11
+_POLL_SECS = 0.5
 
 
 class EvaluationError(RuntimeError):
@@ -30,7 +40,11 @@ class EvaluationError(RuntimeError):
 
 
 class EvaluationTimeout(EvaluationError):
-    """No new checkpoint came in time, before the last step."""
+    """No new checkpoint came in time, before the last step, and nobody trains."""
+
+
+class TrainingStalled(EvaluationTimeout):
+    """No new checkpoint came in time, though a process is training."""
 
 
 class Request(NamedTuple):
@@ -98,63 +112,141 @@ def evaluate(request: Request) -> Iterator[Result]:
         checkpoint until that of the last step.
 
     Raises:
-        EvaluationError: there is no checkpoint, it lacks a variable, or a prediction
-            depends on the rest of its batch.
+        EvaluationError: there is no checkpoint that can be read, it lacks a variable,
+            or a prediction depends on the rest of its batch.
         EvaluationTimeout: no new checkpoint came for `timeout_secs`.
         bn_tf1.jobs.config.ConfigError: the model directory has no configuration.
         bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged.
     """
-    checkpoints = _checkpoints(request)
-    first = next(checkpoints)  # config.json is there once a checkpoint is
+    candidates = _candidates(request)
+    first = next(candidates)  # config.json is there once a checkpoint is
     config = configuration.load(request.model_dir)
     dataset = network.open_split(config, request.split)
-    eval_dir = request.eval_dir or os.path.join(
-        request.model_dir, "eval" if request.split == "test" else "eval_train"
-    )
+    eval_dir = _eval_dir(request)
     os.makedirs(eval_dir, exist_ok=True)
     with tf.Graph().as_default():
         graph = _build_graph(config, dataset)
         saver = tf.train.Saver(tf.global_variables())
         with tf.Session() as session, tf.summary.FileWriter(eval_dir) as writer:
-            for path in _chain(first, checkpoints):
-                _restore(session, saver, path)
-                result = _measure(session, graph, path, request.split)
+            for checkpoint in itertools.chain([first], candidates):
+                try:
+                    _restore(session, saver, checkpoint.path)
+                except DamagedCheckpoint as error:
+                    _report_skipped(f"step {checkpoint.step}", str(error))
+                    continue
+                result = _measure(session, graph, checkpoint.path, request.split)
                 _write(result, writer, eval_dir)
                 yield result
                 _check_batch_independence(result)
-                # The run may have been prolonged meanwhile.
-                max_steps = configuration.load(request.model_dir).max_steps
-                if result.step >= max_steps:
+                if _is_last(result, request):
                     return
 
 
-def _chain(first, rest):
-    yield first
-    yield from rest
+def _eval_dir(request):
+    default = "eval" if request.split == "test" else "eval_train"
+    return request.eval_dir or os.path.join(request.model_dir, default)
 
 
-def _checkpoints(request):
-    """The paths to evaluate, each as soon as it is there."""
-    if request.checkpoint_path or request.run_once:
-        path = request.checkpoint_path or tf.train.latest_checkpoint(request.model_dir)
-        if path is None:
-            raise EvaluationError(
-                f"--model_dir is {request.model_dir!r}, but there is no checkpoint in "
-                "it: run train.py first"
-            )
-        if not tf.io.gfile.exists(path + ".index"):
-            raise EvaluationError(
-                f"--checkpoint_path is {path!r}, but there is no {path}.index"
-            )
-        yield path
-        return
-    yield from tf.train.checkpoints_iterator(
-        request.model_dir, timeout=request.timeout_secs
-    )
-    raise EvaluationTimeout(
-        f"no new checkpoint in {request.model_dir} for {request.timeout_secs:g} "
-        "seconds, and the last step was not reached"
-    )
+def _is_last(result, request):
+    if request.run_once or request.checkpoint_path:
+        return True
+    # The run may have been prolonged meanwhile.
+    return result.step >= configuration.load(request.model_dir).max_steps
+
+
+def _candidates(request) -> Iterator[Checkpoint]:
+    """The checkpoints to measure, each as soon as it is there; then the reason to end."""
+    if request.checkpoint_path:
+        yield _named_checkpoint(request.checkpoint_path)
+        raise EvaluationError(
+            f"--checkpoint_path is {request.checkpoint_path!r}, which is damaged"
+        )
+    if request.run_once:
+        listed = checkpoints.listed(request.model_dir)
+        yield from reversed(listed)
+        what = "that can be read " if listed else ""
+        raise EvaluationError(
+            f"--model_dir is {request.model_dir!r}, but there is no checkpoint {what}"
+            "in it: run train.py first"
+        )
+    yield from _follow(request)
+    state = f"no new checkpoint in {request.model_dir} for {request.timeout_secs:g} "
+    state += "seconds, and the last step was not reached"
+    if run_lock.is_held(request.model_dir):
+        raise TrainingStalled(f"{state}; a process is still training there")
+    raise EvaluationTimeout(f"{state}; no process is training there")
+
+
+def _named_checkpoint(path):
+    if not tf.io.gfile.exists(path + ".index"):
+        raise EvaluationError(
+            f"--checkpoint_path is {path!r}, but there is no {path}.index"
+        )
+    try:
+        checkpoints.verify(path)
+    except DamagedCheckpoint as error:
+        raise EvaluationError(f"--checkpoint_path is {path!r}: {error}") from error
+    return Checkpoint(0, path)
+
+
+def _follow(request) -> Iterator[Checkpoint]:
+    """Each new checkpoint once, in order, until none has come for `timeout_secs`."""
+    last = None
+    waiting_since = time.time()
+    while True:
+        listed = checkpoints.listed(request.model_dir)
+        if listed and last is None:
+            last = _step_to_begin_after(request, listed)
+        new = [c for c in listed if c.step > last]
+        if new:
+            _report_gap(request, last, listed)
+        for checkpoint in new:
+            last = checkpoint.step
+            yield checkpoint
+            waiting_since = time.time()
+        if new:
+            continue  # more may have come while these were measured
+        left = float("inf")
+        if request.timeout_secs is not None:
+            left = waiting_since + request.timeout_secs - time.time()
+        if left <= 0:
+            return
+        time.sleep(min(_POLL_SECS, left))
+
+
+def _step_to_begin_after(request, listed):
+    """The last step that an earlier evaluation measured, or the newest but one."""
+    newest = listed[-1].step
+    measured = _measured_steps(request)
+    return measured[-1] if measured and measured[-1] < newest else newest - 1
+
+
+def _measured_steps(request):
+    path = os.path.join(_eval_dir(request), RESULTS_FILE)
+    steps = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                # A killed evaluation may have left half a line.
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    steps.append(int(json.loads(line)["step"]))
+    return steps
+
+
+def _report_gap(request, last, listed):
+    """Says so if checkpoints after step `last` may have come and gone unseen."""
+    if any(checkpoint.step == last for checkpoint in listed):
+        return  # they are removed in order: none that is newer is gone
+    first = next(c.step for c in listed if c.step > last)
+    if first > last + configuration.load(request.model_dir).save_checkpoint_steps:
+        _report_skipped(
+            f"steps {last + 1} to {first - 1}",
+            "what was saved between was removed before it could be measured",
+        )
+
+
+def _report_skipped(what, reason):
+    print(f"skipped {what}: {reason}", file=sys.stderr, flush=True)
 
 
 def _build_graph(config, dataset):
@@ -180,19 +272,24 @@ def _build_graph(config, dataset):
 
 
 def _restore(session, saver, path):
-    reader = tf.train.NewCheckpointReader(path)
-    missing = sorted(
-        variable.op.name
-        for variable in tf.global_variables()
-        if not reader.has_tensor(variable.op.name)
-    )
+    checkpoints.verify(path)
+    try:
+        reader = tf.train.NewCheckpointReader(path)
+        missing = sorted(
+            variable.op.name
+            for variable in tf.global_variables()
+            if not reader.has_tensor(variable.op.name)
+        )
+        if not missing:
+            saver.restore(session, path)
+    except checkpoints.READ_ERRORS as error:
+        raise DamagedCheckpoint(path, str(error)) from error
     if missing:
         raise EvaluationError(
             f"the checkpoint {path} lacks {', '.join(missing)}; save it with a "
             "tf.train.Saver of tf.global_variables(): the moving statistics are not "
             "trainable variables"
         )
-    saver.restore(session, path)
 
 
 def _measure(session, graph, path, split):
@@ -251,6 +348,12 @@ def _write(result, writer, eval_dir):
     ]
     writer.add_summary(tf.Summary(value=values), result.step)
     writer.flush()
-    line = {key: value for key, value in result._asdict().items() if value is not None}
-    with open(os.path.join(eval_dir, RESULTS_FILE), "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    values = {
+        key: value for key, value in result._asdict().items() if value is not None
+    }
+    path = os.path.join(eval_dir, RESULTS_FILE)
+    with open(path, "ab+") as file:
+        # A killed evaluation may have left half a line.
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        start = "\n" if file.read(1) not in (b"", b"\n") else ""
+        file.write(f"{start}{json.dumps(values)}\n".encode())

@@ -23,10 +23,11 @@ Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database"; A. Krizhevsk
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 import zlib
-from typing import BinaryIO, Iterator, NamedTuple
+from typing import BinaryIO, Iterable, Iterator, NamedTuple
 
 import numpy as np
 
@@ -122,6 +123,26 @@ def check_cifar(
     if pickled and not _first_file(folders, names):
         raise _pickle_error(pickled, name)
     return _check_cifar_records(_find_file(folders, names), label_limits)
+
+
+def checksum(files: Iterable[CheckedFile]) -> str:
+    """The SHA-256 of all the content, decompressed, in hexadecimal.
+
+    Returns:
+        A str, the same whether a file is compressed or not; empty for no files.
+
+    Raises:
+        DataFileError: if a file has become unreadable since it was checked.
+    """
+    digest = hashlib.sha256()
+    files = list(files)
+    for file in files:
+        with _open(file.path) as stream:
+            content = stream.read(_CHUNK_BYTES)
+            while content:
+                digest.update(content)
+                content = stream.read(_CHUNK_BYTES)
+    return digest.hexdigest() if files else ""
 
 
 def _find_file(folders: list[str], names: list[str]) -> str:

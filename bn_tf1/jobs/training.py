@@ -1,26 +1,53 @@
 """The training job: from a configuration to checkpoints, summaries and a result.
 
 Contract: `train` returns when the global step has reached `max_steps`, and raises when
-it did not. It resumes from the newest checkpoint in the model directory; the sequence of
-examples is a function of seed and step, so it goes on where it stopped.
+it did not. It resumes from the newest usable checkpoint in the model directory; the sequence
+of examples is a function of seed and step, so it goes on where it stopped, and ends with
+the same bits as a run that was never interrupted. What crashes, signals and full disks
+need is in `checkpoints`, `run_lock` and `stop_signals`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import signal
 import time
 from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1.jobs import (
+    checkpoints,
+    datasets,
+    image_files,
+    network,
+    run_lock,
+    stop_signals,
+)
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import datasets, network
+from bn_tf1.jobs.checkpoints import CheckpointError, CommittingSaver
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import ProgressHook
+from bn_tf1.jobs.stop_signals import StopHook
+
+# What TensorFlow raises where a folder is gone, read-only or on a full disk.
+_FILE_ERRORS = (
+    OSError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+)
 
 
 class TrainingError(RuntimeError):
     """The run ended before its last step."""
+
+
+class TrainingStopped(TrainingError):
+    """A signal ended the run before its last step; all its steps are saved."""
 
 
 class TrainingResult(NamedTuple):
@@ -38,6 +65,21 @@ class TrainingResult(NamedTuple):
     seconds: float
 
 
+class _FiniteLossHook(tf.train.SessionRunHook):
+    """Ends the run at the first loss of NaN or infinity (NanTensorHook lets one pass)."""
+
+    def __init__(self, config, progress):
+        self._config = config
+        self._progress = progress
+
+    def after_run(self, run_context, run_values):
+        if not math.isfinite(self._progress.loss):
+            raise TrainingError(
+                f"the loss is not finite at step {self._progress.step}: try a smaller "
+                f"--learning_rate than {self._config.learning_rate}"
+            )
+
+
 class _Step(NamedTuple):
     """The tensors of one training step."""
 
@@ -52,32 +94,60 @@ def train(config: Config) -> TrainingResult:
     """Trains as `config` says.
 
     Raises:
-        bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged.
-        TrainingError: the loss is not finite, or the run ended before `max_steps`.
+        bn_tf1.jobs.checkpoints.CheckpointError: there are checkpoints in the model
+            directory, but none can be used.
+        bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged, or the
+            data are not those that the run began with.
+        bn_tf1.jobs.run_lock.LockedError: another process trains in the directory.
+        OSError: the model directory cannot be written to.
+        TrainingStopped: SIGTERM or SIGINT ended the run; it is saved.
+        TrainingError: the loss or a variable is not finite, a checkpoint cannot be
+            saved, or the run ended before `max_steps` for another reason.
     """
     start = time.time()
     dataset = network.open_split(config, "train")
-    network.open_split(config, "test")  # eval.py needs it: better to know now
-    configuration.save(config)
-    with tf.Graph().as_default():
-        step = _build_step(config, dataset)
-        progress = ProgressHook(step, config)
-        with _session(config, step, progress) as session:
-            while progress.step < config.max_steps and not session.should_stop():
-                try:
+    test_dataset = network.open_split(config, "test")  # eval.py needs it
+    checksum = image_files.checksum(dataset.files + test_dataset.files)
+    lock = run_lock.hold(config.model_dir)
+    with lock, stop_signals.caught(config.grace_secs) as signals:
+        config = configuration.with_checksum(config, checksum)
+        newest = checkpoints.recover(config.model_dir)
+        configuration.save(config)
+        with tf.Graph().as_default():
+            step = _build_step(config, dataset)
+            progress = ProgressHook(step, config)
+            hooks = [progress, _FiniteLossHook(config, progress), StopHook(signals)]
+            explained = _explained(config, progress)
+            with explained, _session(config, newest, hooks) as session:
+                while progress.step < config.max_steps and not session.should_stop():
                     session.run(step.train_op)
-                except tf.train.NanLossDuringTrainingError:
-                    raise TrainingError(
-                        f"the loss is not finite at step {progress.step}: try a "
-                        f"smaller --learning_rate than {config.learning_rate}"
-                    ) from None
-    # A session also ends, without an error, when a save runs out of range
-    # (tensorflow/tensorflow#15844).
     if progress.step < config.max_steps:
-        raise TrainingError(
-            f"the run ended at step {progress.step} of {config.max_steps}"
-        )
+        raise _ended_early(config, progress.step, signals.received)
     return TrainingResult(progress.step, progress.loss, time.time() - start)
+
+
+@contextlib.contextmanager
+def _explained(config, progress):
+    """Turns what ends a run too early into a `TrainingError` with step and reason."""
+    ended = f"the run ended at step {{}} of {config.max_steps}: {{}}"
+    try:
+        yield
+    except CheckpointError as error:
+        raise TrainingError(ended.format(progress.step, error)) from error
+    except _FILE_ERRORS as error:
+        reason = getattr(error, "message", None) or str(error)
+        first_line = reason.splitlines()[0]
+        raise TrainingError(ended.format(progress.step, first_line)) from error
+
+
+def _ended_early(config, step, signal_number):
+    place = f"at step {step} of {config.max_steps}"
+    if signal_number is None:
+        # A session also ends, without an error, when something in it runs out of range
+        # (tensorflow/tensorflow#15844).
+        return TrainingError(f"the run ended {place}")
+    name = signal.Signals(signal_number).name
+    return TrainingStopped(f"stopped by {name} {place}, saved; run again to go on")
 
 
 def _build_step(config, dataset):
@@ -152,25 +222,17 @@ def _add_statistics_summaries(call, epsilon):
         tf.summary.scalar("variance_distance", tf.reduce_mean(tf.abs(tf.log(ratio))))
 
 
-def _session(config, step, progress):
-    saver = tf.train.Saver(
-        max_to_keep=config.keep_checkpoint_max or None, save_relative_paths=True
-    )
+def _session(config, newest, hooks):
+    saver = CommittingSaver(config.model_dir, config.keep_checkpoint_max, newest)
     scaffold = tf.train.Scaffold(saver=saver)
-    hooks = [
-        progress,
-        # In front of the saver, so that no checkpoint is written after a NaN loss.
-        tf.train.NanTensorHook(step.loss),
-        tf.train.CheckpointSaverHook(
-            config.model_dir,
-            save_steps=config.save_checkpoint_steps,
-            scaffold=scaffold,
-        ),
-    ]
+    save = tf.train.CheckpointSaverHook(
+        config.model_dir, save_steps=config.save_checkpoint_steps, scaffold=scaffold
+    )
     return tf.train.MonitoredTrainingSession(
         checkpoint_dir=config.model_dir,
         scaffold=scaffold,
-        hooks=hooks,
+        # Behind the others: nothing is saved after a loss that is not finite.
+        hooks=[*hooks, save],
         save_checkpoint_secs=None,
         save_checkpoint_steps=None,
         save_summaries_steps=config.summary_steps,

@@ -1,0 +1,358 @@
+"""Checkpoints that survive kills, crashes, full disks, bad bytes and NaN.
+
+TensorFlow's Saver writes and reads the tensors; this module adds what it lacks:
+
+- Commit. `CommittingSaver` lets the Saver write into a folder of its own, reads every
+  tensor back (TensorFlow checks the checksums while it reads), refuses values that are
+  not finite, and calls fsync. Only then the files take their names, the index last:
+  where `model.ckpt-<step>.index` is, there was a complete checkpoint. The file
+  `checkpoint`, which names the newest one, is replaced at once and at the very end.
+- Recovery. `recover` sweeps what a killed process left behind, finds the newest
+  checkpoint that can be read, and writes the file `checkpoint` anew if it is missing,
+  damaged, or names another one.
+
+Contract: files with other names than the training job's own are never touched. `recover`
+and `CommittingSaver` want the folder for themselves (see `run_lock`); `listed` and
+`verify` do not. A checkpoint that cannot be used is never passed over in silence.
+
+Source: what TensorFlow does by itself was measured on 1.15.5 and 2.21; in part it is
+described in tensorflow/tensorflow#15844, #16293 and #39033.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from typing import Collection, NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from google.protobuf import text_format
+
+from bn_tf1.jobs import durable_files
+
+STATE_FILE = "checkpoint"
+PREFIX = "model.ckpt"
+
+# What TensorFlow raises for a damaged or missing file, on one version or the other:
+# 2.21's reader has a bare IndexError and RuntimeError among them.
+READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError, OSError)
+
+_OWN_FILE = re.compile(r"model\.ckpt-(\d+)\.(index|meta|data-\d{5}-of-\d{5})")
+_LEFTOVERS = re.compile(
+    # of this module
+    r"model\.ckpt-\d+\.partial|(checkpoint|config\.json|train\.holder)\.partial"
+    # of TensorFlow: its folder for a save, an index half-way, a text file half-way
+    r"|model\.ckpt-\d+_temp(_[0-9a-f]{32})?"
+    r"|model\.ckpt-\d+\.(index|data-\d{5}-of-\d{5})\.tempstate\d+"
+    r"|(checkpoint|graph\.pbtxt|model\.ckpt-\d+\.meta)\.tmp[0-9a-f]{32}"
+)
+# A state file of ten thousand checkpoints is smaller.
+_MAX_STATE_BYTES = 1 << 20
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be saved, or none of those that are there can be used."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A file of a checkpoint is missing or damaged, or a value in it is not finite.
+
+    Attributes:
+        reason: str, the message without the path of the checkpoint.
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint by its name; whether it can be read, `verify` tells.
+
+    Attributes:
+        step: the global step, from the name; 0 for a name without a number.
+        path: the path without `.index`.
+    """
+
+    step: int
+    path: str
+
+
+def listed(model_dir: str) -> list[Checkpoint]:
+    """The checkpoints of a folder, the newest last.
+
+    They are those that the file `checkpoint` names. Where it is missing, empty or
+    garbage they are the training job's own with an index, in the order of their steps.
+    """
+    named = _named_by_state(model_dir)
+    return _with_index(model_dir) if named is None else named
+
+
+def verify(path: str) -> None:
+    """Reads every tensor of a checkpoint, and with it every checksum.
+
+    Args:
+        path: the path without `.index`.
+
+    Raises:
+        DamagedCheckpoint: something cannot be read or is not finite; the message begins
+            with `path`, and names the file or the tensor.
+    """
+    try:
+        reader = tf.train.NewCheckpointReader(path)
+        names = sorted(reader.get_variable_to_shape_map())
+        for name in names:
+            value = reader.get_tensor(name)
+            if _is_floating(value) and not np.all(np.isfinite(value)):
+                raise DamagedCheckpoint(path, f"tensor {name} is not finite")
+    except DamagedCheckpoint:
+        raise
+    except READ_ERRORS as error:
+        raise DamagedCheckpoint(path, _reason(path, error)) from error
+    if not names:
+        raise DamagedCheckpoint(path, f"there is no tensor in {path}.index")
+
+
+def recover(model_dir: str) -> Checkpoint | None:
+    """Puts a folder in order after whatever happened, and finds where to go on.
+
+    Returns:
+        The newest checkpoint that can be used, which `checkpoint` names from now on;
+        None where no run has saved anything yet.
+
+    Raises:
+        CheckpointError: there were checkpoints, but none can be used.
+        OSError: the folder cannot be read or written.
+    """
+    _sweep(model_dir)
+    named = _named_by_state(model_dir)
+    own = _with_index(model_dir)
+    candidates = sorted({*own, *(named or [])}, reverse=True)
+    newest = next(filter(_is_usable, candidates), None)
+    if newest is None:
+        _refuse_if_something_was_saved(model_dir, candidates)
+        return None
+    usable = [c for c in own if c.step < newest.step] + [newest]
+    if usable != named:
+        _write_state(model_dir, usable)
+    # Data whose index never came: the newest may be a torn commit, older ones cannot
+    # be anything else than remains of a removal.
+    _remove_own(model_dir, keep=[c.step for c in own + usable])
+    return newest
+
+
+class CommittingSaver(tf.train.Saver):
+    """A Saver of all variables whose checkpoints are complete, finite and durable.
+
+    It takes over what `tf.train.Saver` does after the tensors are written: the file
+    `checkpoint` and the removal of old checkpoints.
+    """
+
+    def __init__(self, model_dir: str, keep: int, newest: Checkpoint | None):
+        """Builds the operations in the default graph.
+
+        Args:
+            model_dir: the folder for the checkpoints.
+            keep: how many of the newest to keep; 0 keeps all.
+            newest: what `recover` returned; it is not saved a second time.
+        """
+        super().__init__(max_to_keep=None)
+        self._model_dir = model_dir
+        self._keep = keep
+        self._newest = newest
+
+    def save(self, sess, save_path, global_step=None, **options) -> str:
+        """Saves the variables as the checkpoint of `global_step`.
+
+        The signature is that of `tf.train.Saver.save`, for `CheckpointSaverHook`.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            CheckpointError: a value is not finite or the files cannot be written; the
+                earlier checkpoints are as they were.
+        """
+        step = int(global_step)
+        path = os.path.join(self._model_dir, f"{PREFIX}-{step}")
+        # The hook saves once more when a run resumes.
+        if self._newest != Checkpoint(step, path):
+            try:
+                self._commit(sess, Checkpoint(step, path))
+            # OpError: among others OutOfRangeError for a limit on the file size, which
+            # a MonitoredSession would take for the end of the data.
+            except READ_ERRORS as error:
+                raise CheckpointError(
+                    f"the checkpoint of step {step} cannot be saved in "
+                    f"{self._model_dir}: {_reason(path, error)}; earlier checkpoints "
+                    "are as they were"
+                ) from error
+            self._newest = Checkpoint(step, path)
+        return path
+
+    def _commit(self, sess, checkpoint):
+        folder = checkpoint.path + durable_files.PARTIAL
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder)
+        try:
+            staged = super().save(
+                sess,
+                os.path.join(folder, PREFIX),
+                global_step=checkpoint.step,
+                write_state=False,
+            )
+            verify(staged)
+            # A damaged predecessor of the same step must not lend its index to this.
+            _remove_step(self._model_dir, checkpoint.step)
+            _move_durably(folder, self._model_dir)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        earlier = [c for c in listed(self._model_dir) if c.step < checkpoint.step]
+        kept = (earlier + [checkpoint])[-self._keep :]
+        _write_state(self._model_dir, kept)
+        if self._keep:
+            steps = [c.step for c in kept]
+            _remove_own(self._model_dir, keep=steps, below=checkpoint.step)
+
+
+def _is_floating(value):
+    dtype = tf.as_dtype(value.dtype)
+    return dtype.is_floating or dtype.is_complex
+
+
+def _reason(path, error):
+    """Which file is missing, or the first line of what TensorFlow says."""
+    if isinstance(error, DamagedCheckpoint):
+        return error.reason
+    for name in (path + ".index", path + ".data-00000-of-00001"):
+        if isinstance(error, tf.errors.NotFoundError) and not os.path.exists(name):
+            return f"there is no {name}"
+    message = getattr(error, "message", None) or str(error) or "no reason given"
+    return f"{message.splitlines()[0]} ({type(error).__name__})"
+
+
+def _is_usable(checkpoint):
+    """Whether it can be read; says on stderr why not."""
+    try:
+        verify(checkpoint.path)
+    except DamagedCheckpoint as error:
+        print(f"warning: damaged checkpoint, passed over: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _refuse_if_something_was_saved(model_dir, candidates):
+    """Starting at step 0 is right only where no checkpoint was ever complete."""
+    remains = [c.path for c in candidates] or [
+        os.path.join(model_dir, name)
+        for name in sorted(os.listdir(model_dir))
+        # Killed in its first save, a run leaves files of step 0 and names none.
+        if name == STATE_FILE or _step_of(name) not in (None, 0)
+    ]
+    if remains:
+        raise CheckpointError(
+            f"--model_dir is {model_dir!r}, but no checkpoint in it can be used: "
+            f"{', '.join(remains)}; put a good copy back, or choose another "
+            "--model_dir to begin at step 0"
+        )
+
+
+def _named_by_state(model_dir) -> list[Checkpoint] | None:
+    """What the file `checkpoint` names, the newest last; None if it is no such file."""
+    path = os.path.join(model_dir, STATE_FILE)
+    try:
+        if not os.path.isfile(path) or os.path.getsize(path) > _MAX_STATE_BYTES:
+            return None
+        state = tf.train.get_checkpoint_state(model_dir)
+    except (OSError, ValueError):
+        return None
+    if state is None or "\0" in state.model_checkpoint_path:
+        return None
+    newest = state.model_checkpoint_path
+    paths = [
+        p for p in state.all_model_checkpoint_paths if p != newest and "\0" not in p
+    ]
+    return [_checkpoint_at(model_dir, path) for path in paths + [newest]]
+
+
+def _checkpoint_at(model_dir, path):
+    folder, name = os.path.split(path)
+    if os.path.abspath(folder) == os.path.abspath(model_dir):
+        path = os.path.join(model_dir, name)
+    number = re.search(r"-(\d+)$", name)
+    return Checkpoint(int(number.group(1)) if number else 0, path)
+
+
+def _write_state(model_dir, checkpoints):
+    folder = os.path.abspath(model_dir)
+    state = tf.train.generate_checkpoint_state_proto(folder, folder)
+    names = [os.path.relpath(c.path, model_dir) for c in checkpoints]
+    state.model_checkpoint_path = names[-1]
+    del state.all_model_checkpoint_paths[:]
+    state.all_model_checkpoint_paths.extend(names)
+    text = text_format.MessageToString(state)
+    durable_files.replace_text(os.path.join(model_dir, STATE_FILE), text)
+
+
+def _step_of(name) -> int | None:
+    """The step of a file of the training job's checkpoints; None for other files."""
+    match = _OWN_FILE.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def _names(model_dir):
+    try:
+        return sorted(os.listdir(model_dir))
+    except FileNotFoundError:
+        return []
+
+
+def _with_index(model_dir) -> list[Checkpoint]:
+    """The training job's own checkpoints that have an index, the newest last."""
+    steps = [_step_of(name) for name in _names(model_dir) if name.endswith(".index")]
+    return [
+        Checkpoint(step, os.path.join(model_dir, f"{PREFIX}-{step}"))
+        for step in sorted(step for step in steps if step is not None)
+    ]
+
+
+def _sweep(model_dir):
+    """Removes what a killed process left half-way, its own and TensorFlow's."""
+    for name in _names(model_dir):
+        path = os.path.join(model_dir, name)
+        if _LEFTOVERS.fullmatch(name):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+
+
+def _remove_own(model_dir, *, keep: Collection[int], below: float = float("inf")):
+    """Removes own checkpoints of steps less than `below` and not in `keep`."""
+    for name in _index_first(_names(model_dir)):
+        step = _step_of(name)
+        if step is not None and step < below and step not in keep:
+            os.remove(os.path.join(model_dir, name))
+
+
+def _remove_step(model_dir, step):
+    for name in _index_first(_names(model_dir)):
+        if _step_of(name) == step:
+            os.remove(os.path.join(model_dir, name))
+
+
+def _move_durably(source, target):
+    """Moves the files of a checkpoint, so that a file with an index has the rest."""
+    names = _index_first(os.listdir(source))[::-1]
+    for name in names:
+        durable_files.sync(os.path.join(source, name))
+    for name in names:
+        os.replace(os.path.join(source, name), os.path.join(target, name))
+    durable_files.sync(target)
+
+
+def _index_first(names):
+    return sorted(names, key=lambda name: not name.endswith(".index"))

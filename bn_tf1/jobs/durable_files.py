@@ -1,0 +1,43 @@
+"""Files that are whole after a crash: replaced at once, and on the disk when it counts.
+
+Contract: after `replace_text` returned, the new content survives a loss of power; at
+every moment before, the file holds either the old or the new content. A process that is
+killed meanwhile can leave `<path>.partial`, which the next call replaces.
+
+Source: the rules of rename(2) and fsync(2): a rename is atomic, but it is durable only
+after an fsync of the file's content before it and of the folder after it.
+"""
+
+from __future__ import annotations
+
+import os
+
+PARTIAL = ".partial"
+
+
+def replace_text(path: str, text: str) -> None:
+    """Writes `text`, UTF-8, to `path`, in the place of what was there.
+
+    Raises:
+        OSError: the folder does not exist, or cannot be written to.
+    """
+    partial = path + PARTIAL
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync(os.path.dirname(path) or ".")
+
+
+def sync(path: str) -> None:
+    """Returns once the content of a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: `path` does not exist, or its disk reports an error.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,553 @@
+"""Training and evaluation under real faults, in this process: nothing is lost.
+
+What a commit does step by step is in test_checkpoints.py; what needs a process of its
+own, such as a SIGKILL, is in test_faults_processes.py.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import (
+    checkpoints,
+    datasets,
+    evaluation,
+    models,
+    run_lock,
+    training,
+)
+from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs.checkpoints import CheckpointError
+from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.evaluation import (
+    EvaluationError,
+    EvaluationTimeout,
+    Request,
+    TrainingStalled,
+    evaluate,
+)
+from bn_tf1.jobs.image_files import DataFileError
+from bn_tf1.jobs.run_lock import LockedError
+from bn_tf1.jobs.training import TrainingError, train
+
+_DIGITS = datasets._embedded_digits()
+
+
+class Killed(BaseException):
+    """Ends a run in this process as abruptly as can be."""
+
+
+def _config(model_dir, **options):
+    return Config(
+        model_dir=str(model_dir),
+        **{
+            "model": "mlp",
+            "batch_size": 16,
+            "max_steps": 8,
+            "save_checkpoint_steps": 3,
+            "log_steps": 1000,
+            **options,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 8 steps that nothing interrupted, for reading only."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(_config(folder))
+    return folder
+
+
+def _saved_values(model_dir, step):
+    path = os.path.join(str(model_dir), f"model.ckpt-{step}")
+    reader = tf.train.NewCheckpointReader(path)
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def _assert_same_values(model_dir, expected_dir, step):
+    expected = _saved_values(expected_dir, step)
+    values = _saved_values(model_dir, step)
+    assert set(values) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(values[name], value, err_msg=name)
+
+
+def _steps(model_dir):
+    return [checkpoint.step for checkpoint in checkpoints.listed(str(model_dir))]
+
+
+@contextlib.contextmanager
+def _at_save_of(step, act, monkeypatch):
+    """Calls act() when the checkpoint of a step is about to be written."""
+    save = tf.train.Saver.save
+
+    def acting_save(saver, session, path, global_step, **options):
+        if global_step == step:
+            act()
+        return save(saver, session, path, global_step=global_step, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.Saver, "save", acting_save)
+        yield
+
+
+# Interrupted and resumed
+
+
+@pytest.mark.parametrize("model", ["mlp", "convnet", "resnet"])
+def test_a_run_killed_in_its_saves_ends_with_the_same_bits(
+    tmp_path, model, monkeypatch
+):
+    """Default session options; weights, statistics, slots; with augmentation."""
+    options = {"model": model, "resnet_n": 1}
+    whole = _config(tmp_path / "whole", **options)
+    train(whole)
+
+    def kill():
+        raise Killed
+
+    killed = _config(tmp_path / "killed", **options)
+    for step in (0, 3, 6, 8):
+        with _at_save_of(step, kill, monkeypatch), pytest.raises(Killed):
+            train(killed)
+    assert train(killed).step == 8
+    _assert_same_values(killed.model_dir, whole.model_dir, 8)
+    left = {name for name in os.listdir(killed.model_dir) if "tfevents" not in name}
+    assert left == {n for n in os.listdir(whole.model_dir) if "tfevents" not in n}
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(finished, tmp_path, capsys):
+    folder = _copy(finished, tmp_path)
+    data = folder / "model.ckpt-8.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:1000])
+    assert train(_config(folder)).step == 8
+    captured = capsys.readouterr()
+    assert f"passed over: {folder}/model.ckpt-8: " in captured.err
+    assert f"resuming {folder} at step 6" in captured.out
+    _assert_same_values(folder, finished, 8)
+
+
+def test_without_a_state_file_a_run_goes_on(finished, tmp_path, capsys):
+    folder = _copy(finished, tmp_path)
+    (folder / "checkpoint").unlink()
+    train(_config(folder))
+    assert f"resuming {folder} at step 8" in capsys.readouterr().out
+
+
+def test_with_no_usable_checkpoint_a_run_never_begins_anew(finished, tmp_path):
+    folder = _copy(finished, tmp_path)
+    for path in folder.glob("*.index"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint in it can be used"):
+        train(_config(folder))
+    assert len(list(folder.glob("*.index"))) == 4
+
+
+def _copy(source, tmp_path):
+    shutil.copytree(str(source), str(tmp_path / "copy"))
+    return tmp_path / "copy"
+
+
+def test_a_foreign_meta_file_is_never_read(finished, tmp_path):
+    """Neither by the training nor by the evaluation."""
+    folder = _copy(finished, tmp_path)
+    for path in folder.glob("*.meta"):
+        path.write_bytes(b"\x80\x04cos\nsystem\n")
+    assert train(_config(folder, max_steps=9)).step == 9
+    assert next(evaluate(_request(folder, run_once=True))).step == 9
+
+
+# The disk
+
+
+@contextlib.contextmanager
+def _file_size_limit(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_size_limit_in_a_save_is_an_error_and_costs_nothing(
+    finished, tmp_path, monkeypatch
+):
+    """TensorFlow reports it as the end of the data."""
+    config = _config(tmp_path / "run")
+    limit = contextlib.ExitStack()
+
+    def set_limit():
+        limit.enter_context(_file_size_limit(20000))
+
+    with limit, _at_save_of(6, set_limit, monkeypatch), pytest.raises(
+        TrainingError, match="ended at step 6 of 8: .*checkpoint of"
+    ):
+        train(config)
+    assert _steps(config.model_dir) == [0, 3]
+    assert train(config).step == 8
+    _assert_same_values(config.model_dir, finished, 8)
+
+
+@contextlib.contextmanager
+def _mounted(folder, *arguments):
+    """mount(8) with these arguments at a folder, until the block ends."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", *arguments, str(folder)]
+    if subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield folder
+    finally:
+        # The event file of a run that failed may still be open.
+        subprocess.check_call(["umount", "-l", str(folder)])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    with _mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m", "tmpfs") as disk:
+        yield disk
+
+
+def test_a_full_disk_is_an_error_and_the_run_goes_on_when_there_is_room(
+    small_disk, finished, monkeypatch
+):
+    disk = small_disk
+    config = _config(disk / "run", keep_checkpoint_max=1)
+
+    def fill():
+        with contextlib.suppress(OSError), open(disk / "ballast", "wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+
+    error = pytest.raises(TrainingError, match="ended at step 6 of 8")
+    with _at_save_of(6, fill, monkeypatch), error:
+        train(config)
+    assert _steps(config.model_dir) == [3]
+    # A restart on the full disk fails, too, and again costs nothing.
+    with pytest.raises((OSError, TrainingError)):
+        train(config)
+    assert _steps(config.model_dir) == [3]
+    (disk / "ballast").unlink()
+    assert train(config).step == 8
+    _assert_same_values(config.model_dir, finished, 8)
+
+
+def test_a_disk_that_became_read_only_is_an_error(unfinished, tmp_path):
+    with _mounted(tmp_path / "view", "--bind", str(unfinished)) as view:
+        command = ["mount", "-o", "remount,bind,ro", str(view)]
+        subprocess.check_call(command)
+        with pytest.raises(OSError, match="Read-only file system: .*view"):
+            train(_config(view, max_steps=20))
+        # An evaluation may write elsewhere.
+        request = _request(view, run_once=True, eval_dir=str(tmp_path / "eval"))
+        assert next(evaluate(request)).step == 8
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OSError, match="run"):
+        train(_config(tmp_path / "run"))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_vanishes_is_an_error(tmp_path, monkeypatch):
+    config = _config(tmp_path / "run")
+    error = pytest.raises(TrainingError, match="ended at step 6 of 8: .*cannot be")
+    with _at_save_of(6, lambda: shutil.rmtree(config.model_dir), monkeypatch), error:
+        train(config)
+    assert not os.path.exists(config.model_dir)
+
+
+# NaN
+
+
+def test_statistics_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """The loss of the step in which they become NaN is still finite."""
+    config = _config(tmp_path, save_checkpoint_steps=1)
+    mlp = models.MODELS["mlp"]
+
+    def spoilt(images, is_training, settings):
+        logits = mlp(images, is_training, settings)
+        step = tf.train.get_global_step()
+        late = tf.where(tf.equal(step, 4), np.float32(np.nan), np.float32(0))
+        mean = next(
+            v for v in tf.global_variables() if v.op.name.endswith("moving_mean")
+        )
+        spoil = mean.assign_add(tf.fill(mean.shape, late))
+        tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, spoil)
+        return logits
+
+    monkeypatch.setitem(models.MODELS, "mlp", spoilt)
+    with pytest.raises(
+        TrainingError,
+        match="ended at step 5 of 8: .* of step 5 .*: tensor .*moving_mean is not finite",
+    ):
+        train(config)
+    assert _steps(tmp_path)[-1] == 4
+    assert checkpoints.recover(str(tmp_path)).step == 4
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
+    tmp_path, loss, monkeypatch
+):
+    build = training._build_step
+
+    def spoilt(config, dataset):
+        step = build(config, dataset)
+        is_late = tf.greater_equal(step.global_step, 4)
+        late = tf.where(is_late, np.float32(loss), np.float32(0))
+        return step._replace(loss=step.loss + late)
+
+    monkeypatch.setattr(training, "_build_step", spoilt)
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step [45]:"):
+        train(_config(tmp_path))
+    assert _steps(tmp_path) == [0, 3]
+
+
+# One trainer in one folder
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch):
+    monkeypatch.setattr(run_lock, "_PATIENCE_SECS", 0.1)
+
+
+def test_a_second_trainer_is_refused_and_the_first_one_named(tmp_path):
+    config = _config(tmp_path)
+    with run_lock.hold(config.model_dir):
+        with pytest.raises(LockedError, match=rf"in which process {os.getpid()} on "):
+            train(config)
+        assert run_lock.is_held(config.model_dir)
+    assert not run_lock.is_held(config.model_dir)
+    assert train(config).step == 8
+
+
+def test_the_files_of_a_lock_whose_process_is_dead_block_nobody(tmp_path):
+    (tmp_path / "train.lock").write_text("4194304")
+    (tmp_path / "train.holder").write_text('{"pid": 4194304, "host": "gone"}')
+    assert train(_config(tmp_path)).step == 8
+    assert not (tmp_path / "train.holder").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"pid": 1}'])
+def test_a_holder_that_cannot_be_read_is_another_process(tmp_path, content):
+    with run_lock.hold(str(tmp_path)):
+        (tmp_path / "train.holder").write_bytes(content)
+        with pytest.raises(LockedError, match="in which another process is training"):
+            train(_config(tmp_path))
+
+
+def test_the_lock_is_released_when_a_run_fails(tmp_path, monkeypatch):
+    def kill():
+        raise Killed
+
+    with _at_save_of(3, kill, monkeypatch), pytest.raises(Killed):
+        train(_config(tmp_path))
+    assert not run_lock.is_held(str(tmp_path))
+
+
+# The data
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    shutil.copytree(_DIGITS, str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("split", ["train", "t10k"])
+def test_data_that_changed_are_noticed_at_resume(data_dir, tmp_path, split):
+    config = _config(tmp_path / "run", data_dir=str(data_dir), max_steps=3)
+    train(config)
+    checksum = configuration.load(config.model_dir).data_checksum
+    assert len(checksum) == 64
+    path = data_dir / f"{split}-labels-idx1-ubyte.gz"
+    _change_last_label(path)
+    with pytest.raises(DataFileError, match=f"{data_dir}.*{checksum}.*config.json"):
+        train(dataclasses.replace(config, max_steps=8))
+    assert _steps(config.model_dir) == [0, 3]
+
+
+def _change_last_label(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-1] = (content[-1] + 1) % 10
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def test_the_same_data_in_another_place_and_uncompressed_are_the_same(
+    data_dir, tmp_path
+):
+    config = _config(tmp_path / "run", max_steps=3)
+    train(config)
+    for path in data_dir.glob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    moved = dataclasses.replace(config, data_dir=str(data_dir), max_steps=4)
+    assert train(moved).step == 4
+
+
+def test_a_checksum_that_is_given_must_be_that_of_the_data(tmp_path):
+    with pytest.raises(DataFileError, match="--data_checksum"):
+        train(_config(tmp_path, data_checksum="0" * 64))
+    assert not list(tmp_path.glob("model.ckpt*"))
+
+
+def test_a_run_from_before_there_were_checksums_goes_on(finished, tmp_path):
+    folder = _copy(finished, tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    del values["data_checksum"], values["grace_secs"]
+    (folder / "config.json").write_text(json.dumps(values))
+    train(_config(folder, max_steps=9))
+    assert configuration.load(str(folder)).data_checksum
+
+
+# The evaluation beside it
+
+
+def _request(model_dir, **options):
+    return Request(str(model_dir), **options)
+
+
+def _follow(folder, **options):
+    return evaluate(_request(folder, timeout_secs=0.0, **options))
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """The run of 8 steps as if it were to have 20, with checkpoints 0, 3, 6 and 8."""
+    folder = _copy(finished, tmp_path)
+    config = dataclasses.replace(configuration.load(str(folder)), max_steps=20)
+    configuration.save(config)
+    return folder
+
+
+def _name_in_state(folder, *steps):
+    paths = [f"model.ckpt-{step}" for step in steps]
+    tf.train.update_checkpoint_state(str(folder), paths[-1], paths)
+
+
+def test_following_measures_each_new_step_once_in_order(unfinished):
+    _name_in_state(unfinished, 0)
+    steps = []
+    with pytest.raises(EvaluationTimeout):
+        for result in _follow(unfinished):
+            steps.append(result.step)
+            _name_in_state(unfinished, 0, 3, 6, 8)
+    assert steps == [0, 3, 6, 8]
+
+
+def test_following_reports_what_is_removed_before_it_is_measured(unfinished, capsys):
+    """Step 3 while 0 is measured; 6 after it was seen."""
+    _name_in_state(unfinished, 0)
+    steps = []
+    with pytest.raises(EvaluationTimeout):
+        for result in _follow(unfinished):
+            steps.append(result.step)
+            _remove(unfinished, 3)
+            _remove(unfinished, 6)
+            _name_in_state(unfinished, 6, 8)
+    errors = capsys.readouterr().err
+    assert steps == [0, 8]
+    assert "skipped steps 1 to 5: " in errors
+    assert "skipped step 6: " in errors
+    assert f"there is no {unfinished}/model.ckpt-6.index" in errors
+
+
+def _remove(folder, step):
+    for path in folder.glob(f"model.ckpt-{step}.*"):
+        path.unlink()
+
+
+def test_following_passes_over_a_damaged_checkpoint(unfinished, capsys):
+    (unfinished / "model.ckpt-6.data-00000-of-00001").write_bytes(bytes(100))
+    _name_in_state(unfinished, 3)
+    steps = []
+    with pytest.raises(EvaluationTimeout):
+        for result in _follow(unfinished):
+            steps.append(result.step)
+            _name_in_state(unfinished, 3, 6, 8)
+    assert steps == [3, 8]
+    assert f"skipped step 6: {unfinished}/model.ckpt-6: " in capsys.readouterr().err
+
+
+def test_a_checkpoint_removed_while_it_is_restored_is_skipped(
+    unfinished, monkeypatch, capsys
+):
+    verify = checkpoints.verify
+
+    def verify_then_lose(path):
+        verify(path)
+        if path.endswith("-6"):
+            _remove(unfinished, 6)
+
+    monkeypatch.setattr(checkpoints, "verify", verify_then_lose)
+    _name_in_state(unfinished, 3)
+    steps = []
+    with pytest.raises(EvaluationTimeout):
+        for result in _follow(unfinished):
+            steps.append(result.step)
+            _name_in_state(unfinished, 3, 6, 8)
+    assert steps == [3, 8]
+    assert "skipped step 6: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00"])
+def test_following_needs_no_state_file(unfinished, content):
+    (unfinished / "checkpoint").unlink()
+    if content is not None:
+        (unfinished / "checkpoint").write_bytes(content)
+    assert next(_follow(unfinished)).step == 8
+
+
+def test_a_follower_that_is_started_again_goes_on_behind_its_last_step(unfinished):
+    _name_in_state(unfinished, 0, 3)
+    assert next(_follow(unfinished)).step == 3
+    results = unfinished / "eval" / "results.jsonl"
+    results.write_text(results.read_text() + '{"step": 6, "check')  # killed
+    _name_in_state(unfinished, 0, 3, 6, 8)
+    steps = []
+    with pytest.raises(EvaluationTimeout):
+        for result in _follow(unfinished):
+            steps.append(result.step)
+    assert steps == [6, 8]
+    assert evaluation._measured_steps(_request(unfinished)) == [3, 6, 8]
+
+
+def test_evaluating_once_takes_the_one_before_a_damaged_one(finished, tmp_path, capsys):
+    folder = _copy(finished, tmp_path)
+    (folder / "model.ckpt-8.index").write_bytes(b"")
+    (result,) = evaluate(_request(folder, run_once=True))
+    assert result.step == 6
+    assert "skipped step 8: " in capsys.readouterr().err
+
+
+def test_evaluating_once_without_a_usable_checkpoint_is_an_error(finished, tmp_path):
+    folder = _copy(finished, tmp_path)
+    for path in folder.glob("*.index"):
+        path.write_bytes(b"")
+    with pytest.raises(EvaluationError, match="no checkpoint that can be read in it"):
+        list(evaluate(_request(folder, run_once=True)))
+
+
+def test_a_timeout_tells_whether_somebody_trains(unfinished):
+    stalled = pytest.raises(TrainingStalled, match="a process is still training")
+    with run_lock.hold(str(unfinished)), stalled:
+        list(_follow(unfinished))
+    with pytest.raises(EvaluationTimeout, match="no process is training") as error:
+        list(_follow(unfinished))
+    assert not isinstance(error.value, TrainingStalled)
