@@ -1,4 +1,4 @@
-"""The graph builder: variables, mode, statistics, output, updates.
+"""The graph builder: what is asked for, checked, and the variables it needs.
 
     is_training   output normalised with   moving statistics
     True          batch statistics         updated (see `update`)
@@ -15,14 +15,15 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 from __future__ import annotations
 
 import numbers
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.calls import BatchNormCall, record_call
-from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_moving_average
+from bn_tf1.control_flow import check_outside_of_control_flow
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.normalization import LayerVariables, normalize_and_update
 
 _INITIALIZERS = {
     "gamma": tf.ones_initializer,
@@ -33,21 +34,6 @@ _INITIALIZERS = {
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _EMA_VARIANCES = ("biased", "unbiased")
 _UPDATES = ("collection", "in_place", "skip")
-
-
-class _Variables(NamedTuple):
-    gamma: Any
-    beta: Any
-    moving_mean: Any
-    moving_variance: Any
-
-
-class _Normalized(NamedTuple):
-    """The output, and the statistics that the moving averages shall take in."""
-
-    y: tf.Tensor
-    mean: tf.Tensor
-    variance: tf.Tensor
 
 
 def batch_norm(
@@ -149,36 +135,24 @@ def batch_norm(
         scope.set_regularizer(None)
         scope.set_partitioner(None)
         if updating and update == "collection":
-            _check_outside_of_control_flow(scope.name)
+            check_outside_of_control_flow(scope.name)
         variables = _get_variables(
             x, axis, center, scale, initializers, regularizers, trainable
         )
-        normalized = _normalize(
-            x, variables, is_training, axis, epsilon, ema_variance, scope.name
+        return normalize_and_update(
+            x,
+            is_training,
+            variables,
+            layer=scope.name,
+            axis=axis,
+            decay=decay,
+            epsilon=epsilon,
+            zero_debias=zero_debias,
+            ema_variance=ema_variance,
+            update=update,
+            updates_collection=updates_collection,
+            skip_nonfinite=skip_nonfinite,
         )
-        y = normalized.y
-        updates = ()
-        if updating:
-            updates = _update_operations(
-                variables, normalized, is_training, decay, zero_debias, skip_nonfinite
-            )
-        if updates and update == "collection":
-            for operation in updates:
-                tf.add_to_collection(updates_collection, operation)
-        elif updates:
-            with tf.control_dependencies(updates):
-                y = tf.identity(y)
-        in_batch = is_training is not False
-        record_call(
-            BatchNormCall(
-                name=scope.name,
-                batch_mean=normalized.mean if in_batch else None,
-                batch_variance=normalized.variance if in_batch else None,
-                updates=updates,
-                **variables._asdict(),
-            )
-        )
-        return y
 
 
 def _checked_is_training(is_training):
@@ -260,25 +234,6 @@ def _check_keys(argument, mapping, known):
             )
 
 
-def _check_outside_of_control_flow(layer):
-    """Raises where a train op outside could not run an update made here.
-
-    Inside of a `tf.cond`, `tf.while_loop` or function body, an operation never takes
-    an outer tensor directly: TensorFlow puts a Switch, an Enter or a captured
-    placeholder in between. No public function tells, but this does.
-    """
-    with tf.init_scope():
-        outer = tf.constant(0)
-    if tf.identity(outer).op.inputs[0].op is not outer.op:
-        raise ValueError(
-            f'`update` is "collection", but the layer {layer!r} is built inside of a '
-            "tf.cond, tf.while_loop or function body: its update operations would "
-            "belong to that body, where a train op outside cannot run them (it would "
-            "silently do nothing when the branch is not taken). Use "
-            'update="in_place", or call batch_norm outside of the body'
-        )
-
-
 def _get_variables(x, axis, center, scale, initializers, regularizers, trainable):
     dtype = statistics.statistics_dtype(x.dtype)
     channels = tf.dimension_value(x.shape[axis])
@@ -295,93 +250,9 @@ def _get_variables(x, axis, center, scale, initializers, regularizers, trainable
             trainable=learned,
         )
 
-    return _Variables(
+    return LayerVariables(
         gamma=variable("gamma", trainable) if scale else None,
         beta=variable("beta", trainable) if center else None,
         moving_mean=variable("moving_mean", False),
         moving_variance=variable("moving_variance", False),
-    )
-
-
-def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
-    axes = statistics.reduction_axes(x.shape.ndims, axis)
-    # All that needs a gradient is cast and read outside of the cond: TensorFlow 1.15
-    # gives none to bfloat16 tensors that enter it, and fails for resource variables
-    # that are read in it, if it is itself in a loop.
-    x, dtype = tf.cast(x, statistics.statistics_dtype(x.dtype)), x.dtype
-    gamma, beta = (
-        None if variable is None else tf.identity(variable)
-        for variable in (variables.gamma, variables.beta)
-    )
-
-    def output(inputs, mean, variance):
-        return statistics.normalize(
-            inputs, mean, variance, gamma, beta, axis=axis, epsilon=epsilon
-        )
-
-    def with_batch_statistics():
-        inputs = _with_several_values(x, axes, layer, is_training)
-        moments = statistics.batch_moments(inputs, axes)
-        averaged = moments.variance
-        if ema_variance == "unbiased":
-            averaged = statistics.unbiased_variance(moments)
-        y = output(inputs, moments.mean, moments.variance)
-        return _Normalized(y, moments.mean, averaged)
-
-    def with_moving_statistics():
-        mean = tf.identity(variables.moving_mean)
-        variance = tf.identity(variables.moving_variance)
-        return _Normalized(output(x, mean, variance), mean, variance)
-
-    if is_training is True:
-        normalized = with_batch_statistics()
-    elif is_training is False:
-        normalized = with_moving_statistics()
-    else:
-        normalized = _Normalized(
-            *tf.cond(is_training, with_batch_statistics, with_moving_statistics)
-        )
-        normalized.y.set_shape(x.shape)
-    return normalized._replace(y=tf.cast(normalized.y, dtype))
-
-
-def _with_several_values(x, axes, layer, is_training):
-    """`x`, once it is sure that a channel has not just one value.
-
-    The variance of one value is 0, and the output beta, whatever the input.
-    """
-    count = statistics.static_count(x.shape, axes)
-    problem = f"one value per channel in the training batch of layer {layer!r}"
-    if count == 1 and is_training is True:
-        raise ValueError(
-            f"`x` has shape {x.shape}: {problem}, but batch statistics need 2 or "
-            "more; use a larger batch or is_training=False"
-        )
-    sizes = [tf.dimension_value(x.shape[a]) for a in axes]
-    if count != 1 and any(size is not None and size > 1 for size in sizes):
-        return x  # an unknown size makes N a multiple of this one
-    shape = tf.shape(x)
-    several = tf.not_equal(tf.reduce_prod(tf.gather(shape, list(axes))), 1)
-    message = problem + ", but batch statistics need 2 or more; shape of `x`:"
-    with tf.control_dependencies([tf.Assert(several, [message, shape])]):
-        return tf.identity(x)
-
-
-def _update_operations(
-    variables, normalized, is_training, decay, zero_debias, skip_nonfinite
-):
-    apply = is_training
-    if skip_nonfinite:
-        finite = tf.reduce_all(
-            tf.is_finite(tf.concat([normalized.mean, normalized.variance], 0))
-        )
-        apply = finite if apply is True else tf.logical_and(apply, finite)
-    return tuple(
-        update_moving_average(
-            moving, batch, decay, apply=apply, zero_debias=zero_debias
-        )
-        for moving, batch in (
-            (variables.moving_mean, normalized.mean),
-            (variables.moving_variance, normalized.variance),
-        )
     )

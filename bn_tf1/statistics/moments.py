@@ -1,16 +1,10 @@
-"""Batch statistics and the normalisation that uses them: pure functions.
+"""The statistics of a batch, and what they are made over.
 
-Purpose: everything of batch normalization that is arithmetic on tensors, with no
-variable, no collection and no mode.
-
-Contract: statistics have shape [channels] and are float32, or float64 for float64
-inputs, whatever the precision of the input. The variance is the biased one (divided
-by N). The mean is subtracted before anything is squared or scaled, so a mean hundreds
-of times larger than the deviation costs no precision.
-
-The seam: `batch_moments` is what a richer kind of statistics (masked, over ghost
-batches, synchronised) replaces; anything that returns a `Moments` fits. The kernel that
-computes moments and output is chosen here and nowhere else.
+Contract: statistics have the shape of `x` on its channel axes ([channels] for one
+axis) and are float32, or float64 for float64 inputs, whatever the precision of the
+input. The variance is the biased one (divided by N). The mean is subtracted before
+anything is squared, so a mean hundreds of times larger than the deviation costs no
+precision.
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorithm 1.
 """
@@ -80,45 +74,3 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
 def unbiased_variance(moments: Moments) -> tf.Tensor:
     """The variance divided by N - 1 instead of N, shape [channels]."""
     return moments.variance * (moments.count / (moments.count - 1))
-
-
-def normalize(
-    x: tf.Tensor,
-    mean: tf.Tensor,
-    variance: tf.Tensor,
-    gamma: tf.Tensor | None,
-    beta: tf.Tensor | None,
-    *,
-    axis: int,
-    epsilon: float,
-) -> tf.Tensor:
-    """gamma * (x - mean) / sqrt(variance + epsilon) + beta, channel by channel.
-
-    Args:
-        x: float tensor of known rank with the channels on `axis`.
-        mean, variance: tensors of shape [channels], float32 (float64 for float64 `x`).
-        gamma, beta: tensors like `mean`, or None for 1 and 0.
-        axis: the channel axis of `x`, negative or not.
-        epsilon: added to the variance; in the unit of the variance.
-
-    Returns:
-        A tensor of the shape and dtype of `x`, computed in the dtype of `mean`.
-    """
-    scale = tf.rsqrt(variance + epsilon)
-    if gamma is not None:
-        scale *= gamma
-
-    def on_axis(channels):
-        return _broadcast_on_axis(channels, x.shape.ndims, axis)
-
-    y = (tf.cast(x, mean.dtype) - on_axis(mean)) * on_axis(scale)
-    if beta is not None:
-        y += on_axis(beta)
-    return tf.cast(y, x.dtype)
-
-
-def _broadcast_on_axis(channels, rank, axis):
-    trailing = rank - 1 - axis % rank
-    if trailing == 0:
-        return channels  # broadcasting aligns the last axis by itself
-    return tf.reshape(channels, [-1] + [1] * trailing)

@@ -1,0 +1,24 @@
+"""Where in the control flow of a graph something is being built."""
+
+from __future__ import annotations
+
+import tensorflow.compat.v1 as tf
+
+
+def check_outside_of_control_flow(layer):
+    """Raises where a train op outside could not run an update made here.
+
+    Inside of a `tf.cond`, `tf.while_loop` or function body, an operation never takes
+    an outer tensor directly: TensorFlow puts a Switch, an Enter or a captured
+    placeholder in between. No public function tells, but this does.
+    """
+    with tf.init_scope():
+        outer = tf.constant(0)
+    if tf.identity(outer).op.inputs[0].op is not outer.op:
+        raise ValueError(
+            f'`update` is "collection", but the layer {layer!r} is built inside of a '
+            "tf.cond, tf.while_loop or function body: its update operations would "
+            "belong to that body, where a train op outside cannot run them (it would "
+            "silently do nothing when the branch is not taken). Use "
+            'update="in_place", or call batch_norm outside of the body'
+        )

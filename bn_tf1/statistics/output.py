@@ -1,0 +1,56 @@
+"""The output of batch normalization, for statistics that are given.
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+Contract: computed in the dtype of the statistics, returned in the dtype of `x`. The
+mean is subtracted before anything is scaled, so a mean hundreds of times larger than
+the deviation costs no precision.
+
+Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import tensorflow.compat.v1 as tf
+
+
+def normalize(
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    axis: int,
+    epsilon: float,
+) -> tf.Tensor:
+    """gamma * (x - mean) / sqrt(variance + epsilon) + beta, channel by channel.
+
+    Args:
+        x: float tensor of known rank with the channels on `axis`.
+        mean, variance: tensors of shape [channels], float32 (float64 for float64 `x`).
+        gamma, beta: tensors like `mean`, or None for 1 and 0.
+        axis: the channel axis of `x`, negative or not.
+        epsilon: added to the variance; in the unit of the variance.
+
+    Returns:
+        A tensor of the shape and dtype of `x`, computed in the dtype of `mean`.
+    """
+    scale = tf.rsqrt(variance + epsilon)
+    if gamma is not None:
+        scale *= gamma
+
+    def on_axis(channels):
+        return _broadcast_on_axis(channels, x.shape.ndims, axis)
+
+    y = (tf.cast(x, mean.dtype) - on_axis(mean)) * on_axis(scale)
+    if beta is not None:
+        y += on_axis(beta)
+    return tf.cast(y, x.dtype)
+
+
+def _broadcast_on_axis(channels, rank, axis):
+    trailing = rank - 1 - axis % rank
+    if trailing == 0:
+        return channels  # broadcasting aligns the last axis by itself
+    return tf.reshape(channels, [-1] + [1] * trailing)
