@@ -109,8 +109,12 @@ def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
     # gives none to bfloat16 tensors that enter it, and fails for resource variables
     # that are read in it, if it is itself in a loop.
     x, dtype = tf.cast(x, statistics.statistics_dtype(x.dtype)), x.dtype
+    channels = [
+        tf.dimension_value(x.shape[a])
+        for a in statistics.channel_axes(x.shape.ndims, axis)
+    ]
     gamma, beta = (
-        None if variable is None else tf.identity(variable)
+        None if variable is None else _read(variable, channels)
         for variable in (variables.gamma, variables.beta)
     )
 
@@ -129,8 +133,8 @@ def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
         return _Normalized(y, moments.mean, averaged)
 
     def with_moving_statistics():
-        mean = tf.identity(variables.moving_mean)
-        variance = tf.identity(variables.moving_variance)
+        mean = _read(variables.moving_mean, channels)
+        variance = _read(variables.moving_variance, channels)
         return _Normalized(output(x, mean, variance), mean, variance)
 
     if is_training is True:
@@ -143,6 +147,13 @@ def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
         )
         normalized.y.set_shape(x.shape)
     return normalized._replace(y=tf.cast(normalized.y, dtype))
+
+
+def _read(variable, shape):
+    """The value of a variable, without the sizes of 1 that it may have in between."""
+    if variable.shape.as_list() == shape:
+        return tf.identity(variable)
+    return tf.reshape(variable, shape)
 
 
 def _with_several_values(x, axes, layer, is_training):
@@ -176,12 +187,15 @@ def _update_operations(
             tf.is_finite(tf.concat([normalized.mean, normalized.variance], 0))
         )
         apply = finite if apply is True else tf.logical_and(apply, finite)
-    return tuple(
-        update_moving_average(
+
+    def update(moving, batch):
+        if moving.shape.ndims != batch.shape.ndims:
+            batch = tf.reshape(batch, moving.shape)
+        return update_moving_average(
             moving, batch, decay, apply=apply, zero_debias=zero_debias
         )
-        for moving, batch in (
-            (variables.moving_mean, normalized.mean),
-            (variables.moving_variance, normalized.variance),
-        )
+
+    return (
+        update(variables.moving_mean, normalized.mean),
+        update(variables.moving_variance, normalized.variance),
     )

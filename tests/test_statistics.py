@@ -29,6 +29,29 @@ def test_reduction_axes(rank, axis, expected):
     assert reference.reduction_axes(rank, axis) == expected
 
 
+def test_several_channel_axes(session):
+    """Statistics have the sizes of the channel axes; against plain NumPy."""
+    batch = np.random.RandomState(0).normal(2.0, 0.5, size=(4, 3, 5, 2))
+    assert statistics.channel_axes(4, (-1, 1)) == (1, 3)
+    axes = statistics.reduction_axes(4, (-1, 1))
+    assert axes == (0, 2)
+    moments = statistics.batch_moments(tf.constant(batch), axes)
+    y = statistics.normalize(
+        tf.constant(batch),
+        moments.mean,
+        moments.variance,
+        tf.constant(np.arange(6.0).reshape(3, 2)),
+        None,
+        axis=(1, -1),
+        epsilon=1e-3,
+    )
+    mean = batch.mean((0, 2), keepdims=True)
+    variance = ((batch - mean) ** 2).mean((0, 2), keepdims=True)
+    gamma = np.arange(6.0).reshape(1, 3, 1, 2)
+    expected = gamma * (batch - mean) / np.sqrt(variance + 1e-3)
+    np.testing.assert_allclose(session.run(y), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("sizes", ["known_sizes", "unknown_sizes"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize(

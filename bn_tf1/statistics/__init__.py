@@ -10,6 +10,7 @@ The seam: whatever returns a `Moments` for a batch can be put in the place of
 from bn_tf1.statistics.moments import (
     Moments,
     batch_moments,
+    channel_axes,
     reduction_axes,
     static_count,
     statistics_dtype,
@@ -20,6 +21,7 @@ from bn_tf1.statistics.output import normalize
 __all__ = [
     "Moments",
     "batch_moments",
+    "channel_axes",
     "normalize",
     "reduction_axes",
     "static_count",

@@ -11,7 +11,8 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import numbers
+from typing import Any, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -36,10 +37,16 @@ def statistics_dtype(dtype: tf.DType) -> tf.DType:
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
-def reduction_axes(rank: int, axis: int) -> tuple[int, ...]:
-    """All axes of a tensor of `rank` but the channel axis, which may be negative."""
-    channel_axis = axis % rank
-    return tuple(a for a in range(rank) if a != channel_axis)
+def channel_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
+    """The channel axes of a tensor of `rank`, ascending and not negative."""
+    axes = (axis,) if isinstance(axis, numbers.Integral) else axis
+    return tuple(sorted(a % rank for a in axes))
+
+
+def reduction_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
+    """All axes of a tensor of `rank` but the channel axes, which may be negative."""
+    channels = channel_axes(rank, axis)
+    return tuple(a for a in range(rank) if a not in channels)
 
 
 def static_count(shape: tf.TensorShape, axes: tuple[int, ...]) -> int | None:
@@ -58,7 +65,7 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
 
     Args:
         x: float tensor of known rank.
-        axes: the axes to reduce: all but the channel axis.
+        axes: the axes to reduce: all but the channel axes.
 
     Returns:
         `Moments` in float32, or float64 for float64 `x`.

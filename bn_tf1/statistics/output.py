@@ -11,7 +11,11 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.moments import channel_axes
 
 
 def normalize(
@@ -21,16 +25,17 @@ def normalize(
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     *,
-    axis: int,
+    axis: int | Sequence[int],
     epsilon: float,
 ) -> tf.Tensor:
     """gamma * (x - mean) / sqrt(variance + epsilon) + beta, channel by channel.
 
     Args:
         x: float tensor of known rank with the channels on `axis`.
-        mean, variance: tensors of shape [channels], float32 (float64 for float64 `x`).
+        mean, variance: float32 tensors (float64 for float64 `x`) of the shape that `x`
+            has on its channel axes, known sizes: [channels] for one axis.
         gamma, beta: tensors like `mean`, or None for 1 and 0.
-        axis: the channel axis of `x`, negative or not.
+        axis: the channel axis of `x`, or several, negative or not.
         epsilon: added to the variance; in the unit of the variance.
 
     Returns:
@@ -41,7 +46,7 @@ def normalize(
         scale *= gamma
 
     def on_axis(channels):
-        return _broadcast_on_axis(channels, x.shape.ndims, axis)
+        return _broadcast_on_axis(channels, x.shape, axis)
 
     y = (tf.cast(x, mean.dtype) - on_axis(mean)) * on_axis(scale)
     if beta is not None:
@@ -49,8 +54,15 @@ def normalize(
     return tf.cast(y, x.dtype)
 
 
-def _broadcast_on_axis(channels, rank, axis):
-    trailing = rank - 1 - axis % rank
-    if trailing == 0:
-        return channels  # broadcasting aligns the last axis by itself
-    return tf.reshape(channels, [-1] + [1] * trailing)
+def _broadcast_on_axis(channels, shape, axis):
+    kept = channel_axes(shape.ndims, axis)
+    leading = kept[0]
+    if kept == tuple(range(leading, shape.ndims)):
+        return channels  # broadcasting aligns the last axes by itself
+    if len(kept) == 1:
+        return tf.reshape(channels, [-1] + [1] * (shape.ndims - 1 - leading))
+    sizes = [
+        tf.dimension_value(shape[a]) if a in kept else 1
+        for a in range(leading, shape.ndims)
+    ]
+    return tf.reshape(channels, sizes)
