@@ -112,3 +112,13 @@ def test_the_saved_file_is_readable_json(tmp_path):
     assert values["seed"] == 3
     assert set(values) == {field.name for field in dataclasses.fields(Config)}
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_bfloat16_needs_tensorflow_2(monkeypatch):
+    monkeypatch.setattr("tensorflow.compat.v1.version.VERSION", "1.15.5")
+    with pytest.raises(
+        ConfigError, match="--precision is 'bfloat16', but TensorFlow 1"
+    ):
+        Config(precision="bfloat16")
+    monkeypatch.setattr("tensorflow.compat.v1.version.VERSION", "2.21.0")
+    assert Config(precision="bfloat16").precision == "bfloat16"

@@ -109,3 +109,42 @@ def test_initial_weights_are_the_same_on_every_tensorflow_version():
     expected = [-0.30047956109046936, 0.24650420248508453, 0.28477564454078674]
     weights = _initial_weights("mlp", seed=0)[0]
     np.testing.assert_array_equal(weights[0, :3], np.float32(expected))
+
+
+@pytest.mark.skipif(
+    tf.version.VERSION.startswith("1."), reason="no bfloat16 convolution on its CPU"
+)
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_bfloat16_activations_with_float32_weights_statistics_and_loss(model):
+    images = np.random.RandomState(0).uniform(size=[16, 8, 8, 1]).astype("f4")
+    exact = _build(model, tf.constant(images))
+    with tf.variable_scope("low"):
+        logits = _build(model, tf.constant(images), precision="bfloat16")
+    assert logits.dtype == tf.float32
+    dtypes = {variable.dtype.base_dtype for variable in tf.global_variables()}
+    assert dtypes == {tf.float32}
+    activations = {"mlp": "Sigmoid", "convnet": "Relu", "resnet": "Relu"}[model]
+    low = [
+        op.outputs[0].dtype
+        for op in tf.get_default_graph().get_operations()
+        if op.type == activations and op.name.startswith("low")
+    ]
+    assert low and set(low) == {tf.bfloat16}
+    loss = tf.reduce_sum(tf.square(logits))
+    gradients = tf.gradients(loss, tf.trainable_variables("low"))
+    copy = [
+        low_variable.assign(variable)
+        for variable, low_variable in zip(
+            tf.trainable_variables()[: len(gradients)], tf.trainable_variables("low")
+        )
+    ]
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        session.run(copy)
+        expected, values, slopes = session.run([exact, logits, gradients])
+    # bfloat16 keeps 8 bits; each layer normalises, so that errors of a few units of
+    # 2^-9 add up over the layers instead of growing.
+    scale = np.std(expected)
+    assert np.sqrt(np.mean(np.square(values - expected))) < 0.1 * scale
+    assert not np.array_equal(values, expected)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)

@@ -15,6 +15,8 @@ import math
 import os
 from typing import Any, Mapping
 
+import tensorflow.compat.v1 as tf
+
 from bn_tf1.jobs import durable_files
 from bn_tf1.jobs.datasets import DATASETS
 from bn_tf1.jobs.image_files import DataFileError
@@ -91,6 +93,13 @@ class Config:
         "Normalization before each nonlinearity.",
         choices=("batch", "none"),
     )
+    precision: str = _option(
+        "float32",
+        "Precision of the activations; weights, statistics and loss stay float32. "
+        "bfloat16 needs TensorFlow 2, and gains speed on processors with instructions "
+        "for it only.",
+        choices=("float32", "bfloat16"),
+    )
     bn_decay: float = _option(
         0.95,
         "Share of the moving statistics that one step keeps; after n steps their "
@@ -150,6 +159,11 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
+        if self.precision == "bfloat16" and tf.version.VERSION.startswith("1."):
+            raise ConfigError(
+                f"--precision is 'bfloat16', but TensorFlow {tf.version.VERSION} has no "
+                "convolution for it on the CPU: use TensorFlow 2, or float32"
+            )
         if not self.model_dir:
             raise ConfigError("--model_dir is '', but must be the name of a folder")
 

@@ -2,9 +2,10 @@
 
 Contract: a model is a function `(images, is_training, settings) -> logits`. Weights are
 float32 and are initialised from a seed and their own name, so that the same
-configuration starts from the same weights on every TensorFlow version. A layer that is
-normalised has no bias, since beta takes its place. Weight decay goes to
-`REGULARIZATION_LOSSES`.
+configuration starts from the same weights on every TensorFlow version. Activations, and
+the copies of the weights that they meet, have the precision that is asked for; averages
+over an image and the logits are float32. A layer that is normalised has no bias, since
+beta takes its place. Weight decay goes to `REGULARIZATION_LOSSES`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Settings(NamedTuple):
         bn_weight_decay: whether the penalty takes in gamma and beta.
         resnet_n: residual blocks per stage of `resnet`.
         seed: seed of the initial weights.
+        precision: dtype of the activations, "float32" or "bfloat16". By casts in the
+            graph: TensorFlow's own rewrite to bfloat16 leaves a graph as it is, and says
+            nothing, on a processor that it does not know to be fast at it.
     """
 
     num_classes: int
@@ -38,6 +42,7 @@ class Settings(NamedTuple):
     bn_weight_decay: bool = False
     resnet_n: int = 3
     seed: int = 0
+    precision: str = "float32"
 
 
 def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
@@ -53,10 +58,10 @@ def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     Returns:
         Logits, float32 of shape [batch, num_classes].
     """
-    x = _flatten(images)
+    x = tf.cast(_flatten(images), settings.precision)
     for i in range(3):
         with tf.variable_scope(f"layer{i + 1}"):
-            x = _dense(x, 100, settings, bias=False)
+            x = _dense(x, 100, settings)
             x = tf.sigmoid(_normalize(x, is_training, settings))
     return _logits(x, settings)
 
@@ -66,7 +71,7 @@ def convnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
 
     Arguments and result as for `mlp`.
     """
-    x = images - 0.5
+    x = tf.cast(images - 0.5, settings.precision)
     for i, filters in enumerate((32, 32, 64, 64)):
         with tf.variable_scope(f"conv{i + 1}"):
             x = _conv(x, filters, settings)
@@ -85,7 +90,7 @@ def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     Source: He et al., "Deep Residual Learning", 2015 (arXiv:1512.03385), section 4.2.
     Arguments and result as for `mlp`.
     """
-    x = images - 0.5
+    x = tf.cast(images - 0.5, settings.precision)
     with tf.variable_scope("conv1"):
         x = _conv(x, 16, settings)
         x = tf.nn.relu(_normalize(x, is_training, settings))
@@ -94,7 +99,7 @@ def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
             stride = 2 if stage > 0 and block == 0 else 1
             with tf.variable_scope(f"stage{stage + 1}_block{block + 1}"):
                 x = _residual_block(x, filters, stride, is_training, settings)
-    return _logits(tf.reduce_mean(x, [1, 2]), settings)
+    return _logits(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]), settings)
 
 
 MODELS = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
@@ -117,13 +122,14 @@ def _residual_block(x, filters, stride, is_training, settings):
 
 def _logits(x, settings):
     with tf.variable_scope("logits"):
-        return _dense(x, settings.num_classes, settings, bias=True)
+        logits = _dense(tf.cast(x, tf.float32), settings.num_classes, settings)
+        return logits + _bias(settings.num_classes)
 
 
 def _normalize(x, is_training, settings):
     """Batch norm, or the bias that a layer without it needs."""
     if settings.normalization == "none":
-        return x + _bias(tf.dimension_value(x.shape[-1]))
+        return x + tf.cast(_bias(tf.dimension_value(x.shape[-1])), x.dtype)
     penalty = _penalty(settings) if settings.bn_weight_decay else None
     return bn_tf1.batch_norm(
         x,
@@ -137,12 +143,13 @@ def _normalize(x, is_training, settings):
 
 def _conv(x, filters, settings, *, stride=1):
     weights = _weights([3, 3, tf.dimension_value(x.shape[-1]), filters], settings)
+    weights = tf.cast(weights, x.dtype)
     return tf.nn.conv2d(x, weights, [1, stride, stride, 1], "SAME")
 
 
-def _dense(x, units, settings, *, bias):
-    y = tf.matmul(x, _weights([tf.dimension_value(x.shape[-1]), units], settings))
-    return y + _bias(units) if bias else y
+def _dense(x, units, settings):
+    weights = _weights([tf.dimension_value(x.shape[-1]), units], settings)
+    return tf.matmul(x, tf.cast(weights, x.dtype))
 
 
 def _flatten(x):

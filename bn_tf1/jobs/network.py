@@ -80,6 +80,7 @@ def build(
         bn_weight_decay=config.bn_weight_decay,
         resnet_n=config.resnet_n,
         seed=config.seed,
+        precision=config.precision,
     )
     logits = models.MODELS[config.model](images, is_training, settings)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
