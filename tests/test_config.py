@@ -74,7 +74,9 @@ def test_resume_takes_what_is_not_given_from_the_earlier_run(tmp_path):
 def test_resume_may_change_where_how_long_and_how_often(tmp_path, option):
     saved = Config(model_dir=str(tmp_path))
     configuration.save(saved)
-    value = getattr(saved, option) + ("x" if option == "data_dir" else 1)
+    default = getattr(saved, option)
+    others = {str: "elsewhere", bool: not default, int: 1, float: 1.0}
+    value = others[type(default)]
     given = {"model_dir": str(tmp_path), option: value}
     expected = dataclasses.replace(saved, **{option: value})
     assert configuration.resolve(given) == expected

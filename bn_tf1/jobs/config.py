@@ -138,6 +138,11 @@ class Config:
         below=2**31,
     )
 
+    keep_memory: bool = _option(
+        True,
+        "Keeps freed memory in the process: faster steps on TensorFlow 1.15, where each "
+        "one would map it anew, for a larger process. No effect on TensorFlow 2.",
+    )
     save_checkpoint_steps: int = _option(
         200, "Steps between two checkpoints, a count.", minimum=1
     )
@@ -175,6 +180,7 @@ CHANGEABLE = frozenset(
         "model_dir",
         "data_dir",
         "max_steps",
+        "keep_memory",
         "save_checkpoint_steps",
         "keep_checkpoint_max",
         "grace_secs",

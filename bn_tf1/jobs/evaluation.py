@@ -24,7 +24,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import checkpoints, datasets, network, run_lock
+from bn_tf1.jobs import allocator, checkpoints, datasets, network, run_lock
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.checkpoints import Checkpoint, DamagedCheckpoint
 
@@ -121,6 +121,8 @@ def evaluate(request: Request) -> Iterator[Result]:
     candidates = _candidates(request)
     first = next(candidates)  # config.json is there once a checkpoint is
     config = configuration.load(request.model_dir)
+    if config.keep_memory:
+        allocator.keep_memory()
     dataset = network.open_split(config, request.split)
     eval_dir = _eval_dir(request)
     os.makedirs(eval_dir, exist_ok=True)

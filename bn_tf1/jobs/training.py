@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.jobs import (
+    allocator,
     checkpoints,
     datasets,
     image_files,
@@ -105,6 +106,8 @@ def train(config: Config) -> TrainingResult:
             saved, or the run ended before `max_steps` for another reason.
     """
     start = time.time()
+    if config.keep_memory:
+        allocator.keep_memory()
     dataset = network.open_split(config, "train")
     test_dataset = network.open_split(config, "test")  # eval.py needs it
     checksum = image_files.checksum(dataset.files + test_dataset.files)
