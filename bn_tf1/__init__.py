@@ -3,6 +3,7 @@
 from bn_tf1.batch_norm import batch_norm
 from bn_tf1.calls import BatchNormCall, batch_norm_calls
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.statistics import Renormalization
 from bn_tf1.tools.restore import RestoreReport, restore
 from bn_tf1.train_op import make_train_op
 
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "UPDATE_OPS_COLLECTION",
     "BatchNormCall",
+    "Renormalization",
     "RestoreReport",
     "batch_norm",
     "batch_norm_calls",

@@ -15,7 +15,7 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 from __future__ import annotations
 
 import numbers
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -23,14 +23,10 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import statistics
 from bn_tf1.control_flow import check_outside_of_control_flow
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
-from bn_tf1.normalization import LayerVariables, normalize_and_update
+from bn_tf1.normalization import normalize_and_update
+from bn_tf1.statistics import Renormalization
+from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables
 
-_INITIALIZERS = {
-    "gamma": tf.ones_initializer,
-    "beta": tf.zeros_initializer,
-    "moving_mean": tf.zeros_initializer,
-    "moving_variance": tf.ones_initializer,
-}
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _EMA_VARIANCES = ("biased", "unbiased")
 _UPDATES = ("collection", "in_place", "skip")
@@ -40,14 +36,19 @@ def batch_norm(
     x: tf.Tensor,
     is_training: bool | tf.Tensor,
     *,
-    axis: int = -1,
+    axis: int | Sequence[int] = -1,
     decay: float | tf.Tensor = 0.99,
     epsilon: float = 1e-3,
     center: bool = True,
     scale: bool = True,
     initializers: Mapping[str, Callable] | None = None,
     regularizers: Mapping[str, Callable] | None = None,
-    trainable: bool = True,
+    constraints: Mapping[str, Callable] | None = None,
+    trainable: bool | tf.Tensor = True,
+    weights: tf.Tensor | None = None,
+    ghost_batch_size: int | None = None,
+    renorm: Renormalization | None = None,
+    adjustment: Callable | None = None,
     zero_debias: bool = False,
     ema_variance: str = "biased",
     update: str = "collection",
@@ -60,7 +61,8 @@ def batch_norm(
 
     Creates the variables `gamma`, `beta`, `moving_mean` and `moving_variance`, of
     shape [channels], under the variable scope `name`. They are float32, or float64
-    for float64 `x`; so are the statistics.
+    for float64 `x`; so are the statistics. With several channel axes the variables
+    have the rank of `x`, with sizes of 1 on the other axes.
 
     Three switches of fine-tuning are independent: `is_training` chooses the
     statistics to normalise with, `update` whether the moving ones follow,
@@ -72,7 +74,7 @@ def batch_norm(
             a known number of channels; all other sizes may be unknown.
         is_training: a Python bool builds one branch; a scalar bool tensor or variable
             builds a `tf.cond` that computes the moments when it is true only.
-        axis: the channel axis, in [-rank, rank).
+        axis: the channel axis, in [-rank, rank), or several of them.
         decay: share of the old moving statistics that an update keeps, in [0, 1): a
             number or a scalar float tensor. After n updates the initial values still
             weigh decay^n.
@@ -83,7 +85,25 @@ def batch_norm(
             `moving_variance`, zeros for `beta` and `moving_mean` otherwise.
         regularizers: regularizer by name, for `gamma` and `beta`. A regularizer of
             the enclosing variable scope does not apply to them.
-        trainable: whether gamma and beta go to `TRAINABLE_VARIABLES`.
+        constraints: projection by name, for `gamma` and `beta`: a function from the
+            variable to its new value, which the optimizer applies after each step.
+        trainable: whether gamma and beta go to `TRAINABLE_VARIABLES`. With a scalar
+            bool tensor they do; when it is false, they get gradients of 0 and the
+            moving statistics do not change.
+        weights: how much an example, or a value, counts in the batch statistics: a
+            float tensor [batch], or one of the rank of `x` with size 1 on the channel
+            axes, such as a mask [batch, time, 1]. A batch whose weights sum to 0 has no
+            statistics: its output is NaN. (`bn_tf1.statistics.weighted`)
+        ghost_batch_size: normalises groups of so many examples by themselves; it must
+            divide the batch in training, and does not matter in inference.
+            (arXiv:1705.08741; `bn_tf1.statistics.ghost_batches` says which examples
+            make a group)
+        renorm: `bn_tf1.Renormalization(decay, rmin, rmax, dmax)`, so that training
+            normalises nearly as inference does; adds the variables `moving_stddev`,
+            `renorm_mean` and `renorm_stddev`. (arXiv:1702.03275)
+        adjustment: a function from the shape of `x`, an int32 tensor, to a scale and
+            an offset for the normalised values, which broadcast to it; it comes before
+            gamma and beta, in training only.
         zero_debias: keeps bias-corrected moving statistics, with variables `biased`
             and `local_step` for each.
         ema_variance: the variance that enters the moving average: "biased" (divided
@@ -113,7 +133,8 @@ def batch_norm(
             `tf.while_loop` or function body, where the train op cannot run them.
         RuntimeError: eager execution is on.
         tf.errors.InvalidArgumentError: at run time, when a training step has one value
-            per channel and the shape of `x` did not tell.
+            per channel, or a batch that `ghost_batch_size` does not divide, and the
+            shape of `x` did not tell.
     """
     if tf.executing_eagerly():
         raise RuntimeError(
@@ -121,11 +142,17 @@ def batch_norm(
             "tf.disable_eager_execution() at the start of the program"
         )
     x = tf.convert_to_tensor(x, name="x")
-    is_training = _checked_is_training(is_training)
+    is_training = _checked_switch("is_training", is_training)
     _check_input(x, axis)
     _check_options(decay, epsilon, ema_variance, update, updates_collection)
-    _check_keys("initializers", initializers, _INITIALIZERS)
-    _check_keys("regularizers", regularizers, ("gamma", "beta"))
+    _check_keys("initializers", initializers, INITIALIZERS)
+    _check_keys("regularizers", regularizers, LEARNED)
+    _check_keys("constraints", constraints, LEARNED)
+    trainable = _checked_switch("trainable", trainable)
+    _check_ghost_batch_size(ghost_batch_size, x, axis, weights, adjustment)
+    _check_renorm(renorm, ema_variance, zero_debias)
+    if weights is not None:
+        weights = _checked_weights(weights, x, axis)
     updating = update != "skip" and is_training is not False
 
     with tf.variable_scope(
@@ -136,8 +163,12 @@ def batch_norm(
         scope.set_partitioner(None)
         if updating and update == "collection":
             check_outside_of_control_flow(scope.name)
-        variables = _get_variables(
-            x, axis, center, scale, initializers, regularizers, trainable
+        variables = make_variables(
+            _variable_maker(x, axis, regularizers, constraints, trainable),
+            center=center,
+            scale=scale,
+            renorm=renorm is not None,
+            initializers=initializers or {},
         )
         return normalize_and_update(
             x,
@@ -147,24 +178,28 @@ def batch_norm(
             axis=axis,
             decay=decay,
             epsilon=epsilon,
-            zero_debias=zero_debias,
+            zero_debias=("moving_mean", "moving_variance") if zero_debias else (),
             ema_variance=ema_variance,
             update=update,
             updates_collection=updates_collection,
             skip_nonfinite=skip_nonfinite,
+            trainable=trainable,
+            weights=weights,
+            ghost_batch_size=ghost_batch_size,
+            renorm=renorm,
+            adjustment=adjustment,
         )
 
 
-def _checked_is_training(is_training):
-    if isinstance(is_training, (bool, np.bool_)):
-        return bool(is_training)
-    if isinstance(is_training, (tf.Tensor, tf.Variable)):
-        mode = tf.convert_to_tensor(is_training)
-        if mode.dtype.base_dtype == tf.bool and mode.shape.is_compatible_with([]):
-            return mode
+def _checked_switch(argument, value):
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (tf.Tensor, tf.Variable)):
+        switch = tf.convert_to_tensor(value)
+        if switch.dtype.base_dtype == tf.bool and switch.shape.is_compatible_with([]):
+            return switch
     raise TypeError(
-        f"`is_training` is {is_training!r}, but must be a Python bool or a scalar bool "
-        "tensor"
+        f"`{argument}` is {value!r}, but must be a Python bool or a scalar bool tensor"
     )
 
 
@@ -180,18 +215,22 @@ def _check_input(x, axis):
         raise ValueError(
             f"`x` has shape {x.shape}, but must have a known rank of 2 or more"
         )
-    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
-        raise TypeError(f"`axis` is {axis!r}, but must be an int")
-    if not -rank <= axis < rank:
-        raise ValueError(
-            f"`axis` is {axis}, but must lie in [{-rank}, {rank}) for `x` of shape "
-            f"{x.shape}"
-        )
-    if tf.dimension_value(x.shape[axis]) is None:
-        raise ValueError(
-            f"`x` has shape {x.shape}, but must have a known number of channels on axis "
-            f"{axis}: call x.set_shape"
-        )
+    axes = axis if isinstance(axis, (list, tuple)) and axis else (axis,)
+    for a in axes:
+        if isinstance(a, bool) or not isinstance(a, numbers.Integral):
+            raise TypeError(f"`axis` is {axis!r}, but must be an int or several")
+        if not -rank <= a < rank:
+            raise ValueError(
+                f"`axis` is {axis}, but must lie in [{-rank}, {rank}) for `x` of shape "
+                f"{x.shape}"
+            )
+        if tf.dimension_value(x.shape[a]) is None:
+            raise ValueError(
+                f"`x` has shape {x.shape}, but must have a known number of channels on "
+                f"axis {a}: call x.set_shape"
+            )
+    if len({a % rank for a in axes}) != len(axes):
+        raise ValueError(f"`axis` is {axis}, but must not name an axis twice")
 
 
 def _check_options(decay, epsilon, ema_variance, update, updates_collection):
@@ -234,25 +273,68 @@ def _check_keys(argument, mapping, known):
             )
 
 
-def _get_variables(x, axis, center, scale, initializers, regularizers, trainable):
-    dtype = statistics.statistics_dtype(x.dtype)
-    channels = tf.dimension_value(x.shape[axis])
-    initializers = initializers or {}
-    regularizers = regularizers or {}
+def _check_ghost_batch_size(size, x, axis, weights, adjustment):
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+        raise ValueError(f"`ghost_batch_size` is {size!r}, but must be an int > 0")
+    if 0 in statistics.channel_axes(x.shape.ndims, axis):
+        raise ValueError(
+            f"`axis` is {axis}, but with `ghost_batch_size` axis 0 must count the "
+            "examples"
+        )
+    for argument, value in [("weights", weights), ("adjustment", adjustment)]:
+        if value is not None:
+            raise ValueError(
+                f"`{argument}` is {value!r}, but must be None with `ghost_batch_size`"
+            )
 
-    def variable(key, learned):
-        return tf.get_variable(
-            key,
-            [channels],
-            dtype,
-            initializers.get(key) or _INITIALIZERS[key](),
-            regularizers.get(key),
-            trainable=learned,
+
+def _check_renorm(renorm, ema_variance, zero_debias):
+    if renorm is None:
+        return
+    if not isinstance(renorm, Renormalization):
+        raise TypeError(f"`renorm` is {renorm!r}, but must be a bn_tf1.Renormalization")
+    if ema_variance != "biased" or zero_debias:
+        raise ValueError(
+            f"`ema_variance` is {ema_variance!r} and `zero_debias` {zero_debias}, but "
+            'with `renorm` they must be "biased" and False: its averages correct the '
+            "biased statistics"
         )
 
-    return LayerVariables(
-        gamma=variable("gamma", trainable) if scale else None,
-        beta=variable("beta", trainable) if center else None,
-        moving_mean=variable("moving_mean", False),
-        moving_variance=variable("moving_variance", False),
-    )
+
+def _checked_weights(weights, x, axis):
+    weights = tf.convert_to_tensor(weights, name="weights")
+    shape = x.shape[:1]
+    if weights.shape.ndims != 1:
+        kept = statistics.channel_axes(x.shape.ndims, axis)
+        shape = [1 if a in kept else None for a in range(x.shape.ndims)]
+    if not (
+        weights.dtype.is_floating
+        and weights.shape.ndims is not None
+        and weights.shape.is_compatible_with(shape)
+    ):
+        raise ValueError(
+            f"`weights` is {weights!r}, but must be a float tensor of shape [batch], or "
+            f"of the rank of `x`, {x.shape}, with size 1 on the channel axes"
+        )
+    return weights
+
+
+def _variable_maker(x, axis, regularizers, constraints, trainable):
+    dtype = statistics.statistics_dtype(x.dtype)
+    shape = statistics.parameter_shape(x.shape, axis)
+    regularizers, constraints = regularizers or {}, constraints or {}
+
+    def make(key, initializer):
+        return tf.get_variable(
+            key,
+            shape,
+            dtype,
+            initializer,
+            regularizers.get(key),
+            trainable=key in LEARNED and trainable is not False,
+            constraint=constraints.get(key),
+        )
+
+    return make

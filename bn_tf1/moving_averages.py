@@ -60,13 +60,28 @@ def update_moving_average(
 
 def _plain_update(variable, value, decay, apply):
     dtype = variable.dtype.base_dtype
-    with tf.name_scope("AssignMovingAvg"):
+    with tf.name_scope("AssignMovingAvg") as scope:
         # In a loop, the read must wait for the update of the iteration before.
         with tf.control_dependencies([value]):
             change = (variable.read_value() - value) * _in_dtype(1 - decay, dtype)
         if apply is not True:
             change = tf.where_v2(apply, change, tf.zeros_like(change))
-        return variable.assign_sub(change).op
+        return variable.assign_sub(change, name=scope).op
+
+
+def assign_moving_value(
+    variable: Any, value: tf.Tensor, *, apply: bool | tf.Tensor = True
+) -> tf.Operation:
+    """Makes the operation that sets `variable` to `value`, where `apply` is true.
+
+    For a statistic that follows from a moving average. Its arguments are those of
+    `update_moving_average`.
+    """
+    with tf.name_scope("AssignNewValue") as scope:
+        if apply is not True:
+            with tf.control_dependencies([value]):
+                value = tf.where_v2(apply, value, variable.read_value())
+        return variable.assign(value, name=scope).op
 
 
 def _in_dtype(number, dtype):

@@ -9,18 +9,19 @@
 This is what every layer of the library has in common, whatever its variables are
 called and however its arguments are spelled.
 
-Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
+Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); those of
+`bn_tf1.statistics` for weighted, ghost-batch and renormalised statistics.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.calls import BatchNormCall, record_call
-from bn_tf1.moving_averages import update_moving_average
+from bn_tf1.moving_averages import assign_moving_value, update_moving_average
 
 
 class LayerVariables(NamedTuple):
@@ -32,12 +33,16 @@ class LayerVariables(NamedTuple):
     Attributes:
         gamma, beta: None for 1 and 0.
         moving_mean, moving_variance: never None.
+        moving_stddev, renorm_mean, renorm_stddev: None without renormalisation.
     """
 
     gamma: Any
     beta: Any
     moving_mean: Any
     moving_variance: Any
+    moving_stddev: Any = None
+    renorm_mean: Any = None
+    renorm_stddev: Any = None
 
 
 class _Normalized(NamedTuple):
@@ -46,6 +51,20 @@ class _Normalized(NamedTuple):
     y: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
+
+
+class _Options(NamedTuple):
+    """What `_normalize` takes from the arguments of `normalize_and_update`."""
+
+    layer: str
+    axis: Any
+    epsilon: float
+    ema_variance: str
+    trainable: Any
+    weights: Any
+    ghost_batch_size: Any
+    renorm: Any
+    adjustment: Any
 
 
 def normalize_and_update(
@@ -57,11 +76,16 @@ def normalize_and_update(
     axis: int | tuple[int, ...],
     decay: float | tf.Tensor,
     epsilon: float,
-    zero_debias: bool,
+    zero_debias: Sequence[str],
     ema_variance: str,
     update: str,
-    updates_collection: str,
+    updates_collection: Any,
     skip_nonfinite: bool,
+    trainable: bool | tf.Tensor = True,
+    weights: tf.Tensor | None = None,
+    ghost_batch_size: int | None = None,
+    renorm: statistics.Renormalization | None = None,
+    adjustment: Callable | None = None,
 ) -> tf.Tensor:
     """The output of a layer; makes and records its updates.
 
@@ -71,22 +95,38 @@ def normalize_and_update(
         variables: the layer's variables.
         layer: the layer's variable scope, for errors and records.
         axis: the channel axis, or several of them.
+        zero_debias: which of "moving_mean" and "moving_variance" are bias-corrected.
+        updates_collection: a collection, or a list of them.
+        trainable: a scalar bool tensor switches the gradients of gamma and beta, and
+            the updates, at run time. Whether the variables are trainable is theirs.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    normalized = _normalize(
-        x, variables, is_training, axis, epsilon, ema_variance, layer
+    options = _Options(
+        layer,
+        axis,
+        epsilon,
+        ema_variance,
+        trainable,
+        weights,
+        ghost_batch_size,
+        renorm,
+        adjustment,
     )
+    normalized = _normalize(x, variables, is_training, options)
     y = normalized.y
     updates = ()
     if update != "skip" and is_training is not False:
+        apply = _and(is_training, trainable)
+        if skip_nonfinite:
+            apply = _and(apply, _all_finite(normalized))
         updates = _update_operations(
-            variables, normalized, is_training, decay, zero_debias, skip_nonfinite
+            variables, normalized, decay, zero_debias, renorm, epsilon, apply
         )
     if updates and update == "collection":
         for operation in updates:
-            tf.add_to_collection(updates_collection, operation)
+            tf.add_to_collections(updates_collection, operation)
     elif updates:
         with tf.control_dependencies(updates):
             y = tf.identity(y)
@@ -94,48 +134,46 @@ def normalize_and_update(
     record_call(
         BatchNormCall(
             name=layer,
+            gamma=variables.gamma,
+            beta=variables.beta,
+            moving_mean=variables.moving_mean,
+            moving_variance=variables.moving_variance,
             batch_mean=normalized.mean if in_batch else None,
             batch_variance=normalized.variance if in_batch else None,
             updates=updates,
-            **variables._asdict(),
         )
     )
     return y
 
 
-def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
-    axes = statistics.reduction_axes(x.shape.ndims, axis)
+def _normalize(x, variables, is_training, options):
     # All that needs a gradient is cast and read outside of the cond: TensorFlow 1.15
     # gives none to bfloat16 tensors that enter it, and fails for resource variables
     # that are read in it, if it is itself in a loop.
     x, dtype = tf.cast(x, statistics.statistics_dtype(x.dtype)), x.dtype
     channels = [
         tf.dimension_value(x.shape[a])
-        for a in statistics.channel_axes(x.shape.ndims, axis)
+        for a in statistics.channel_axes(x.shape.ndims, options.axis)
     ]
     gamma, beta = (
-        None if variable is None else _read(variable, channels)
+        None
+        if variable is None
+        else _passing_gradient(_read(variable, channels), options.trainable)
         for variable in (variables.gamma, variables.beta)
     )
 
-    def output(inputs, mean, variance):
-        return statistics.normalize(
-            inputs, mean, variance, gamma, beta, axis=axis, epsilon=epsilon
-        )
-
     def with_batch_statistics():
-        inputs = _with_several_values(x, axes, layer, is_training)
-        moments = statistics.batch_moments(inputs, axes)
-        averaged = moments.variance
-        if ema_variance == "unbiased":
-            averaged = statistics.unbiased_variance(moments)
-        y = output(inputs, moments.mean, moments.variance)
-        return _Normalized(y, moments.mean, averaged)
+        return _with_batch_statistics(
+            x, gamma, beta, variables, channels, is_training, options
+        )
 
     def with_moving_statistics():
         mean = _read(variables.moving_mean, channels)
         variance = _read(variables.moving_variance, channels)
-        return _Normalized(output(x, mean, variance), mean, variance)
+        y = statistics.normalize(
+            x, mean, variance, gamma, beta, axis=options.axis, epsilon=options.epsilon
+        )
+        return _Normalized(y, mean, variance)
 
     if is_training is True:
         normalized = with_batch_statistics()
@@ -147,6 +185,94 @@ def _normalize(x, variables, is_training, axis, epsilon, ema_variance, layer):
         )
         normalized.y.set_shape(x.shape)
     return normalized._replace(y=tf.cast(normalized.y, dtype))
+
+
+def _with_batch_statistics(x, gamma, beta, variables, channels, is_training, options):
+    batch, axis = x, options.axis
+    size = options.ghost_batch_size
+    if size is not None:
+        # A second axis counts the ghost batches, as one more of the channel axes.
+        channel_axes = statistics.channel_axes(x.shape.ndims, axis)
+        axis = (1,) + tuple(a + 1 for a in channel_axes)
+        batch = statistics.split_ghost_batches(x, size, layer=options.layer)
+    axes = statistics.reduction_axes(batch.shape.ndims, axis)
+    batch = _with_several_values(batch, axes, options.layer, is_training)
+    if options.weights is None:
+        moments = statistics.batch_moments(batch, axes)
+    else:
+        weights = statistics.weights_like(x, options.weights)
+        moments = statistics.weighted_moments(batch, axes, weights)
+    averaged = _averaged_statistics(moments, options)
+    correction = None
+    if options.renorm is not None:
+        correction = _correction(averaged, variables, channels, options)
+        # The updates of what it read must wait for it.
+        with tf.control_dependencies(correction):
+            averaged = tuple(tf.identity(statistic) for statistic in averaged)
+    y = _output(batch, moments, gamma, beta, correction, axis, options)
+    if size is not None:
+        y = statistics.join_ghost_batches(y, like=x)
+    return _Normalized(y, *averaged)
+
+
+def _averaged_statistics(moments, options):
+    """The mean and the variance that enter the moving averages, [channels]."""
+    mean, variance = moments.mean, moments.variance
+    if options.ema_variance == "unbiased":
+        variance = statistics.unbiased_variance(moments)
+    if options.ghost_batch_size is not None:
+        mean, variance = tf.reduce_mean(mean, 0), tf.reduce_mean(variance, 0)
+    return mean, variance
+
+
+def _correction(averaged, variables, channels, options):
+    mean, variance = averaged
+    return statistics.renorm_correction(
+        mean,
+        tf.sqrt(variance + options.epsilon),
+        _read(variables.renorm_mean, channels),
+        _read(variables.renorm_stddev, channels),
+        renorm=options.renorm,
+        epsilon=options.epsilon,
+    )
+
+
+def _output(batch, moments, gamma, beta, correction, axis, options):
+    def normalize(scale, offset):
+        if options.ghost_batch_size is not None:
+            scale, offset = (
+                None if values is None else values * tf.ones_like(moments.mean)
+                for values in (scale, offset)
+            )
+        return statistics.normalize(
+            batch,
+            moments.mean,
+            moments.variance,
+            scale,
+            offset,
+            axis=axis,
+            epsilon=options.epsilon,
+        )
+
+    if options.adjustment is not None:
+        y = normalize(*(correction or (None, None)))
+        scale, offset = options.adjustment(tf.shape(batch))
+        y = y * tf.cast(scale, y.dtype) + tf.cast(offset, y.dtype)
+        y.set_shape(batch.shape)
+        return statistics.scale_and_shift(y, gamma, beta, axis=axis)
+    if correction is None:
+        return normalize(gamma, beta)
+    scale, offset = correction
+    if gamma is not None:
+        scale, offset = scale * gamma, offset * gamma
+    return normalize(scale, offset if beta is None else offset + beta)
+
+
+def _passing_gradient(value, trainable):
+    """`value`, which passes a gradient when `trainable` is true."""
+    if isinstance(trainable, bool):
+        return value
+    return tf.where_v2(trainable, value, tf.stop_gradient(value))
 
 
 def _read(variable, shape):
@@ -178,24 +304,44 @@ def _with_several_values(x, axes, layer, is_training):
         return tf.identity(x)
 
 
-def _update_operations(
-    variables, normalized, is_training, decay, zero_debias, skip_nonfinite
-):
-    apply = is_training
-    if skip_nonfinite:
-        finite = tf.reduce_all(
-            tf.is_finite(tf.concat([normalized.mean, normalized.variance], 0))
-        )
-        apply = finite if apply is True else tf.logical_and(apply, finite)
+def _and(one, other):
+    """one and other: True, or scalar bool tensors. A False of Python counts as True:
+    there is nothing to switch at run time."""
+    if isinstance(other, bool):
+        return one
+    return other if one is True else tf.logical_and(one, other)
 
-    def update(moving, batch):
+
+def _all_finite(normalized):
+    both = tf.stack([normalized.mean, normalized.variance])
+    return tf.reduce_all(tf.is_finite(both))
+
+
+def _update_operations(
+    variables, normalized, decay, zero_debias, renorm, epsilon, apply
+):
+    def update(key, batch, decay=decay):
+        moving = getattr(variables, key)
         if moving.shape.ndims != batch.shape.ndims:
             batch = tf.reshape(batch, moving.shape)
         return update_moving_average(
-            moving, batch, decay, apply=apply, zero_debias=zero_debias
+            moving, batch, decay, apply=apply, zero_debias=key in zero_debias
         )
 
-    return (
-        update(variables.moving_mean, normalized.mean),
-        update(variables.moving_variance, normalized.variance),
+    mean, variance = normalized.mean, normalized.variance
+    if renorm is None:
+        return update("moving_mean", mean), update("moving_variance", variance)
+    stddev = tf.sqrt(variance + epsilon)
+    # Whoever runs either of the two operations updates these, too.
+    with tf.control_dependencies(
+        [
+            update("renorm_mean", mean, renorm.decay),
+            update("renorm_stddev", stddev, renorm.decay),
+        ]
+    ):
+        mean, stddev = tf.identity(mean), tf.identity(stddev)
+    with tf.control_dependencies([update("moving_stddev", stddev)]):
+        squared = tf.square(variables.moving_stddev.read_value())
+    return update("moving_mean", mean), assign_moving_value(
+        variables.moving_variance, tf.nn.relu(squared - epsilon), apply=apply
     )

@@ -49,6 +49,20 @@ def reduction_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a in range(rank) if a not in channels)
 
 
+def parameter_shape(shape: tf.TensorShape, axis: int | Sequence[int]) -> list[int]:
+    """The shape of a layer's variables for inputs of `shape`, known on `axis`.
+
+    [channels] for one channel axis; with several, the variables keep the rank of the
+    input, with sizes of 1 on the other axes.
+    """
+    kept = channel_axes(shape.ndims, axis)
+    if len(kept) == 1:
+        return [tf.dimension_value(shape[kept[0]])]
+    return [
+        tf.dimension_value(shape[a]) if a in kept else 1 for a in range(shape.ndims)
+    ]
+
+
 def static_count(shape: tf.TensorShape, axes: tuple[int, ...]) -> int | None:
     """The number of values per channel, or None where a reduced size is unknown."""
     count = 1

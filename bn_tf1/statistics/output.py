@@ -33,7 +33,8 @@ def normalize(
     Args:
         x: float tensor of known rank with the channels on `axis`.
         mean, variance: float32 tensors (float64 for float64 `x`) of the shape that `x`
-            has on its channel axes, known sizes: [channels] for one axis.
+            has on its channel axes: [channels] for one axis. At most one of several
+            may be unknown.
         gamma, beta: tensors like `mean`, or None for 1 and 0.
         axis: the channel axis of `x`, or several, negative or not.
         epsilon: added to the variance; in the unit of the variance.
@@ -54,6 +55,21 @@ def normalize(
     return tf.cast(y, x.dtype)
 
 
+def scale_and_shift(
+    y: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    axis: int | Sequence[int],
+) -> tf.Tensor:
+    """gamma * y + beta, channel by channel, for arguments as `normalize` takes them."""
+    if gamma is not None:
+        y *= _broadcast_on_axis(gamma, y.shape, axis)
+    if beta is not None:
+        y += _broadcast_on_axis(beta, y.shape, axis)
+    return y
+
+
 def _broadcast_on_axis(channels, shape, axis):
     kept = channel_axes(shape.ndims, axis)
     leading = kept[0]
@@ -65,4 +81,5 @@ def _broadcast_on_axis(channels, shape, axis):
         tf.dimension_value(shape[a]) if a in kept else 1
         for a in range(leading, shape.ndims)
     ]
-    return tf.reshape(channels, sizes)
+    # The number of ghost batches may be unknown; it is the only one that may.
+    return tf.reshape(channels, [-1 if size is None else size for size in sizes])

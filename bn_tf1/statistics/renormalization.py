@@ -1,0 +1,73 @@
+"""The correction of batch renormalization: training sees what inference will see.
+
+    r = stop_gradient(clip(stddev / renorm_stddev, rmin, rmax))
+    d = stop_gradient(clip((mean - renorm_mean) / renorm_stddev, -dmax, dmax))
+    y = gamma * ((x - mean) / stddev * r + d) + beta,  stddev = sqrt(variance + epsilon)
+
+Contract: with r and d not clipped, y is normalised with the moving statistics
+`renorm_mean` and `renorm_stddev`; with r = 1 and d = 0 it is plain batch
+normalization. Gradients flow through `mean` and `stddev`, not through r and d.
+
+Source: Ioffe, "Batch Renormalization", 2017 (arXiv:1702.03275), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+
+class Renormalization(NamedTuple):
+    """How to renormalise.
+
+    Attributes:
+        decay: share of the old `renorm_mean` and `renorm_stddev` that an update keeps:
+            a number or a scalar float tensor.
+        rmin, rmax, dmax: bounds of r and d: numbers, scalar float tensors, or None
+            for none.
+    """
+
+    decay: Any = 0.99
+    rmin: Any = None
+    rmax: Any = None
+    dmax: Any = None
+
+
+class Correction(NamedTuple):
+    """r and d: tensors of the shape of the statistics that pass no gradient."""
+
+    r: tf.Tensor
+    d: tf.Tensor
+
+
+def renorm_correction(
+    mean: tf.Tensor,
+    stddev: tf.Tensor,
+    renorm_mean: tf.Tensor,
+    renorm_stddev: tf.Tensor,
+    *,
+    renorm: Renormalization,
+    epsilon: float,
+) -> Correction:
+    """r and d for the statistics of a batch.
+
+    Args:
+        mean, stddev: of the batch, [channels]; stddev is sqrt(variance + epsilon).
+        renorm_mean, renorm_stddev: tensors like them, the moving ones.
+        renorm: the bounds.
+        epsilon: `renorm_stddev` counts as sqrt(epsilon) at least.
+    """
+    renorm_stddev = tf.maximum(renorm_stddev, epsilon**0.5)
+    r = stddev / renorm_stddev
+    d = (mean - renorm_mean) / renorm_stddev
+    if renorm.rmin is not None:
+        r = tf.maximum(r, tf.cast(renorm.rmin, r.dtype))
+    if renorm.rmax is not None:
+        r = tf.minimum(r, tf.cast(renorm.rmax, r.dtype))
+    if renorm.dmax is not None:
+        dmax = tf.cast(renorm.dmax, d.dtype)
+        d = tf.minimum(tf.maximum(d, -dmax), dmax)
+    return Correction(
+        tf.stop_gradient(r, name="renorm_r"), tf.stop_gradient(d, name="renorm_d")
+    )
