@@ -194,7 +194,7 @@ def batch_norm(
 def _checked_switch(argument, value):
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    if isinstance(value, (tf.Tensor, tf.Variable)):
+    if tf.is_tensor(value):
         switch = tf.convert_to_tensor(value)
         if switch.dtype.base_dtype == tf.bool and switch.shape.is_compatible_with([]):
             return switch
@@ -234,7 +234,7 @@ def _check_input(x, axis):
 
 
 def _check_options(decay, epsilon, ema_variance, update, updates_collection):
-    if isinstance(decay, (tf.Tensor, tf.Variable)):
+    if tf.is_tensor(decay):
         if not (decay.dtype.is_floating and decay.shape.is_compatible_with([])):
             raise ValueError(
                 f"`decay` is {decay!r}, but must be a number or a scalar float tensor"

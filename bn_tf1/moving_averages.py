@@ -86,7 +86,7 @@ def assign_moving_value(
 
 def _in_dtype(number, dtype):
     """A float or a scalar tensor as a tensor of `dtype`, rounded once."""
-    if isinstance(number, (tf.Tensor, tf.Variable)):
+    if tf.is_tensor(number):
         return tf.cast(number, dtype)
     return tf.constant(number, dtype)
 
