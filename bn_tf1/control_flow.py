@@ -5,16 +5,21 @@ from __future__ import annotations
 import tensorflow.compat.v1 as tf
 
 
-def check_outside_of_control_flow(layer):
-    """Raises where a train op outside could not run an update made here.
+def inside_of_control_flow() -> bool:
+    """Whether operations made now belong to a `tf.cond`, `tf.while_loop` or function.
 
-    Inside of a `tf.cond`, `tf.while_loop` or function body, an operation never takes
-    an outer tensor directly: TensorFlow puts a Switch, an Enter or a captured
-    placeholder in between. No public function tells, but this does.
+    There, an operation never takes an outer tensor directly: TensorFlow puts a Switch,
+    an Enter or a captured placeholder in between. No public function tells, but this
+    does.
     """
     with tf.init_scope():
         outer = tf.constant(0)
-    if tf.identity(outer).op.inputs[0].op is not outer.op:
+    return tf.identity(outer).op.inputs[0].op is not outer.op
+
+
+def check_outside_of_control_flow(layer):
+    """Raises where a train op outside could not run an update made here."""
+    if inside_of_control_flow():
         raise ValueError(
             f'`update` is "collection", but the layer {layer!r} is built inside of a '
             "tf.cond, tf.while_loop or function body: its update operations would "

@@ -9,7 +9,7 @@ that would leave one out.
 from __future__ import annotations
 
 import collections
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -90,7 +90,7 @@ def _check_all_updates_run(roots, graph, ignored_layers):
         for op in call.updates
         if op.graph is graph and call.name not in ignored_layers
     }
-    forgotten = set(awaited) - _ancestors(roots)
+    forgotten = set(awaited) - ancestors(roots)
     if forgotten:
         layers = collections.Counter(awaited[op] for op in forgotten)
         raise ValueError(
@@ -104,7 +104,7 @@ def _check_all_updates_run(roots, graph, ignored_layers):
         )
 
 
-def _ancestors(operations):
+def ancestors(operations: Iterable[tf.Operation]) -> set:
     """The operations and all that run before them."""
     found = set(operations)
     pending = list(found)

@@ -1,0 +1,506 @@
+"""The drop-in for `tf.layers.batch_normalization` and `tf.layers.BatchNormalization`.
+
+    - y = tf.layers.batch_normalization(x, training=is_training)
+    + from bn_tf1 import layers
+    + y = layers.batch_normalization(x, training=is_training)
+
+Contract: the arguments, their order and defaults, the variables, scopes, collections,
+attributes and results that TensorFlow 1.15 documents. `install()` is for code that
+cannot be edited.
+
+Which variance `moving_variance` follows is the original's choice, whatever kernel
+computes it: the unbiased one where its fused kernel would run (rank 4, one axis of
+channels that is 1 or 3, no `fused=False`, renorm, virtual batches or adjustment), the
+biased one elsewhere.
+
+Where the original is wrong, this is not:
+- `virtual_batch_size` does not have to divide the batch in inference
+  (arXiv:1705.08741 has no ghost batches there); in training the error names both.
+- A call inside of a `tf.cond`, `tf.while_loop` or function updates the statistics in
+  place. The original puts operations into UPDATE_OPS that no train op can run, or that
+  silently stop it (tensorflow#14699, #6087).
+- A batch with a NaN or an infinity does not spoil the statistics (tensorflow#34062).
+- One value per channel in training, whose output would be beta whatever the input, is
+  an error.
+- `fused` may be True for float64 inputs, and float16 and bfloat16 inputs are normalised
+  in float32 with every kernel.
+- `trainable` may be a bool tensor: when it is false, gamma and beta get gradients of 0
+  and the statistics do not change.
+- Parts of a partitioned gamma or beta are among `trainable_variables`.
+
+Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); the
+documentation of `tf.layers`, TensorFlow 1.15.
+"""
+
+from __future__ import annotations
+
+import importlib
+import numbers
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1 import statistics
+from bn_tf1.calls import batch_norm_calls
+from bn_tf1.control_flow import inside_of_control_flow
+from bn_tf1.legacy_layer import InputSpec, LegacyLayer
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.normalization import LayerVariables, normalize_and_update
+from bn_tf1.variables import LEARNED, make_variables
+
+_CLIPPING = ("rmax", "rmin", "dmax")
+_ZEROS = tf.zeros_initializer()
+_ONES = tf.ones_initializer()
+
+
+def batch_normalization(
+    inputs: Any,
+    axis: int | list = -1,
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+    center: bool = True,
+    scale: bool = True,
+    beta_initializer: Any = _ZEROS,
+    gamma_initializer: Any = _ONES,
+    moving_mean_initializer: Any = _ZEROS,
+    moving_variance_initializer: Any = _ONES,
+    beta_regularizer: Any = None,
+    gamma_regularizer: Any = None,
+    beta_constraint: Any = None,
+    gamma_constraint: Any = None,
+    training: Any = False,
+    trainable: Any = True,
+    name: Any = None,
+    reuse: Any = None,
+    renorm: bool = False,
+    renorm_clipping: dict | None = None,
+    renorm_momentum: float = 0.99,
+    fused: bool | None = None,
+    virtual_batch_size: int | None = None,
+    adjustment: Any = None,
+) -> tf.Tensor:
+    """Normalises `inputs`; as `tf.layers.batch_normalization`.
+
+    Args:
+        inputs: float tensor of known rank, or what converts to one.
+        training: whether to normalise with the statistics of the batch and to make
+            updates of the moving ones: a bool, 0 or 1, or a bool tensor or variable.
+            The updates are in `UPDATE_OPS`.
+        name: the variable scope; `batch_normalization`, made unique, by default.
+        reuse: whether the variables exist already.
+
+    The other arguments are those of `BatchNormalization`; so are the errors.
+
+    Returns:
+        A tensor of the shape and dtype of `inputs`.
+    """
+    layer = BatchNormalization(
+        axis=axis,
+        momentum=momentum,
+        epsilon=epsilon,
+        center=center,
+        scale=scale,
+        beta_initializer=beta_initializer,
+        gamma_initializer=gamma_initializer,
+        moving_mean_initializer=moving_mean_initializer,
+        moving_variance_initializer=moving_variance_initializer,
+        beta_regularizer=beta_regularizer,
+        gamma_regularizer=gamma_regularizer,
+        beta_constraint=beta_constraint,
+        gamma_constraint=gamma_constraint,
+        renorm=renorm,
+        renorm_clipping=renorm_clipping,
+        renorm_momentum=renorm_momentum,
+        fused=fused,
+        trainable=trainable,
+        virtual_batch_size=virtual_batch_size,
+        adjustment=adjustment,
+        name=name,
+        _reuse=reuse,
+        _scope=name,
+    )
+    return layer.apply(inputs, training=training)
+
+
+class BatchNormalization(LegacyLayer):
+    """Batch normalization as a layer; as `tf.layers.BatchNormalization`.
+
+    Args:
+        axis: the channel axis, or a list of them. With several, the variables have the
+            rank of the inputs, with sizes of 1 on the other axes.
+        momentum: share of the old moving statistics that an update keeps.
+        epsilon: added to the variance.
+        center, scale: whether there is a `beta` and a `gamma`.
+        beta_initializer, gamma_initializer, moving_mean_initializer,
+            moving_variance_initializer: initializers of the variables.
+        beta_regularizer, gamma_regularizer: functions of a variable whose results go to
+            `REGULARIZATION_LOSSES`.
+        beta_constraint, gamma_constraint: functions from a variable to its new value,
+            which an optimizer applies after each step.
+        renorm: batch renormalization (arXiv:1702.03275), with the variables
+            `moving_stddev`, `renorm_mean` and `renorm_stddev`.
+        renorm_clipping: bounds of the correction: `rmax`, `rmin` and `dmax`.
+        renorm_momentum: share of the old `renorm_mean` and `renorm_stddev` that an
+            update keeps.
+        fused: False, or None or True: see the module. Which kernel runs is for the
+            library to choose.
+        trainable: whether gamma and beta are trainable; if not, there are no updates.
+        virtual_batch_size: normalises ghost batches of so many examples
+            (arXiv:1705.08741); it must divide the batch in training. The variables get
+            the rank of the inputs plus one.
+        adjustment: a function from the shape of the inputs, a tensor, to a scale and an
+            offset for the normalised values, before gamma and beta, in training only.
+        name: the variable scope, a string or a `tf.VariableScope`.
+        **kwargs: `dtype`, that of the layer; by default that of its first input.
+
+    Raises:
+        TypeError: `axis` is not an int or a list, `training` is none of what it may be,
+            the inputs are not floats, or an argument is not known.
+        ValueError: an axis or another argument cannot be, or the shape of the inputs
+            is not known as far as needed, or does not fit the layer.
+        RuntimeError: eager execution is on.
+    """
+
+    # Code that compares kernels sets this to False, to feed the biased variance always.
+    _bessels_correction_test_only = True
+
+    def __init__(
+        self,
+        axis: int | list = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = _ZEROS,
+        gamma_initializer: Any = _ONES,
+        moving_mean_initializer: Any = _ZEROS,
+        moving_variance_initializer: Any = _ONES,
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: dict | None = None,
+        renorm_momentum: float = 0.99,
+        fused: bool | None = None,
+        trainable: Any = True,
+        virtual_batch_size: int | None = None,
+        adjustment: Any = None,
+        name: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(trainable=trainable, name=name, **kwargs)
+        if not isinstance(axis, (numbers.Integral, list)):
+            raise TypeError(f"`axis` is {axis!r}, but must be an int or a list of ints")
+        self.axis = axis[:] if isinstance(axis, list) else axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = _checked_initializer(
+            "beta_initializer", beta_initializer
+        )
+        self.gamma_initializer = _checked_initializer(
+            "gamma_initializer", gamma_initializer
+        )
+        self.moving_mean_initializer = _checked_initializer(
+            "moving_mean_initializer", moving_mean_initializer
+        )
+        self.moving_variance_initializer = _checked_initializer(
+            "moving_variance_initializer", moving_variance_initializer
+        )
+        self.beta_regularizer = beta_regularizer
+        self.gamma_regularizer = gamma_regularizer
+        self.beta_constraint = beta_constraint
+        self.gamma_constraint = gamma_constraint
+        self.renorm = renorm
+        self.virtual_batch_size = virtual_batch_size
+        self.adjustment = adjustment
+        self.fused = True if fused is None else fused
+        if renorm:
+            self.renorm_clipping = _checked_clipping(renorm_clipping or {})
+            self.renorm_momentum = renorm_momentum
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the variables for inputs of `input_shape`, whose rank is known."""
+        shape = tf.TensorShape(input_shape)
+        if not shape.ndims:
+            raise ValueError(
+                f"`inputs` has undefined rank or none: its shape is {shape}, but must "
+                "have at least one axis: call set_shape"
+            )
+        self.axis = _checked_axes(self.axis, shape)
+        self._check_virtual_batches()
+        self.fused = bool(self.fused) and self._original_is_fused(shape.ndims)
+        sizes = {axis: tf.dimension_value(shape[axis]) for axis in self.axis}
+        self.input_spec = InputSpec(ndim=shape.ndims, axes=sizes)
+        variables = make_variables(
+            self._variable_maker(self._parameter_shape(shape)),
+            center=self.center,
+            scale=self.scale,
+            renorm=self.renorm,
+            initializers={
+                "gamma": self.gamma_initializer,
+                "beta": self.beta_initializer,
+                "moving_mean": self.moving_mean_initializer,
+                "moving_variance": self.moving_variance_initializer,
+            },
+        )
+        self.gamma, self.beta = variables.gamma, variables.beta
+        self.moving_mean = variables.moving_mean
+        self.moving_variance = variables.moving_variance
+        if self.renorm:
+            self.moving_stddev = variables.moving_stddev
+            self.renorm_mean = variables.renorm_mean
+            self.renorm_stddev = variables.renorm_stddev
+        self.built = True
+
+    def call(self, inputs: tf.Tensor, training: Any = False) -> tf.Tensor:
+        """Normalises `inputs`, with the statistics that `training` says."""
+        if not inputs.dtype.is_floating:
+            raise TypeError(
+                f"`inputs` has dtype {inputs.dtype.name}, but must be a float tensor"
+            )
+        mode = checked_mode("training", training)
+        update = "collection"
+        if self.trainable is False:
+            update = "skip"
+        elif inside_of_control_flow():
+            update = "in_place"
+        unbiased = self.fused and self._bessels_correction_test_only
+        y = normalize_and_update(
+            inputs,
+            mode,
+            self._layer_variables(),
+            layer=self.scope_name,
+            axis=tuple(self.axis),
+            decay=self.momentum,
+            epsilon=self.epsilon,
+            zero_debias=(),
+            ema_variance="unbiased" if unbiased else "biased",
+            update=update,
+            updates_collection=UPDATE_OPS_COLLECTION,
+            skip_nonfinite=True,
+            trainable=self.trainable,
+            ghost_batch_size=self.virtual_batch_size,
+            renorm=self._renormalization(),
+            adjustment=self.adjustment,
+        )
+        if update == "collection":
+            self.add_update(list(batch_norm_calls()[-1].updates))
+        return with_original_name(y, mode, fused=self.fused)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The same shape."""
+        return input_shape
+
+    def _check_virtual_batches(self):
+        size = self.virtual_batch_size
+        if size is None:
+            return
+        if size <= 0:
+            raise ValueError(
+                f"`virtual_batch_size` is {size}, but must be a positive integer that "
+                "divides the batch"
+            )
+        if 0 in self.axis:
+            raise ValueError(
+                f"`axis` is {self.axis}, but must not include 0 with "
+                "`virtual_batch_size`: axis 0 counts the examples"
+            )
+        if self.adjustment is not None:
+            raise ValueError("`adjustment` cannot be given with `virtual_batch_size`")
+
+    def _original_is_fused(self, rank):
+        return (
+            rank == 4
+            and self.axis in ([1], [3])
+            and not self.renorm
+            and self.virtual_batch_size is None
+            and self.adjustment is None
+        )
+
+    def _parameter_shape(self, shape):
+        if self.virtual_batch_size is None:
+            return statistics.parameter_shape(shape, self.axis)
+        sizes = self.input_spec.axes
+        kept_rank = [sizes.get(axis, 1) for axis in range(shape.ndims)]
+        return kept_rank[:1] + [1] + kept_rank[1:]
+
+    def _variable_maker(self, shape):
+        dtype = statistics.statistics_dtype(self._dtype or tf.float32)
+
+        def make(key, initializer):
+            if key in LEARNED:
+                return self.add_weight(
+                    key,
+                    shape,
+                    dtype,
+                    initializer,
+                    regularizer=getattr(self, key + "_regularizer"),
+                    constraint=getattr(self, key + "_constraint"),
+                )
+            with unpartitioned(self._scope):
+                return self.add_weight(
+                    key,
+                    shape,
+                    dtype,
+                    initializer,
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.MEAN,
+                )
+
+        return make
+
+    def _layer_variables(self):
+        names = LayerVariables._fields
+        return LayerVariables(*(getattr(self, name, None) for name in names))
+
+    def _renormalization(self):
+        if not self.renorm:
+            return None
+        return statistics.Renormalization(
+            decay=self.renorm_momentum, **self.renorm_clipping
+        )
+
+
+# The other names that the module tensorflow.python.layers.normalization has.
+BatchNorm = BatchNormalization
+batch_norm = batch_normalization
+
+
+def install() -> tuple:
+    """Gives `tf.compat.v1.layers` its two batch norms back where TensorFlow's raise.
+
+    TensorFlow 2.16 and later has no working `tf.layers` unless tf_keras is installed
+    and asked for. This replaces what does not work there, for the whole process, and
+    nothing that works: on TensorFlow 1.15 it does nothing. It may be called again.
+
+    Returns:
+        The names of what it replaced, such as
+        "tf.compat.v1.layers.batch_normalization"; () when all worked.
+    """
+    shown = tf.layers
+    replaced = {
+        name: layer
+        for name, layer in (
+            ("batch_normalization", batch_normalization),
+            ("BatchNormalization", BatchNormalization),
+        )
+        if not _has(shown, name)
+    }
+    if replaced:
+        # `import tensorflow.compat.v1.layers` finds another module than `tf.layers`, and
+        # puts it in its place.
+        imported = importlib.import_module("tensorflow.compat.v1.layers")
+        vars(shown).update(replaced)  # setattr would load what is gone.
+        for name, layer in replaced.items():
+            setattr(imported, name, layer)
+        tf.layers = shown
+    return tuple("tf.compat.v1.layers." + name for name in replaced)
+
+
+def _has(module, name):
+    try:
+        getattr(module, name)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+# ------------------------------------------------------ shared with the drop-in for slim
+
+
+def checked_mode(argument: str, value: Any) -> bool | tf.Tensor:
+    """A mode as the originals take it: True, False or a scalar bool tensor.
+
+    Args:
+        argument: the name of the argument, for errors.
+        value: a bool, 0, 1, None for False, or a bool tensor or variable; a tensor of
+            known value counts as that value.
+    """
+    if value is None:
+        return False
+    if isinstance(value, (bool, np.bool_, numbers.Number)) and value in (0, 1):
+        return bool(value)
+    if (
+        tf.is_tensor(value)
+        and value.dtype.base_dtype == tf.bool
+        and value.shape.is_compatible_with([])
+    ):
+        if isinstance(value, tf.Tensor) and value.op.type == "Const":
+            return bool(tf.make_ndarray(value.op.get_attr("value")))
+        return tf.convert_to_tensor(value)
+    raise TypeError(
+        f"`{argument}` is {value!r}, but must be a bool, 0, 1 or a scalar bool tensor"
+    )
+
+
+def with_original_name(y: tf.Tensor, mode: Any, *, fused: bool) -> tf.Tensor:
+    """`y` under the name that the original's output has in the layer's name scope.
+
+    Frozen graphs and other code fetch outputs by name. Where the original's is that of
+    a `tf.cond`, `y` is left as it is.
+    """
+    if not fused:
+        return tf.identity(y, name="batchnorm/add_1")
+    return tf.identity(y, name="FusedBatchNormV3") if isinstance(mode, bool) else y
+
+
+class unpartitioned:
+    """Within it, a variable scope has no partitioner: an update takes no parts."""
+
+    def __init__(self, scope: tf.VariableScope):
+        self._scope = scope
+        self._partitioner = scope.partitioner if scope else None
+
+    def __enter__(self):
+        if self._scope:
+            self._scope.set_partitioner(None)
+
+    def __exit__(self, *exception):
+        if self._scope:
+            self._scope.set_partitioner(self._partitioner)
+
+
+def _checked_axes(axis, shape):
+    """`axis` as a list of axes that are not negative, with sizes that are known."""
+    given = axis if isinstance(axis, list) else [axis]
+    axes = [a + shape.ndims if a < 0 else a for a in given]
+    for a in axes:
+        if not 0 <= a < shape.ndims:
+            raise ValueError(
+                f"`axis` is {axis}: there is no axis {a} in inputs of shape {shape}"
+            )
+        if tf.dimension_value(shape[a]) is None:
+            raise ValueError(
+                f"`inputs` has shape {shape}, whose size on axis {a} is undefined, but "
+                "must be known: call set_shape"
+            )
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"`axis` is {axis}, which has a duplicate axis")
+    return axes
+
+
+def _checked_initializer(argument, value):
+    """An initializer, also if it is given by its name or by its class."""
+    if isinstance(value, str):
+        value = getattr(tf, value.lower() + "_initializer", value)
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"`{argument}` is {value!r}, but must be an initializer, such as "
+            "tf.ones_initializer()"
+        )
+    return value() if isinstance(value, type) else value
+
+
+def _checked_clipping(clipping):
+    for key in clipping:
+        if key not in _CLIPPING:
+            raise ValueError(
+                "`renorm_clipping` has the key {!r}, but its keys must be among "
+                "{}".format(key, ", ".join(_CLIPPING))
+            )
+    return clipping
