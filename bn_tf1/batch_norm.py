@@ -54,6 +54,7 @@ def batch_norm(
     update: str = "collection",
     updates_collection: str = UPDATE_OPS_COLLECTION,
     skip_nonfinite: bool = True,
+    kernel: str = "auto",
     name: str | None = None,
     reuse: Any = None,
 ) -> tf.Tensor:
@@ -116,6 +117,11 @@ def batch_norm(
         updates_collection: the collection for `update="collection"`.
         skip_nonfinite: leaves the moving statistics as they are when a batch mean or
             variance is NaN or infinite. One such batch would spoil them for ever.
+        kernel: "fused" computes the batch's statistics and the output in one operation,
+            and their gradient in another; "composed" in several, with a gradient that
+            is written by hand; "auto" takes the faster one for the dtype, the layout,
+            the device and the version of TensorFlow. All mean the same, but a loss on
+            the statistics themselves (`batch_norm_calls`) needs "composed".
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again: choose for one of the calls `update="skip"` where the
@@ -144,7 +150,7 @@ def batch_norm(
     x = tf.convert_to_tensor(x, name="x")
     is_training = _checked_switch("is_training", is_training)
     _check_input(x, axis)
-    _check_options(decay, epsilon, ema_variance, update, updates_collection)
+    _check_options(decay, epsilon, ema_variance, update, updates_collection, kernel)
     _check_keys("initializers", initializers, INITIALIZERS)
     _check_keys("regularizers", regularizers, LEARNED)
     _check_keys("constraints", constraints, LEARNED)
@@ -188,6 +194,7 @@ def batch_norm(
             ghost_batch_size=ghost_batch_size,
             renorm=renorm,
             adjustment=adjustment,
+            kernel=kernel,
         )
 
 
@@ -233,7 +240,7 @@ def _check_input(x, axis):
         raise ValueError(f"`axis` is {axis}, but must not name an axis twice")
 
 
-def _check_options(decay, epsilon, ema_variance, update, updates_collection):
+def _check_options(decay, epsilon, ema_variance, update, updates_collection, kernel):
     if tf.is_tensor(decay):
         if not (decay.dtype.is_floating and decay.shape.is_compatible_with([])):
             raise ValueError(
@@ -245,6 +252,7 @@ def _check_options(decay, epsilon, ema_variance, update, updates_collection):
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be > 0")
     _check_choice("ema_variance", ema_variance, _EMA_VARIANCES)
     _check_choice("update", update, _UPDATES)
+    _check_choice("kernel", kernel, statistics.KERNELS)
     if update == "collection" and not (
         isinstance(updates_collection, str) and updates_collection
     ):

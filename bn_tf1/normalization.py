@@ -45,14 +45,6 @@ class LayerVariables(NamedTuple):
     renorm_stddev: Any = None
 
 
-class _Normalized(NamedTuple):
-    """The output, and the statistics that the moving averages shall take in."""
-
-    y: tf.Tensor
-    mean: tf.Tensor
-    variance: tf.Tensor
-
-
 class _Options(NamedTuple):
     """What `_normalize` takes from the arguments of `normalize_and_update`."""
 
@@ -65,6 +57,7 @@ class _Options(NamedTuple):
     ghost_batch_size: Any
     renorm: Any
     adjustment: Any
+    kernel: str
 
 
 def normalize_and_update(
@@ -81,6 +74,7 @@ def normalize_and_update(
     update: str,
     updates_collection: Any,
     skip_nonfinite: bool,
+    kernel: str = "auto",
     trainable: bool | tf.Tensor = True,
     weights: tf.Tensor | None = None,
     ghost_batch_size: int | None = None,
@@ -113,6 +107,7 @@ def normalize_and_update(
         ghost_batch_size,
         renorm,
         adjustment,
+        kernel,
     )
     normalized = _normalize(x, variables, is_training, options)
     y = normalized.y
@@ -147,10 +142,13 @@ def normalize_and_update(
 
 
 def _normalize(x, variables, is_training, options):
+    """A `statistics.BatchOutput`, of the moving statistics in inference."""
+    kernel, dtype = _kernel(x, options), x.dtype
     # All that needs a gradient is cast and read outside of the cond: TensorFlow 1.15
     # gives none to bfloat16 tensors that enter it, and fails for resource variables
     # that are read in it, if it is itself in a loop.
-    x, dtype = tf.cast(x, statistics.statistics_dtype(x.dtype)), x.dtype
+    if kernel == "composed" and is_training is not False:
+        x = tf.cast(x, statistics.statistics_dtype(x.dtype))
     channels = [
         tf.dimension_value(x.shape[a])
         for a in statistics.channel_axes(x.shape.ndims, options.axis)
@@ -163,32 +161,67 @@ def _normalize(x, variables, is_training, options):
     )
 
     def with_batch_statistics():
-        return _with_batch_statistics(
+        if _is_plain(options):
+            return _plain(x, gamma, beta, kernel, is_training, options)
+        return _with_own_statistics(
             x, gamma, beta, variables, channels, is_training, options
         )
 
     def with_moving_statistics():
         mean = _read(variables.moving_mean, channels)
         variance = _read(variables.moving_variance, channels)
-        y = statistics.normalize(
+        y = statistics.normalize_constant(
             x, mean, variance, gamma, beta, axis=options.axis, epsilon=options.epsilon
         )
-        return _Normalized(y, mean, variance)
+        return statistics.BatchOutput(y, mean, variance)
 
     if is_training is True:
         normalized = with_batch_statistics()
     elif is_training is False:
         normalized = with_moving_statistics()
     else:
-        normalized = _Normalized(
+        normalized = statistics.BatchOutput(
             *tf.cond(is_training, with_batch_statistics, with_moving_statistics)
         )
         normalized.y.set_shape(x.shape)
     return normalized._replace(y=tf.cast(normalized.y, dtype))
 
 
-def _with_batch_statistics(x, gamma, beta, variables, channels, is_training, options):
-    batch, axis = x, options.axis
+def _is_plain(options):
+    """Whether the statistics and the output are those of the whole batch."""
+    rich = (options.weights, options.ghost_batch_size, options.renorm)
+    return rich == (None, None, None) and options.adjustment is None
+
+
+def _kernel(x, options):
+    if _is_plain(options):
+        return statistics.choose_kernel(
+            options.kernel, x, options.axis, options.epsilon
+        )
+    if options.kernel == "fused":
+        raise ValueError(
+            "`kernel` is 'fused', but the fused kernel has no weights, ghost batches, "
+            "renormalisation or adjustment; use kernel='auto' or 'composed'"
+        )
+    return "composed"
+
+
+def _plain(x, gamma, beta, kernel, is_training, options):
+    axes = statistics.reduction_axes(x.shape.ndims, options.axis)
+    return statistics.normalize_batch(
+        _with_several_values(x, axes, options.layer, is_training),
+        gamma,
+        beta,
+        kernel=kernel,
+        axis=options.axis,
+        epsilon=options.epsilon,
+        unbiased=options.ema_variance == "unbiased",
+    )
+
+
+def _with_own_statistics(x, gamma, beta, variables, channels, is_training, options):
+    """With weighted, ghost-batch or renormalised statistics, or an adjustment."""
+    batch, axis, weights = x, options.axis, None
     size = options.ghost_batch_size
     if size is not None:
         # A second axis counts the ghost batches, as one more of the channel axes.
@@ -209,10 +242,10 @@ def _with_batch_statistics(x, gamma, beta, variables, channels, is_training, opt
         # The updates of what it read must wait for it.
         with tf.control_dependencies(correction):
             averaged = tuple(tf.identity(statistic) for statistic in averaged)
-    y = _output(batch, moments, gamma, beta, correction, axis, options)
+    y = _output(batch, moments, weights, gamma, beta, correction, axis, options)
     if size is not None:
         y = statistics.join_ghost_batches(y, like=x)
-    return _Normalized(y, *averaged)
+    return statistics.BatchOutput(y, *averaged)
 
 
 def _averaged_statistics(moments, options):
@@ -237,21 +270,21 @@ def _correction(averaged, variables, channels, options):
     )
 
 
-def _output(batch, moments, gamma, beta, correction, axis, options):
+def _output(batch, moments, weights, gamma, beta, correction, axis, options):
     def normalize(scale, offset):
         if options.ghost_batch_size is not None:
             scale, offset = (
                 None if values is None else values * tf.ones_like(moments.mean)
                 for values in (scale, offset)
             )
-        return statistics.normalize(
+        return statistics.normalize_with_moments(
             batch,
-            moments.mean,
-            moments.variance,
+            moments,
             scale,
             offset,
             axis=axis,
             epsilon=options.epsilon,
+            weights=weights,
         )
 
     if options.adjustment is not None:
@@ -277,9 +310,8 @@ def _passing_gradient(value, trainable):
 
 def _read(variable, shape):
     """The value of a variable, without the sizes of 1 that it may have in between."""
-    if variable.shape.as_list() == shape:
-        return tf.identity(variable)
-    return tf.reshape(variable, shape)
+    value = tf.convert_to_tensor(variable)
+    return value if value.shape.as_list() == shape else tf.reshape(value, shape)
 
 
 def _with_several_values(x, axes, layer, is_training):

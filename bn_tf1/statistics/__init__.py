@@ -4,13 +4,22 @@ Purpose: everything of batch normalization that is arithmetic on tensors, with n
 variable, no collection and no mode.
 
 The seam: whatever returns a `Moments` for a batch can be put in the place of
-`batch_moments`; each way of computing them has its own module.
+`batch_moments`, and in front of `normalize_with_moments`; each way of computing them has
+its own module. Which kernel computes what is chosen in `kernels` alone.
 """
 
+from bn_tf1.statistics.composed import batch_moments
+from bn_tf1.statistics.composed import normalize_batch as normalize_with_moments
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
+from bn_tf1.statistics.kernels import (
+    KERNELS,
+    BatchOutput,
+    normalize_batch,
+    normalize_constant,
+)
+from bn_tf1.statistics.kernels import choose as choose_kernel
 from bn_tf1.statistics.moments import (
     Moments,
-    batch_moments,
     channel_axes,
     parameter_shape,
     reduction_axes,
@@ -27,13 +36,19 @@ from bn_tf1.statistics.renormalization import (
 from bn_tf1.statistics.weighted import weighted_moments, weights_like
 
 __all__ = [
+    "KERNELS",
+    "BatchOutput",
     "Correction",
     "Moments",
     "Renormalization",
     "batch_moments",
     "channel_axes",
+    "choose_kernel",
     "join_ghost_batches",
     "normalize",
+    "normalize_batch",
+    "normalize_constant",
+    "normalize_with_moments",
     "parameter_shape",
     "reduction_axes",
     "renorm_correction",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numbers
 from typing import Any, NamedTuple, Sequence
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 
@@ -74,22 +75,17 @@ def static_count(shape: tf.TensorShape, axes: tuple[int, ...]) -> int | None:
     return count
 
 
-def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
-    """Mean, biased variance and count of `x` over `axes`.
-
-    Args:
-        x: float tensor of known rank.
-        axes: the axes to reduce: all but the channel axes.
-
-    Returns:
-        `Moments` in float32, or float64 for float64 `x`.
-    """
-    dtype = statistics_dtype(x.dtype)
-    mean, variance = tf.nn.moments(tf.cast(x, dtype), list(axes))
+def count_of(x: tf.Tensor, axes: tuple[int, ...]) -> int | tf.Tensor:
+    """The number of values per channel, as in `Moments`."""
     count = static_count(x.shape, axes)
-    if count is None:
-        count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), list(axes))), dtype)
-    return Moments(mean, variance, count)
+    if count is not None:
+        return count
+    dtype = statistics_dtype(x.dtype)
+    kept = [size for a, size in enumerate(x.shape.as_list()) if a not in axes]
+    if None in kept:
+        return tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), list(axes))), dtype)
+    size = tf.size(x, out_type=tf.int64)
+    return tf.cast(size, dtype) / float(np.prod(kept))
 
 
 def unbiased_variance(moments: Moments) -> tf.Tensor:

@@ -15,6 +15,7 @@ from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.statistics.channels import along
 from bn_tf1.statistics.moments import channel_axes
 
 
@@ -33,8 +34,8 @@ def normalize(
     Args:
         x: float tensor of known rank with the channels on `axis`.
         mean, variance: float32 tensors (float64 for float64 `x`) of the shape that `x`
-            has on its channel axes: [channels] for one axis. At most one of several
-            may be unknown.
+            has on its channel axes, [channels] for one axis. At most one of several
+            sizes may be unknown.
         gamma, beta: tensors like `mean`, or None for 1 and 0.
         axis: the channel axis of `x`, or several, negative or not.
         epsilon: added to the variance; in the unit of the variance.
@@ -47,7 +48,7 @@ def normalize(
         scale *= gamma
 
     def on_axis(channels):
-        return _broadcast_on_axis(channels, x.shape, axis)
+        return along(channels, x.shape, channel_axes(x.shape.ndims, axis))
 
     y = (tf.cast(x, mean.dtype) - on_axis(mean)) * on_axis(scale)
     if beta is not None:
@@ -63,23 +64,9 @@ def scale_and_shift(
     axis: int | Sequence[int],
 ) -> tf.Tensor:
     """gamma * y + beta, channel by channel, for arguments as `normalize` takes them."""
+    axes = channel_axes(y.shape.ndims, axis)
     if gamma is not None:
-        y *= _broadcast_on_axis(gamma, y.shape, axis)
+        y *= along(gamma, y.shape, axes)
     if beta is not None:
-        y += _broadcast_on_axis(beta, y.shape, axis)
+        y += along(beta, y.shape, axes)
     return y
-
-
-def _broadcast_on_axis(channels, shape, axis):
-    kept = channel_axes(shape.ndims, axis)
-    leading = kept[0]
-    if kept == tuple(range(leading, shape.ndims)):
-        return channels  # broadcasting aligns the last axes by itself
-    if len(kept) == 1:
-        return tf.reshape(channels, [-1] + [1] * (shape.ndims - 1 - leading))
-    sizes = [
-        tf.dimension_value(shape[a]) if a in kept else 1
-        for a in range(leading, shape.ndims)
-    ]
-    # The number of ghost batches may be unknown; it is the only one that may.
-    return tf.reshape(channels, [-1 if size is None else size for size in sizes])

@@ -1,0 +1,193 @@
+"""Sums and products by channel, each by the cheapest operation for the layout.
+
+Contract: a `Channels` sees a tensor of any rank as one of three layouts,
+
+    last      [a, b, 1, channels]      the channels change fastest
+    middle    [a, channels, b, 1]      a channel lies in one piece, once per example
+    any       as it is                 several channel axes, or unknown sizes in the way
+
+by reshaping, which copies nothing, and offers on it what batch normalization needs. All
+operations have gradients of every order.
+
+Why these operations (measured on two CPU cores, TensorFlow 1.15.5 and 2.21.0, tensors of
+33 MB): `BiasAddGrad` sums by channel three to twenty times faster than `tf.reduce_sum`,
+whose inner loop runs over the channels; the filter gradient of a depthwise 1x1
+convolution is the sum of products without writing the products; that convolution, and
+`tf.nn.bias_add`, broadcast faster than `*` and `+`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.moments import channel_axes, reduction_axes
+
+_STRIDES = [1, 1, 1, 1]
+
+
+class Channels(NamedTuple):
+    """How tensors of one shape are seen.
+
+    Attributes:
+        layout: "last", "middle" or "any".
+        sizes: what to reshape to, with -1 for the size that is left; None for "any".
+        shape: the static shape from outside.
+        axes: the channel axes, ascending.
+        dot_by_convolution: whether `dot` and `scale` are depthwise convolutions.
+    """
+
+    layout: str
+    sizes: Any
+    shape: tf.TensorShape
+    axes: tuple[int, ...]
+    dot_by_convolution: bool
+
+    def enter(self, x: tf.Tensor) -> tf.Tensor:
+        """`x` in this layout."""
+        if self.sizes is None or x.shape.as_list() == self.sizes:
+            return x
+        return tf.reshape(x, self.sizes)
+
+    def leave(self, values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """`values`, which are in this layout, in the shape of `x` again."""
+        if self.sizes is None or x.shape.as_list() == self.sizes:
+            return values
+        known = self.shape.as_list()
+        if known.count(None) <= 1:
+            return tf.reshape(values, [-1 if size is None else size for size in known])
+        values = tf.reshape(values, tf.shape(x))
+        values.set_shape(self.shape)
+        return values
+
+    def sum(self, values: tf.Tensor) -> tf.Tensor:
+        """The sum over each channel."""
+        if self.layout == "any":
+            return tf.reduce_sum(
+                values, list(reduction_axes(self.shape.ndims, self.axes))
+            )
+        return tf.raw_ops.BiasAddGrad(out_backprop=values, data_format=self.data_format)
+
+    def dot(self, values: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        """The sum over each channel of the products."""
+        if not self.dot_by_convolution:
+            return self.sum(values * others)
+        count = tf.dimension_value(values.shape[-1])
+        products = tf.nn.depthwise_conv2d_native_backprop_filter(
+            values, [1, 1, count, 1], others, _STRIDES, "VALID"
+        )
+        return tf.reshape(products, [count])
+
+    def add(self, values: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        """values + offset."""
+        if self.layout == "any":
+            return values + self._broadcast(offset)
+        return tf.nn.bias_add(values, offset, self.data_format)
+
+    def scale(self, values: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+        """values * factor."""
+        if self.dot_by_convolution:
+            kernel = tf.reshape(factor, [1, 1, -1, 1])
+            return tf.nn.depthwise_conv2d_native(values, kernel, _STRIDES, "VALID")
+        return values * self._broadcast(factor)
+
+    @property
+    def data_format(self) -> str:
+        """TensorFlow's name of the layout "last" or "middle"."""
+        return "NHWC" if self.layout == "last" else "NCHW"
+
+    def _broadcast(self, by_channel):
+        if self.layout == "last":
+            return by_channel
+        if self.layout == "middle":
+            return tf.reshape(by_channel, [-1, 1, 1])
+        return along(by_channel, self.shape, self.axes)
+
+
+def channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
+    """The view of tensors of the shape of `x` with the channels on `axis`."""
+    axes = channel_axes(x.shape.ndims, axis)
+    sizes, layout = None, "any"
+    if len(axes) == 1:
+        layout = "last" if axes[0] == x.shape.ndims - 1 else "middle"
+        sizes = (_sizes_last if layout == "last" else _sizes_middle)(x.shape, axes[0])
+    if sizes is None or tf.dimension_value(x.shape[axes[0]]) is None:
+        return plain_channels_of(x, axis)
+    return Channels(layout, sizes, x.shape, axes, layout == "last" and sizes[0] != 1)
+
+
+def plain_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
+    """As `channels_of`, with the layout "any": by reductions and broadcasting alone."""
+    axes = channel_axes(x.shape.ndims, axis)
+    return Channels("any", None, x.shape, axes, dot_by_convolution=False)
+
+
+def on_gpu(x: tf.Tensor) -> bool:
+    """Whether what is computed from `x` is going to be placed on a GPU.
+
+    That is known only where the graph says it; otherwise a GPU of this machine counts.
+    """
+    device_type = tf.DeviceSpec.from_string(x.device).device_type
+    if device_type is not None:
+        return device_type == "GPU"
+    return bool(tf.config.experimental.list_physical_devices("GPU"))
+
+
+def along(by_channel: tf.Tensor, shape: tf.TensorShape, axes: tuple[int, ...]):
+    """`by_channel`, with the sizes of `shape` on `axes`, so that it broadcasts to it."""
+    leading = axes[0]
+    if axes == tuple(range(leading, shape.ndims)):
+        return by_channel  # broadcasting aligns the last axes by itself
+    if len(axes) == 1:
+        return tf.reshape(by_channel, [-1] + [1] * (shape.ndims - 1 - leading))
+    sizes = [
+        tf.dimension_value(shape[a]) if a in axes else 1
+        for a in range(leading, shape.ndims)
+    ]
+    # The number of ghost batches may be unknown; it is the only one that may.
+    return tf.reshape(by_channel, [-1 if size is None else size for size in sizes])
+
+
+def _sizes_last(shape, axis):
+    """[a, b, 1, channels]; a convolution shares its work out over a.
+
+    An image stays as it is, so that what follows can be merged with what made it.
+    """
+    *reduced, channels = shape.as_list()
+    if len(reduced) == 3:
+        return [*reduced, channels]
+    known = [size for size in reduced if size is not None]
+    if len(known) == len(reduced):
+        parts = _largest_divisor(_product(known), 64)
+        return [parts, _product(known) // parts, 1, channels]
+    if len(known) == len(reduced) - 1 and _product(known) > 0:
+        return [-1, _product(known), 1, channels] if known else [1, -1, 1, channels]
+    return [1, -1, 1, channels]
+
+
+def _sizes_middle(shape, axis):
+    """[a, channels, b, 1]; None where both a and b are unknown."""
+    sizes = shape.as_list()
+    before, after = sizes[:axis], sizes[axis + 1 :]
+    first = None if None in before else _product(before)
+    last = None if None in after else _product(after)
+    if (first is None and last is None) or 0 in (first, last):
+        return None
+    return [
+        -1 if first is None else first,
+        sizes[axis],
+        -1 if last is None else last,
+        1,
+    ]
+
+
+def _largest_divisor(number, limit):
+    return max(d for d in range(1, limit + 1) if number % d == 0)
+
+
+def _product(sizes):
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

@@ -1,0 +1,200 @@
+"""Batch statistics and output out of several operations, for any input.
+
+    mean     = m + sum(x - m) / N,   m = sum(x) / N
+    variance = sum((x - m)^2) / N
+    y        = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+Contract: the moments are plain, differentiable operations. The gradient of the output
+for x is the total derivative, through the moments too, written by hand, so that nothing
+flows back through them and each tensor is read as few times as possible:
+
+    dbeta  = sum(dy)
+    dgamma = sum(dy * (x - mean)) / sqrt(variance + epsilon)
+    dx     = gamma / sqrt(variance + epsilon)
+             * (dy - weights * (dbeta / N
+                                + dgamma / N * (x - mean) / sqrt(variance + epsilon)))
+
+It is made of the moments as they entered the output, so that gradients of gradients see
+what they depend on. The sum of the residues x - m takes the rounding error of the first
+sum out of the mean, which is the largest error there is when a mean is hundreds of times
+larger than the deviation.
+
+Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section 3.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.channels import (
+    Channels,
+    channels_of,
+    on_gpu,
+    plain_channels_of,
+)
+from bn_tf1.statistics.moments import (
+    Moments,
+    count_of,
+    reduction_axes,
+    statistics_dtype,
+)
+
+
+def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
+    """Mean, biased variance and count of `x` over `axes`.
+
+    Args:
+        x: float tensor of known rank.
+        axes: the axes to reduce: all but the channel axes.
+
+    Returns:
+        `Moments` in float32, or float64 for float64 `x`.
+    """
+    x = tf.cast(x, statistics_dtype(x.dtype))
+    channels = _channels_of(x, reduction_axes(x.shape.ndims, axes))
+    count = count_of(x, axes)
+    share = _inverse(count)
+    values = channels.enter(x)
+    rough_mean = channels.sum(values) * share
+    centred = channels.add(values, -rough_mean)
+    mean = rough_mean + channels.sum(centred) * share
+    variance = channels.dot(centred, centred) * share
+    return Moments(mean, variance, count)
+
+
+def normalize_batch(
+    x: tf.Tensor,
+    moments: Moments,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+    weights: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """The output for statistics of the batch `x` itself.
+
+    Args:
+        x: float tensor of known rank with the channels on `axis`.
+        moments: of `x`: mean, biased variance, and their count.
+        gamma, beta: tensors like the mean, or None for 1 and 0.
+        axis: the channel axis of `x`, or several.
+        epsilon: added to the variance; in the unit of the variance.
+        weights: where the moments are weighted, the weights: a tensor that broadcasts
+            to `x` and has a sum by channel of `count`.
+
+    Returns:
+        A tensor of the shape and dtype of `x`, computed in the dtype of the mean.
+    """
+    mean, variance, count = moments
+    x, dtype = tf.cast(x, mean.dtype), x.dtype
+    channels = _channels_of(x, axis)
+    gamma = tf.ones_like(mean) if gamma is None else gamma
+    beta = tf.zeros_like(mean) if beta is None else beta
+
+    y = _output(channels, x, mean, variance, gamma, beta, epsilon)
+    inputs = [y, x, mean, variance, gamma, beta]
+    if weights is not None:
+        inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
+    gradient = _registered_gradient(channels.axes, epsilon)
+    with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
+        y = tf.identity_n(inputs)[0]
+    return tf.cast(y, dtype)
+
+
+@functools.lru_cache(maxsize=None)
+def _registered_gradient(axes, epsilon):
+    """The name of the gradient for outputs with these settings.
+
+    `tf.custom_gradient` is not used because its gradient finds the tensors of the graph
+    that it was built in, and not those of the copy that a function or a branch of
+    control flow v2 becomes: TensorFlow 1.15 fails there. This gradient finds everything
+    in the inputs of its operation.
+    """
+    name = f"bn_tf1.normalize_batch(axes={axes}, epsilon={epsilon!r})"
+    gradient = functools.partial(_gradients, axes=axes, epsilon=epsilon)
+    try:
+        tf.RegisterGradient(name)(gradient)
+    except KeyError:
+        pass  # this module was loaded before, and TensorFlow remembers it
+    return name
+
+
+def _gradients(operation, dy, *_, axes, epsilon):
+    x, mean, variance, gamma = operation.inputs[1:5]
+    weighting = operation.inputs[6:]
+    channels = _channels_of(x, axes)
+    if weighting:
+        weights, count = weighting
+    else:
+        count = count_of(x, reduction_axes(x.shape.ndims, axes))
+    deviations = tf.rsqrt(variance + epsilon)
+    slope = gamma * deviations
+    centred = channels.add(channels.enter(x), -mean)
+    dy = channels.enter(dy)
+    dbeta = channels.sum(dy)
+    dgamma = channels.dot(centred, dy) * deviations
+    share = slope * _inverse(count)
+    direct = channels.scale(dy, slope)
+    through_variance = channels.scale(centred, -share * deviations * dgamma)
+    if weighting:
+        through_both = channels.add(through_variance, -share * dbeta)
+        dx = channels.leave(direct, x) + weights * channels.leave(through_both, x)
+    else:
+        dx = channels.add(direct + through_variance, -share * dbeta)
+        dx = channels.leave(dx, x)
+    gradients = (None, dx, None, None, dgamma, dbeta)
+    if not weighting:
+        return gradients
+    dmean = -slope * dbeta
+    dvariance = -0.5 * slope * deviations * dgamma
+    moments = Moments(mean, variance, count)
+    dweights = _weights_gradient(channels, x, moments, weights, dmean, dvariance)
+    return (*gradients, dweights, None)
+
+
+def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
+    """Of the weights, which enter both moments with their share of the sum."""
+    mean, variance, count = moments
+    centred = channels.add(channels.enter(x), -mean)
+    through_variance = channels.scale(
+        channels.add(tf.square(centred), -variance), dvariance
+    )
+    by_value = channels.scale(centred, dmean) + through_variance
+    by_value = channels.leave(by_value, x) / count
+    broadcast = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(weights), s1=tf.shape(x))
+    return tf.reshape(tf.reduce_sum(by_value, broadcast.r0), tf.shape(weights))
+
+
+def _inverse(count):
+    # A static count of 0 makes what a dynamic one makes, NaN in the end.
+    return float("nan") if isinstance(count, int) and count == 0 else 1 / count
+
+
+def _channels_of(x, axis) -> Channels:
+    # The operations that are fast on a CPU are slow on a GPU, or not deterministic.
+    return plain_channels_of(x, axis) if on_gpu(x) else channels_of(x, axis)
+
+
+def _output(channels, x, mean, variance, gamma, beta, epsilon):
+    """gamma * (x - mean) / sqrt(variance + epsilon) + beta, without its gradient."""
+    values = channels.enter(x)
+    if channels.layout == "last" and x.dtype == tf.float32:
+        # One pass over the data in place of three.
+        y = tf.raw_ops.FusedBatchNormV3(
+            x=values,
+            scale=gamma,
+            offset=beta,
+            mean=mean,
+            variance=variance,
+            epsilon=epsilon,
+            is_training=False,
+        ).y
+    else:
+        centred = channels.add(values, -mean)
+        y = channels.scale(centred, gamma * tf.rsqrt(variance + epsilon))
+        y = channels.add(y, beta)
+    return channels.leave(y, x)

@@ -1,0 +1,143 @@
+"""Which kernel computes what: the one place where it is chosen, and why.
+
+    fused      one operation for statistics and output, and one for the gradient
+    composed   several operations with a hand-written gradient, for any input
+
+Measured with float32 on two CPU cores, forward and backward, on tensors of 33 MB; the
+command is `python -m tests.benchmarks`:
+
+- TensorFlow 2, channels last: fused, at a quarter of the recipe's time.
+- TensorFlow 1.15, channels last: composed. The fused gradient alone takes longer than
+  the whole composed layer. With constant statistics the fused kernel is as fast as
+  anything, and merged with the convolution before it.
+- Channels not last, on a CPU: composed. 1.15 has no such fused kernel; that of
+  TensorFlow 2 transposes, and takes four times as long as the composed one.
+- On a GPU both versions have the fused kernel for both layouts, and convolutions merge
+  with it. This follows TensorFlow's own layers; it has not been measured here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics import composed, fused, output
+from bn_tf1.statistics.channels import channels_of, on_gpu
+from bn_tf1.statistics.moments import reduction_axes, unbiased_variance
+
+KERNELS = ("auto", "fused", "composed")
+
+_IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
+# cuDNN refuses less; the kernels for the CPU take any.
+_SMALLEST_EPSILON_ON_GPU = 1.001e-5
+
+
+class BatchOutput(NamedTuple):
+    """The output for the statistics of the batch, and these statistics.
+
+    Attributes:
+        y: like `x`.
+        mean: float32 or float64 tensor of shape [channels].
+        variance: like `mean`; biased or unbiased, as was asked for.
+    """
+
+    y: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+
+def why_not_fused(
+    x: tf.Tensor, axis: int | Sequence[int], epsilon: float
+) -> str | None:
+    """What keeps the fused kernel from normalising `x`, in words; None if nothing does."""
+    dtype = x.dtype.base_dtype
+    if dtype == tf.float64:
+        return "it has no kernel for float64"
+    if dtype == tf.bfloat16 and _IS_TENSORFLOW_1:
+        return "TensorFlow 1.15 has no kernel for bfloat16"
+    layout = channels_of(x, axis).layout
+    if layout == "any":
+        return f"it cannot see shape {x.shape} with channels on axis {axis} as an image"
+    if on_gpu(x):
+        if epsilon < _SMALLEST_EPSILON_ON_GPU:
+            return f"on a GPU `epsilon` must be at least {_SMALLEST_EPSILON_ON_GPU}"
+    elif layout == "middle" and _IS_TENSORFLOW_1:
+        return "TensorFlow 1.15 has none on the CPU for channels that are not last"
+    return None
+
+
+def choose(kernel: str, x: tf.Tensor, axis: int | Sequence[int], epsilon: float) -> str:
+    """ "fused" or "composed", for the statistics of the batch.
+
+    Raises:
+        ValueError: `kernel` is "fused", but that cannot be.
+    """
+    if kernel == "composed":
+        return kernel
+    obstacle = why_not_fused(x, axis, epsilon)
+    if kernel == "fused":
+        if obstacle is not None:
+            raise ValueError(
+                f"`kernel` is 'fused', but the fused kernel cannot normalise `x`: "
+                f"{obstacle}; use kernel='auto' or 'composed'"
+            )
+        return kernel
+    return "composed" if obstacle or not _is_fast(x, axis) else "fused"
+
+
+def normalize_batch(
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    kernel: str,
+    axis: int | Sequence[int],
+    epsilon: float,
+    unbiased: bool,
+) -> BatchOutput:
+    """The output with the statistics of the batch `x`, by the kernel of `choose`.
+
+    Args:
+        x: float tensor of known rank with the channels on `axis`.
+        gamma, beta: tensors of the statistics' dtype and shape, or None for 1 and 0.
+        kernel: "fused" or "composed".
+        axis: the channel axis of `x`, or several.
+        epsilon: added to the variance; in the unit of the variance.
+        unbiased: which variance is returned; the output always uses the biased one.
+    """
+    if kernel == "fused":
+        outputs = fused.normalize_batch(
+            x, gamma, beta, axis=axis, epsilon=epsilon, unbiased=unbiased
+        )
+        return BatchOutput(*outputs)
+    moments = composed.batch_moments(x, reduction_axes(x.shape.ndims, axis))
+    y = composed.normalize_batch(x, moments, gamma, beta, axis=axis, epsilon=epsilon)
+    variance = unbiased_variance(moments) if unbiased else moments.variance
+    return BatchOutput(y, moments.mean, variance)
+
+
+def normalize_constant(
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+) -> tf.Tensor:
+    """As `output.normalize`, for a mean and a variance that need no gradient."""
+    one_kernel = (
+        why_not_fused(x, axis, epsilon) is None
+        and (channels_of(x, axis).layout == "last" or on_gpu(x))
+        and (x.dtype.base_dtype == tf.float32 or not _IS_TENSORFLOW_1)
+    )
+    normalize = fused.normalize if one_kernel else output.normalize
+    return normalize(x, mean, variance, gamma, beta, axis=axis, epsilon=epsilon)
+
+
+def _is_fast(x, axis):
+    if on_gpu(x):
+        return True
+    return not _IS_TENSORFLOW_1 and channels_of(x, axis).layout == "last"
