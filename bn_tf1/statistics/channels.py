@@ -4,7 +4,8 @@ Contract: a `Channels` sees a tensor of any rank as one of three layouts,
 
     last      [a, b, 1, channels]      the channels change fastest
     middle    [a, channels, b, 1]      a channel lies in one piece, once per example
-    any       as it is                 several channel axes, or unknown sizes in the way
+    any       as it is                 all else: several channel axes, sizes that are 0,
+                                       or unknown where a reshape must know them
 
 by reshaping, which copies nothing, and offers on it what batch normalization needs. All
 operations have gradients of every order.
@@ -112,7 +113,7 @@ def channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
     if len(axes) == 1:
         layout = "last" if axes[0] == x.shape.ndims - 1 else "middle"
         sizes = (_sizes_last if layout == "last" else _sizes_middle)(x.shape, axes[0])
-    if sizes is None or tf.dimension_value(x.shape[axes[0]]) is None:
+    if sizes is None or tf.dimension_value(x.shape[axes[0]]) is None or 0 in sizes:
         return plain_channels_of(x, axis)
     return Channels(layout, sizes, x.shape, axes, layout == "last" and sizes[0] != 1)
 

@@ -1,0 +1,273 @@
+"""The kernels of `batch_norm`: each right, each chosen where it can be, and refused
+where it cannot."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+from bn_tf1 import statistics
+from bn_tf1.statistics.channels import channels_of
+from tests import reference
+
+EPSILON = 1e-3
+IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
+
+
+def normalize_by(kernel, x, gamma, beta, axis, unbiased=False):
+    return statistics.normalize_batch(
+        x, gamma, beta, kernel=kernel, axis=axis, epsilon=EPSILON, unbiased=unbiased
+    )
+
+
+def fused_cases():
+    for name, case in reference.CASES.items():
+        last = case.axis in (-1, len(case.shape) - 1)
+        if last or not IS_TENSORFLOW_1:
+            yield name
+
+
+# ------------------------------------------------------------ both kernels, one answer
+
+
+@pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
+@pytest.mark.parametrize(
+    "kernel, name",
+    [("composed", name) for name in reference.CASES]
+    + [("fused", name) for name in fused_cases()],
+)
+def test_output_statistics_and_gradients(kernel, name, unbiased, session):
+    case = reference.CASES[name]
+    batch = reference.make_batch(case, "float32")
+    weights = reference.make_output_gradient(case)
+    gamma, beta = reference.make_parameters(case.shape[case.axis])
+    inputs = [tf.constant(array, tf.float32) for array in (batch, gamma, beta)]
+    y, mean, variance = normalize_by(kernel, *inputs, case.axis, unbiased)
+    gradients = tf.gradients(y, inputs, tf.constant(weights, tf.float32))
+    output, mean, variance, actual = session.run([y, mean, variance, gradients])
+
+    moments = reference.moments(batch, case.axis)
+    exact = reference.training_gradients(batch, weights, gamma, case.axis, EPSILON)
+    settings = (moments.mean, moments.variance, gamma, case.axis, EPSILON, "float32")
+    expected = reference.training_output(batch, gamma, beta, case.axis, EPSILON)
+    allowed = reference.output_tolerance(batch, expected, *settings)
+    reference.assert_within(output, expected, allowed, "output")
+    allowed = reference.mean_tolerance(batch, case.axis, "float32")
+    reference.assert_within(mean, moments.mean, allowed, "mean")
+    allowed = reference.variance_tolerance(batch, case.axis, "float32")
+    expected = moments.variance
+    if unbiased:
+        expected = reference.unbiased(expected, moments.count)
+        allowed = reference.unbiased(allowed, moments.count)
+    reference.assert_within(variance, expected, allowed, "variance")
+    allowed = reference.gradient_tolerances(batch, weights, *settings)
+    for field, value in zip(exact._fields, actual):
+        reference.assert_within(
+            value, getattr(exact, field), getattr(allowed, field), field
+        )
+
+
+@pytest.mark.parametrize("sizes", ["known_sizes", "unknown_sizes"])
+@pytest.mark.parametrize("axis", [-1, 1], ids=["last", "middle"])
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_a_composed_mean_of_300_deviations_is_closer_than_the_recipes(
+    rank, axis, sizes, session
+):
+    """Whole digits closer: the residues take the first sum's rounding error out."""
+    shape = {2: (4096, 8), 3: (64, 8, 64), 4: (16, 8, 16, 16), 5: (4, 8, 8, 8, 16)}[
+        rank
+    ]
+    if rank > 2 and axis == -1:
+        shape = (*shape[:1], *shape[2:], 8)
+    batch = (300 + np.random.RandomState(0).normal(size=shape)).astype(np.float32)
+    known = [None] * rank if sizes == "unknown_sizes" else list(shape)
+    known[axis] = 8
+    x = tf.placeholder(tf.float32, known)
+    ours = normalize_by("composed", x, None, None, axis)
+    axes = list(reference.reduction_axes(rank, axis))
+    recipe = tf.nn.moments(x, axes)
+    (y, mean, variance), theirs = session.run([ours, recipe], {x: batch})
+
+    exact = reference.moments(batch, axis)
+    assert np.abs(mean - exact.mean).max() <= 2 * np.spacing(np.float32(300))
+    assert np.abs(mean - exact.mean).max() <= np.abs(theirs[0] - exact.mean).max()
+    # One rounding of the mean, halved, over the deviation, and y's own.
+    expected = reference.training_output(batch, axis=axis)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    np.testing.assert_allclose(variance, exact.variance, rtol=1e-5)
+
+
+# ------------------------------------------------------------ gradients of gradients
+
+
+@pytest.mark.parametrize(
+    "kernel, shape, axis, dtype",
+    [
+        ("composed", (4, 3), -1, "float64"),
+        ("composed", (2, 3, 2), 1, "float64"),
+        ("composed", (2, 2, 2, 3), -1, "float64"),
+        ("composed", (3, 2, 2), 0, "float64"),
+        ("composed", (2, 2, 2, 3), -1, "float32"),
+        ("fused", (2, 2, 2, 3), -1, "float32"),
+        ("fused", (4, 3), -1, "float32"),
+    ],
+)
+def test_the_gradient_of_a_gradient_penalty(kernel, shape, axis, dtype, session):
+    """As WGAN-GP takes it: the gradient for x of |d sum(w * y^2) / dx|^2."""
+    case = reference.Case(shape, axis)
+    batch = reference.make_batch(case, "float32")
+    weights = reference.make_output_gradient(case)
+    gamma, beta = reference.make_parameters(3)
+
+    def penalty(x):
+        y = reference.training_output(x, gamma, beta, axis, EPSILON)
+        slopes = reference.training_gradients(x, 2 * weights * y, gamma, axis, EPSILON)
+        return (slopes.x**2).sum()
+
+    expected = reference.central_differences(penalty, batch)
+    x, gamma_, beta_ = (tf.constant(a, dtype) for a in (batch, gamma, beta))
+    y = normalize_by(kernel, x, gamma_, beta_, axis).y
+    slope = tf.gradients(tf.constant(weights, dtype) * y**2, x)[0]
+    actual = session.run(tf.gradients(tf.reduce_sum(slope**2), x)[0])
+    scale = np.abs(expected).max()
+    tolerance = {"float64": 1e-6, "float32": 2e-4}[dtype]
+    np.testing.assert_allclose(actual / scale, expected / scale, atol=tolerance)
+
+
+def test_a_loss_on_the_composed_statistics_has_a_gradient(session):
+    case = reference.CASES["rank4_nhwc"]
+    batch = reference.make_batch(case, "float64")
+    x = tf.constant(batch)
+    normalized = normalize_by("composed", x, None, None, -1)
+    slopes = tf.gradients([normalized.mean, normalized.variance], x)[0]
+    moments = reference.moments(batch)
+    expected = (1 + 2 * (batch - moments.mean)) / moments.count
+    np.testing.assert_allclose(session.run(slopes), expected, rtol=1e-9, atol=1e-12)
+
+
+# --------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((16, 3), -1), ((8, 5, 3), -1), ((8, 3, 5), 1), ((3, 8), 0)]
+)
+def test_gradients_with_weighted_moments(shape, axis, session):
+    """The hand-written gradient against TensorFlow's own, through the same moments."""
+    case = reference.Case(shape, axis)
+    x = tf.constant(reference.make_batch(case, "float64"))
+    dy = tf.constant(reference.make_output_gradient(case))
+    gamma, beta = map(tf.constant, reference.make_parameters(shape[axis]))
+    sizes = [1 if a == axis % len(shape) else n for a, n in enumerate(shape)]
+    weights = tf.constant(np.random.RandomState(1).randint(0, 3, sizes) / 2.0)
+    axes = reference.reduction_axes(len(shape), axis)
+    mean, variance = tf.nn.weighted_moments(x, axes, weights)
+    moments = statistics.Moments(mean, variance, tf.reduce_sum(weights))
+    y = statistics.normalize_with_moments(
+        x, moments, gamma, beta, axis=axis, epsilon=EPSILON, weights=weights
+    )
+    by_itself = statistics.normalize(
+        x, mean, variance, gamma, beta, axis=axis, epsilon=EPSILON
+    )
+    inputs = [x, gamma, beta]
+    actual = session.run([y, tf.gradients(y, inputs, dy)])
+    expected = session.run([by_itself, tf.gradients(by_itself, inputs, dy)])
+    for one, other in zip(tf.nest.flatten(actual), tf.nest.flatten(expected)):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+# ------------------------------------------------------------------------- the choice
+
+
+def op_types(graph):
+    return {op.type for op in graph.get_operations()}
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 5, 3), (2, 4, 4, 3), (2, 2, 4, 4, 3)])
+def test_auto_takes_the_fused_kernel_where_it_is_the_fastest(shape, graph):
+    bn_tf1.batch_norm(tf.zeros(shape), True)
+    assert ("BiasAddGrad" in op_types(graph)) == IS_TENSORFLOW_1
+
+
+def test_auto_on_a_cpu_is_composed_for_channels_that_are_not_last(graph):
+    bn_tf1.batch_norm(tf.zeros([2, 3, 4, 4]), True, axis=1)
+    assert "FusedBatchNormV3" not in op_types(graph)
+
+
+@pytest.mark.parametrize("axis", [-1, 1], ids=["nhwc", "nchw"])
+def test_auto_on_a_gpu_is_fused(axis, graph):
+    with tf.device("/gpu:0"):
+        x = tf.zeros([2, 3, 4, 3])
+    bn_tf1.batch_norm(x, True, axis=axis)
+    assert "BiasAddGrad" not in op_types(graph)
+    assert "FusedBatchNormV3" in op_types(graph)
+
+
+@pytest.mark.parametrize(
+    "x, options, reason",
+    [
+        ((tf.float64, [4, 3]), {}, "float64"),
+        ((tf.float32, [None, 3, None]), {"axis": 1}, "shape"),
+    ],
+    ids=["float64", "unknown_sizes"],
+)
+def test_a_fused_kernel_that_cannot_be(x, options, reason):
+    with pytest.raises(ValueError) as caught:
+        bn_tf1.batch_norm(tf.placeholder(*x), True, kernel="fused", **options)
+    for part in ["`kernel`", "'fused'", reason, "'auto'"]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 has these kernels")
+@pytest.mark.parametrize(
+    "dtype, axis, reason", [("bfloat16", -1, "bfloat16"), ("float32", 1, "not last")]
+)
+def test_a_fused_kernel_that_1_15_lacks(dtype, axis, reason):
+    x = tf.placeholder(dtype, [2, 3, 4, 5])
+    with pytest.raises(ValueError, match=reason):
+        bn_tf1.batch_norm(x, True, axis=axis, kernel="fused")
+
+
+def test_an_unknown_kernel():
+    with pytest.raises(ValueError, match="`kernel` is 'fast', but must be one of"):
+        bn_tf1.batch_norm(tf.zeros([4, 3]), True, kernel="fast")
+
+
+@pytest.mark.parametrize(
+    "kernel, sizes",
+    [
+        ("auto", "known_sizes"),
+        ("composed", "known_sizes"),
+        ("composed", "unknown_sizes"),
+        ("fused", "unknown_sizes"),
+    ],
+)
+@pytest.mark.parametrize("switch", ["python_bool", "tensor"])
+def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, graph):
+    x = tf.placeholder(tf.float32, [0 if sizes == "known_sizes" else None, 4, 3])
+    is_training = True if switch == "python_bool" else tf.constant(True)
+    y = bn_tf1.batch_norm(x, is_training, kernel=kernel)
+    slope = tf.gradients(y, x)[0]
+    session = start()
+    before = session.run(tf.global_variables())
+    updates = graph.get_collection(bn_tf1.UPDATE_OPS_COLLECTION)
+    output, slope, _ = session.run([y, slope, updates], {x: np.zeros([0, 4, 3])})
+    assert output.shape == slope.shape == (0, 4, 3)
+    for one, other in zip(before, session.run(tf.global_variables())):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_layouts_are_reshapes_that_keep_every_value(session):
+    for shape, axis in itertools.product(
+        [[6, 3], [4, 5, 3], [2, 3, 4, 3], [2, 3, 2, 2, 3], [3, 3]], [-1, 0, 1]
+    ):
+        x = tf.random.stateless_uniform(shape, [1, 2])
+        channels = channels_of(x, axis)
+        there_and_back = channels.leave(channels.enter(x), x)
+        axes = reference.reduction_axes(len(shape), axis)
+        values, kept, total = session.run(
+            [x, there_and_back, channels.sum(channels.enter(x))]
+        )
+        np.testing.assert_array_equal(values, kept)
+        np.testing.assert_allclose(total, values.sum(axis=axes), rtol=1e-5)
