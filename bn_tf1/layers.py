@@ -38,18 +38,22 @@ import importlib
 import numbers
 from typing import Any
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.calls import batch_norm_calls
 from bn_tf1.control_flow import inside_of_control_flow
+from bn_tf1.drop_in import (
+    checked_clipping,
+    checked_mode,
+    unpartitioned,
+    with_original_name,
+)
 from bn_tf1.legacy_layer import InputSpec, LegacyLayer
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.normalization import LayerVariables, normalize_and_update
 from bn_tf1.variables import LEARNED, make_variables
 
-_CLIPPING = ("rmax", "rmin", "dmax")
 _ZEROS = tf.zeros_initializer()
 _ONES = tf.ones_initializer()
 
@@ -219,7 +223,7 @@ class BatchNormalization(LegacyLayer):
         self.adjustment = adjustment
         self.fused = True if fused is None else fused
         if renorm:
-            self.renorm_clipping = _checked_clipping(renorm_clipping or {})
+            self.renorm_clipping = checked_clipping(renorm_clipping or {})
             self.renorm_momentum = renorm_momentum
 
     def build(self, input_shape: Any) -> None:
@@ -410,61 +414,6 @@ def _has(module, name):
     return True
 
 
-# ------------------------------------------------------ shared with the drop-in for slim
-
-
-def checked_mode(argument: str, value: Any) -> bool | tf.Tensor:
-    """A mode as the originals take it: True, False or a scalar bool tensor.
-
-    Args:
-        argument: the name of the argument, for errors.
-        value: a bool, 0, 1, None for False, or a bool tensor or variable; a tensor of
-            known value counts as that value.
-    """
-    if value is None:
-        return False
-    if isinstance(value, (bool, np.bool_, numbers.Number)) and value in (0, 1):
-        return bool(value)
-    if (
-        tf.is_tensor(value)
-        and value.dtype.base_dtype == tf.bool
-        and value.shape.is_compatible_with([])
-    ):
-        if isinstance(value, tf.Tensor) and value.op.type == "Const":
-            return bool(tf.make_ndarray(value.op.get_attr("value")))
-        return tf.convert_to_tensor(value)
-    raise TypeError(
-        f"`{argument}` is {value!r}, but must be a bool, 0, 1 or a scalar bool tensor"
-    )
-
-
-def with_original_name(y: tf.Tensor, mode: Any, *, fused: bool) -> tf.Tensor:
-    """`y` under the name that the original's output has in the layer's name scope.
-
-    Frozen graphs and other code fetch outputs by name. Where the original's is that of
-    a `tf.cond`, `y` is left as it is.
-    """
-    if not fused:
-        return tf.identity(y, name="batchnorm/add_1")
-    return tf.identity(y, name="FusedBatchNormV3") if isinstance(mode, bool) else y
-
-
-class unpartitioned:
-    """Within it, a variable scope has no partitioner: an update takes no parts."""
-
-    def __init__(self, scope: tf.VariableScope):
-        self._scope = scope
-        self._partitioner = scope.partitioner if scope else None
-
-    def __enter__(self):
-        if self._scope:
-            self._scope.set_partitioner(None)
-
-    def __exit__(self, *exception):
-        if self._scope:
-            self._scope.set_partitioner(self._partitioner)
-
-
 def _checked_axes(axis, shape):
     """`axis` as a list of axes that are not negative, with sizes that are known."""
     given = axis if isinstance(axis, list) else [axis]
@@ -494,13 +443,3 @@ def _checked_initializer(argument, value):
             "tf.ones_initializer()"
         )
     return value() if isinstance(value, type) else value
-
-
-def _checked_clipping(clipping):
-    for key in clipping:
-        if key not in _CLIPPING:
-            raise ValueError(
-                "`renorm_clipping` has the key {!r}, but its keys must be among "
-                "{}".format(key, ", ".join(_CLIPPING))
-            )
-    return clipping

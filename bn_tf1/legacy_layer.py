@@ -25,6 +25,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.drop_in import add_to_collection, as_list, parts
 from bn_tf1.train_op import ancestors
 
 # A tuple, so that `export_meta_graph` does not try to write it (see calls.py).
@@ -109,7 +110,7 @@ class LegacyLayer:
             self._check_input(inputs)
             outputs = self.call(inputs, *args, **kwargs)
         self._calls.append(_Call(inputs, outputs))
-        _add_to_collection(tf.GraphKeys.UPDATE_OPS, self.updates)
+        add_to_collection(tf.GraphKeys.UPDATE_OPS, self.updates)
         return outputs
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> tf.Tensor:
@@ -202,10 +203,10 @@ class LegacyLayer:
                 constraint=constraint,
                 **options,
             )
-            parts = _parts(variable)
-            if regularizer is not None and not any(id(v) in existing for v in parts):
-                self._regularize(name, parts, regularizer)
-        for part in parts:
+            made = parts(variable)
+            if regularizer is not None and not any(id(v) in existing for v in made):
+                self._regularize(name, made, regularizer)
+        for part in made:
             # A custom getter may have overridden `trainable`.
             if trainable and part.trainable:
                 self._trainable_weights.append(part)
@@ -225,15 +226,15 @@ class LegacyLayer:
     def add_update(self, updates: Any, inputs: Any = None) -> None:
         """Adds update operations to `updates`; a call brings them to `UPDATE_OPS`."""
         del inputs  # `get_updates_for` sees it in the graph.
-        for update in _as_list(updates):
+        for update in as_list(updates):
             update = update() if callable(update) else update
             self._updates.append(getattr(update, "op", update))
 
     def add_loss(self, losses: Any, inputs: Any = None) -> None:
         """Adds loss tensors to `losses` and to `REGULARIZATION_LOSSES`."""
         del inputs
-        self._losses += _as_list(losses)
-        _add_to_collection(tf.GraphKeys.REGULARIZATION_LOSSES, _as_list(losses))
+        self._losses += as_list(losses)
+        add_to_collection(tf.GraphKeys.REGULARIZATION_LOSSES, as_list(losses))
 
     @property
     def trainable_weights(self) -> list:
@@ -272,7 +273,7 @@ class LegacyLayer:
 
     def _depending(self, elements, inputs):
         of_calls = inputs is None
-        sources = [call.input for call in self._calls] if of_calls else _as_list(inputs)
+        sources = [call.input for call in self._calls] if of_calls else as_list(inputs)
         sources = {tensor.op for tensor in sources}
         return [
             element
@@ -360,20 +361,3 @@ def _names(layer_class, name):
     counts[0][base] += 1
     unique = f"{base}_{counts[0][base]}"
     return (name.name if name else base), unique
-
-
-def _parts(variable):
-    """The variable, or the parts of a partitioned one."""
-    if tf.is_tensor(variable):
-        return [variable]
-    return list(variable)
-
-
-def _as_list(values):
-    return list(values) if isinstance(values, (list, tuple)) else [values]
-
-
-def _add_to_collection(key, elements):
-    collection = tf.get_collection_ref(key)
-    present = {id(element) for element in collection}
-    collection += [element for element in elements if id(element) not in present]

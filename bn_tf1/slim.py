@@ -1,0 +1,345 @@
+"""The drop-in for `tf.contrib.layers.batch_norm`, which is tf_slim's, too.
+
+    - net = slim.batch_norm(net, is_training=is_training)
+    + from bn_tf1.slim import batch_norm
+    + net = batch_norm(net, is_training=is_training)
+
+It is a `normalizer_fn` as it is. To be a key of an `arg_scope`, it must be made known to
+the one that is used, once, since neither slim nor contrib is needed here:
+
+    batch_norm = slim.add_arg_scope(bn_tf1.slim.batch_norm)
+    with slim.arg_scope([batch_norm], decay=0.9):
+        net = batch_norm(net)
+
+(In contrib, `add_arg_scope` is in `tf.contrib.framework`; in tf_slim, in `tf_slim`.)
+
+Contract: the arguments, their order and defaults, the variables, scopes, collections
+and results that TensorFlow 1.15 documents. The original takes one of three ways, and
+some of what it does depends on the way; so it does here:
+
+    way      taken for                                    order      not trainable
+    fused    rank 2, or 4 with zero debiasing or another  beta,      statistics are
+             collection than UPDATE_OPS                   gamma      updated
+    weighted `batch_weights`; other ranks, or not fused,  beta,      statistics are
+             with zero debiasing or another collection    gamma      updated
+    layer    everything else                              gamma,     no updates
+                                                          beta
+
+`moving_variance` follows the unbiased variance with inputs of rank 2 and 4, and the
+biased one with others and with `fused=False`, `batch_weights`, `renorm` or `adjustment`,
+whatever kernel computes it.
+
+Where the original is wrong, this is not:
+- `param_regularizers` and `adjustment` count with `batch_weights`, too.
+- Variables are float32 for float16 inputs with `batch_weights`, too: a moving average
+  in float16 stands still.
+- float64 inputs work with every `fused`.
+- A call inside of a `tf.cond`, `tf.while_loop` or function updates the statistics in
+  place (tensorflow#14699, #6087).
+- A batch with a NaN or an infinity does not spoil the statistics (tensorflow#34062).
+- One value per channel in training, whose output would be beta whatever the input, is
+  an error.
+
+Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); the
+documentation of `tf.contrib.layers`, TensorFlow 1.15.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1 import statistics
+from bn_tf1.calls import batch_norm_calls
+from bn_tf1.control_flow import inside_of_control_flow
+from bn_tf1.drop_in import (
+    add_to_collection,
+    as_list,
+    checked_clipping,
+    checked_mode,
+    parts,
+    unpartitioned,
+    with_original_name,
+)
+from bn_tf1.normalization import normalize_and_update
+from bn_tf1.variables import LEARNED, make_variables
+
+_UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
+_FUSED, _WEIGHTED, _LAYER = "fused", "weighted", "layer"
+_BETA_FIRST = ("beta", "gamma", "moving_mean", "moving_variance")
+_GAMMA_FIRST = ("gamma", "beta", "moving_mean", "moving_variance")
+_STATISTICS_FIRST = ("moving_mean", "moving_variance", "beta", "gamma")
+
+
+class _Way(NamedTuple):
+    """The way that the original would take, and what depends on it.
+
+    Attributes:
+        name: `_FUSED`, `_WEIGHTED` or `_LAYER`.
+        unbiased: whether the unbiased variance enters the moving average.
+    """
+
+    name: str
+    unbiased: bool
+
+
+def batch_norm(
+    inputs: Any,
+    decay: float = 0.999,
+    center: bool = True,
+    scale: bool = False,
+    epsilon: float = 0.001,
+    activation_fn: Any = None,
+    param_initializers: dict | None = None,
+    param_regularizers: dict | None = None,
+    updates_collections: Any = _UPDATE_OPS,
+    is_training: Any = True,
+    reuse: Any = None,
+    variables_collections: Any = None,
+    outputs_collections: Any = None,
+    trainable: bool = True,
+    batch_weights: Any = None,
+    fused: bool | None = None,
+    data_format: str = "NHWC",
+    zero_debias_moving_mean: bool = False,
+    scope: Any = None,
+    renorm: bool = False,
+    renorm_clipping: dict | None = None,
+    renorm_decay: float = 0.99,
+    adjustment: Any = None,
+) -> tf.Tensor:
+    """Normalises `inputs`; as `tf.contrib.layers.batch_norm`.
+
+    Args:
+        inputs: float tensor of known rank with a known number of channels, or what
+            converts to one.
+        decay: share of the old moving statistics that an update keeps.
+        center, scale: whether there is a `beta` and a `gamma`; no gamma by default.
+        epsilon: added to the variance.
+        activation_fn: a function of the output, or None.
+        param_initializers: initializers by variable name.
+        param_regularizers: regularizers by variable name, for `beta` and `gamma`.
+        updates_collections: the collection, or a list of them, for the update
+            operations; None makes the output depend on them.
+        is_training: whether to normalise with the statistics of the batch and to
+            update the moving ones: a bool, 0 or 1, or a bool tensor or variable.
+        reuse: whether the variables exist already; needs a `scope`.
+        variables_collections: a list of collections for all variables, or a dict of
+            lists by variable name. All are in `GLOBAL_VARIABLES` and `MODEL_VARIABLES`.
+        outputs_collections: the collection, or a list of them, for the output.
+        trainable: whether beta and gamma are trainable.
+        batch_weights: float tensor [batch]: how much an example counts in the
+            statistics.
+        fused: False, or None or True: see the module. Which kernel runs is for the
+            library to choose.
+        data_format: "NHWC" for channels on the last axis, "NCHW" for axis 1; for every
+            rank.
+        zero_debias_moving_mean: keeps a bias-corrected moving mean, with the variables
+            `biased` and `local_step`.
+        scope: the variable scope, a name or an object; `BatchNorm`, made unique, by
+            default.
+        renorm: batch renormalization (arXiv:1702.03275), with the variables
+            `moving_stddev`, `renorm_mean` and `renorm_stddev`.
+        renorm_clipping: bounds of the correction: `rmax`, `rmin` and `dmax`.
+        renorm_decay: share of the old `renorm_mean` and `renorm_stddev` that an update
+            keeps.
+        adjustment: a function from the shape of `inputs`, a tensor, to a scale and an
+            offset for the normalised values, before beta and gamma, in training only.
+
+    Returns:
+        A tensor of the shape and dtype of `inputs`.
+
+    Raises:
+        TypeError: `is_training` is none of what it may be, or `inputs` no floats.
+        ValueError: `is_training` is None, `data_format` is not one of the two, the rank
+            or the number of channels is undefined, `renorm` is asked for with
+            `batch_weights`, `zero_debias_moving_mean` or another collection than
+            UPDATE_OPS, or `reuse` without `scope`.
+    """
+    _check_arguments(data_format, is_training)
+    mode = checked_mode("is_training", is_training)
+    x = tf.convert_to_tensor(inputs)
+    axis = _checked_channel_axis(x, data_format)
+    way = _way(
+        x.shape.ndims,
+        fused is None or fused,
+        special=bool(zero_debias_moving_mean) or updates_collections != _UPDATE_OPS,
+        weighted=batch_weights is not None,
+        neither=renorm or adjustment is not None,
+    )
+    if renorm and way.name != _LAYER:
+        raise ValueError(
+            "`renorm` is True, but must be False with `batch_weights`, "
+            "`zero_debias_moving_mean` or `updates_collections` other than "
+            f"{_UPDATE_OPS!r}"
+        )
+    getter = None if way.name == _FUSED else _model_variable_getter
+    with tf.variable_scope(
+        scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter
+    ) as variable_scope:
+        variables = make_variables(
+            _variable_maker(x, axis, param_regularizers or {}, trainable),
+            center=center,
+            scale=scale,
+            renorm=renorm,
+            initializers=param_initializers or {},
+            order=_GAMMA_FIRST if way.name == _LAYER else _BETA_FIRST,
+        )
+        _collect_variables(
+            variables,
+            variables_collections,
+            _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST,
+        )
+        update = "in_place"
+        if way.name == _LAYER and trainable is False:
+            update = "skip"
+        elif updates_collections is not None and not inside_of_control_flow():
+            update = "collection"
+        with unpartitioned(variable_scope):
+            y = normalize_and_update(
+                x,
+                mode,
+                variables,
+                layer=variable_scope.name,
+                axis=axis,
+                decay=decay,
+                epsilon=epsilon,
+                zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
+                ema_variance="unbiased" if way.unbiased else "biased",
+                update=update,
+                updates_collection=(),
+                skip_nonfinite=True,
+                trainable=trainable,
+                weights=_checked_weights(batch_weights, x),
+                renorm=_renormalization(renorm, renorm_clipping, renorm_decay),
+                adjustment=adjustment,
+            )
+        if update == "collection":
+            _collect_updates(variables, updates_collections)
+        y = with_original_name(y, mode, fused=way.unbiased)
+        if activation_fn is not None:
+            y = activation_fn(y)
+        return _collect_output(y, outputs_collections, variable_scope.name)
+
+
+def _check_arguments(data_format, is_training):
+    if data_format not in ("NHWC", "NCHW"):
+        raise ValueError(
+            f"data_format has to be either NCHW or NHWC. It is {data_format!r}"
+        )
+    if is_training is None:
+        raise ValueError("`is_training` is None, but must be a bool or a bool tensor")
+
+
+def _checked_channel_axis(x, data_format):
+    if not x.dtype.is_floating:
+        raise TypeError(
+            f"`inputs` has dtype {x.dtype.name}, but must be a float tensor"
+        )
+    rank = x.shape.ndims
+    if rank is None or rank < 2:
+        raise ValueError(
+            f"`inputs` has shape {x.shape}, of undefined rank or one below 2, but must "
+            "have a known rank of 2 or more: call set_shape"
+        )
+    axis = 1 if data_format == "NCHW" else rank - 1
+    if tf.dimension_value(x.shape[axis]) is None:
+        raise ValueError(
+            f"`inputs` has shape {x.shape}, with an undefined number of channels on "
+            f"axis {axis}, but it must be known: call set_shape"
+        )
+    return axis
+
+
+def _way(rank, fused, *, special, weighted, neither):
+    fusible = fused and rank in (2, 4) and not weighted and not neither
+    if fusible and (special or rank == 2):
+        return _Way(_FUSED, unbiased=True)
+    return _Way(_WEIGHTED if special or weighted else _LAYER, unbiased=fusible)
+
+
+def _model_variable_getter(getter, name, *arguments, **options):
+    """Puts a variable into the collections of the model's variables, too."""
+    known = list(options.pop("collections", None) or [])
+    for key in (tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES):
+        if key not in known:
+            known.append(key)
+    return getter(name, *arguments, collections=known, **options)
+
+
+def _variable_maker(x, axis, regularizers, trainable):
+    dtype = statistics.statistics_dtype(x.dtype)
+    shape = statistics.parameter_shape(x.shape, axis)
+    collections = [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
+
+    def get(key, initializer, **options):
+        return tf.get_variable(
+            key, shape, dtype, initializer, collections=collections, **options
+        )
+
+    def make(key, initializer):
+        if key in LEARNED:
+            return get(
+                key,
+                initializer,
+                regularizer=regularizers.get(key),
+                trainable=trainable is not False,
+            )
+        with unpartitioned(tf.get_variable_scope()):
+            return get(key, initializer, trainable=False)
+
+    return make
+
+
+def _collect_variables(variables, collections, order):
+    for key in order:
+        variable = getattr(variables, key)
+        if variable is None:
+            continue
+        by_key = collections.get(key) if isinstance(collections, dict) else collections
+        for collection in by_key or ():
+            add_to_collection(collection, parts(variable))
+
+
+def _checked_weights(weights, x):
+    if weights is None:
+        return None
+    weights = tf.convert_to_tensor(weights)
+    if not weights.shape.is_compatible_with(x.shape[:1]):
+        raise ValueError(
+            f"`batch_weights` has shape {weights.shape}, but must have one value for "
+            f"each example of `inputs`, {x.shape[:1]}"
+        )
+    weights.set_shape(x.shape[:1])
+    return weights
+
+
+def _renormalization(renorm, clipping, decay):
+    if not renorm:
+        return None
+    return statistics.Renormalization(decay=decay, **checked_clipping(clipping or {}))
+
+
+def _collect_updates(variables, collections):
+    """Operations in UPDATE_OPS, tensors in other collections, as the original has."""
+    updates = batch_norm_calls()[-1].updates
+    for collection in as_list(collections):
+        for key, update in zip(("moving_mean", "moving_variance"), updates):
+            if collection != _UPDATE_OPS:
+                update = _updated(getattr(variables, key), update)
+            tf.add_to_collection(collection, update)
+
+
+def _updated(variable, update):
+    if update.outputs:
+        return update.outputs[0]
+    with tf.name_scope(update.name + "/"), tf.control_dependencies([update]):
+        return variable.read_value()
+
+
+def _collect_output(y, collections, alias):
+    if collections:
+        y.aliases = getattr(y, "aliases", []) + [alias]
+        tf.add_to_collections(collections, y)
+    return y
