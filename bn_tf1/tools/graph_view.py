@@ -1,0 +1,375 @@
+"""A graph and its functions as one indexed list of nodes.
+
+Checks of somebody's graph ask two things: what feeds this input, and what runs with that
+node. Conditions, loops and calls of functions (`If`, `While`, `PartitionedCall`, ...)
+stand in the way. Here the body of every function is appended once to the nodes of the
+graph, and joined to its calls: an argument of a body (a node with the operation `_Arg`)
+has the inputs of all calls as its own, and a call leads to the returned values (`_Ret`)
+of its bodies. Nothing is copied for each call, so that the view is linear in the file
+whatever calls what, itself included.
+
+Contract: nodes are numbered from 0; output `port` of a node is one integer, a reference
+(`reference_to`, `node_of`, `port_of`). Inputs that name no node are left out. Nothing
+is imported into TensorFlow, nothing is run, and no depth of nesting matters.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.tools.graph_files import load_graph_file
+
+MAX_NODES = 4_000_000
+
+_PORT_BITS = 16
+_MAX_PORT = (1 << _PORT_BITS) - 1
+# Outputs that are no first ones and have names, as functions refer to them.
+_PORTS = {
+    "batch_mean": 1,
+    "batch_variance": 2,
+    "output_true": 1,
+    "value_index": 1,
+}
+# Where the arguments of the called function begin among the inputs of a call.
+_CALLS = {
+    "PartitionedCall": 0,
+    "StatefulPartitionedCall": 0,
+    "TPUPartitionedCall": 0,
+    "XlaLaunch": 0,
+    "If": 1,
+    "StatelessIf": 1,
+    "_If": 1,
+    "Case": 1,
+    "StatelessCase": 1,
+    "RemoteCall": 1,
+    "While": 0,
+    "StatelessWhile": 0,
+    "_While": 0,
+}
+BRANCHES = ("If", "StatelessIf", "_If", "Case", "StatelessCase")
+LOOPS = ("While", "StatelessWhile", "_While")
+
+
+class Body(NamedTuple):
+    """The nodes of the graph itself (name "") or of one function.
+
+    Attributes:
+        name: name of the function.
+        first, end: its nodes are range(first, end).
+        arguments: the `_Arg` nodes, in order.
+        returns: the `_Ret` nodes, in order.
+        controls: nodes that run with every call, whatever is taken from it.
+    """
+
+    name: str
+    first: int
+    end: int
+    arguments: tuple[int, ...]
+    returns: tuple[int, ...]
+    controls: tuple[int, ...]
+
+
+class GraphView:
+    """An indexed graph.
+
+    Attributes:
+        names: name of each node; those of a function are "function:node".
+        ops: operation of each node.
+        definitions: NodeDef of each node; None for `_Arg` and `_Ret`.
+        inputs: references to what each node takes.
+        controls: the nodes that each node waits for.
+        bodies: the graph itself, then its functions.
+        called: by node that calls functions, the indices of their bodies.
+        callers: by index of a body, the nodes that call it.
+        collections: names of nodes and tensors by collection.
+        saver: the SaverDef of the graph, or None.
+        signatures: by signature, the names of the output tensors; of a SavedModel.
+        kind: "graph", "meta" or "saved_model".
+    """
+
+    def __init__(self, graph_def: Any, meta: Any = None, kind: str = "graph"):
+        self.kind = kind
+        self.names: list[str] = []
+        self.ops: list[str] = []
+        self.definitions: list[Any] = []
+        self.inputs: list[tuple[int, ...]] = []
+        self.controls: list[tuple[int, ...]] = []
+        self.bodies: list[Body] = []
+        self.called: dict[int, tuple[int, ...]] = {}
+        self.callers: dict[int, list[int]] = {}
+        self.collections = _collections(meta)
+        self.saver = None
+        self.signatures: dict[str, list[str]] = {}
+        if meta is not None:
+            self.saver = meta.saver_def if meta.HasField("saver_def") else None
+            self.signatures = {
+                key: [info.name for info in signature.outputs.values()]
+                for key, signature in meta.signature_def.items()
+            }
+        self._ids: dict[str, int] = {}
+        self._consumers: tuple[Any, Any] | None = None
+        _check_size(graph_def)
+        self._add_bodies(graph_def)
+        self._join_calls(graph_def)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, name: str) -> int | None:
+        """The node of the graph itself that is called `name`, or None."""
+        return self._ids.get(name.lstrip("^").split(":")[0])
+
+    def body_of(self, node: int) -> int:
+        """The index of the body that `node` is in."""
+        return int(np.searchsorted(self._firsts, node, side="right")) - 1
+
+    def attribute(self, node: int, name: str) -> Any:
+        """The AttrValue `name` of `node`, or None."""
+        definition = self.definitions[node]
+        if definition is None or name not in definition.attr:
+            return None
+        return definition.attr[name]
+
+    def consumers(self, node: int) -> Sequence[int]:
+        """The nodes that take an output of `node` as an input."""
+        if self._consumers is None:
+            self._consumers = _reversed_edges(self.inputs)
+        starts, targets = self._consumers
+        return targets[starts[node] : starts[node + 1]]
+
+    def runs_before(self, node: int) -> Iterable[int]:
+        """The nodes that a run of `node` runs first, one edge away."""
+        for reference in self.inputs[node]:
+            yield reference >> _PORT_BITS
+        yield from self.controls[node]
+        for body in self.called.get(node, ()):
+            yield from self.bodies[body].returns
+            yield from self.bodies[body].controls
+
+    def _add_bodies(self, graph_def):
+        scopes = [("", graph_def.node, (), {}, {})]
+        for function in graph_def.library.function:
+            scopes.append(
+                (
+                    function.signature.name,
+                    function.node_def,
+                    [argument.name for argument in function.signature.input_arg],
+                    {
+                        argument.name: function.ret.get(argument.name, "")
+                        for argument in function.signature.output_arg
+                    },
+                    dict(getattr(function, "control_ret", {})),
+                )
+            )
+        for scope in scopes:
+            self._add_body(*scope)
+        self._firsts = np.array([body.first for body in self.bodies])
+
+    def _add_body(self, name, nodes, arguments, returns, controls):
+        first = len(self.names)
+        prefix = name + ":" if name else ""
+        ids = {}
+        for argument in arguments:
+            ids[argument] = self._add(prefix + argument, "_Arg", None)
+        for node in nodes:
+            ids.setdefault(node.name, self._add(prefix + node.name, node.op, node))
+        for node in range(first + len(arguments), len(self.names)):
+            self.inputs[node], self.controls[node] = _edges(
+                self.definitions[node].input, ids
+            )
+        returned = []
+        for key, source in returns.items():
+            node = self._add(prefix + key, "_Ret", None)
+            self.inputs[node] = _edges([source], ids)[0]
+            returned.append(node)
+        self.bodies.append(
+            Body(
+                name,
+                first,
+                len(self.names),
+                tuple(ids[argument] for argument in arguments),
+                tuple(returned),
+                tuple(ids[node] for node in controls.values() if node in ids),
+            )
+        )
+        if not name:
+            self._ids = ids
+
+    def _add(self, name, op, definition):
+        self.names.append(name)
+        self.ops.append(op)
+        self.definitions.append(definition)
+        self.inputs.append(())
+        self.controls.append(())
+        return len(self.names) - 1
+
+    def _join_calls(self, graph_def):
+        bodies = {body.name: i for i, body in enumerate(self.bodies) if body.name}
+        if not bodies:
+            return
+        joined = {}
+        for node, op in enumerate(self.ops):
+            called = _called_functions(self.definitions[node], bodies)
+            if not called:
+                continue
+            self.called[node] = called
+            start = 0 if op in bodies else _CALLS.get(op)
+            for index in called:
+                self.callers.setdefault(index, []).append(node)
+                if start is not None:
+                    self._join(self.inputs[node][start:], index, joined)
+                if op in LOOPS:
+                    self._join(_returned(self, called), index, joined)
+        for argument, references in joined.items():
+            self.inputs[argument] = tuple(dict.fromkeys(references))
+
+    def _join(self, references, body, joined):
+        for argument, reference in zip(self.bodies[body].arguments, references):
+            joined.setdefault(argument, []).append(reference)
+
+
+def read_graph(path: str) -> GraphView:
+    """The graph in the file or SavedModel directory `path`.
+
+    Raises:
+        ValueError: `path` cannot be read or holds no graph, or too large a one.
+    """
+    loaded = load_graph_file(path)
+    try:
+        return GraphView(loaded.graph_def, loaded.meta, loaded.kind)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def view_of(graph: Any) -> GraphView:
+    """The view of a tf.Graph, GraphDef or MetaGraphDef.
+
+    Raises:
+        TypeError: `graph` is none of them.
+        ValueError: it has too many nodes.
+    """
+    if isinstance(graph, tf.Graph):
+        view = GraphView(graph.as_graph_def(add_shapes=True))
+        view.collections = {
+            key: [item.name for item in graph.get_collection(key) if _has_name(item)]
+            for key in graph.get_all_collection_keys()
+            if isinstance(key, str)
+        }
+        return view
+    if isinstance(graph, tf.MetaGraphDef):
+        return GraphView(graph.graph_def, graph, "meta")
+    if isinstance(graph, tf.GraphDef):
+        return GraphView(graph)
+    raise TypeError(
+        f"`graph` is a {type(graph).__name__}, but must be a tf.Graph, a GraphDef, a "
+        "MetaGraphDef or the path of a file"
+    )
+
+
+def reference_to(node: int, port: int = 0) -> int:
+    """The reference to output `port` of `node`."""
+    return node << _PORT_BITS | port
+
+
+def node_of(reference: int) -> int:
+    """The node of a reference."""
+    return reference >> _PORT_BITS
+
+
+def port_of(reference: int) -> int:
+    """The number of the output of a reference."""
+    return reference & _MAX_PORT
+
+
+def ancestors(view: GraphView, nodes: Iterable[int]) -> bytearray:
+    """1 for each of `nodes` and for all that runs before them, 0 for other nodes."""
+    found = bytearray(len(view))
+    pending = list(nodes)
+    for node in pending:
+        found[node] = 1
+    while pending:
+        for earlier in view.runs_before(pending.pop()):
+            if not found[earlier]:
+                found[earlier] = 1
+                pending.append(earlier)
+    return found
+
+
+def _check_size(graph_def):
+    count = len(graph_def.node) + sum(
+        len(function.node_def) for function in graph_def.library.function
+    )
+    if count > MAX_NODES:
+        raise ValueError(
+            f"the graph has {count} nodes, but at most {MAX_NODES} are examined"
+        )
+
+
+def _has_name(item):
+    return isinstance(getattr(item, "name", None), str)
+
+
+def _collections(meta):
+    if meta is None:
+        return {}
+    return {
+        key: list(values.node_list.value)
+        for key, values in meta.collection_def.items()
+        if values.WhichOneof("kind") == "node_list"
+    }
+
+
+def _edges(names: Sequence[str], ids: Mapping[str, int]):
+    """The inputs and the control inputs that `names` stand for."""
+    inputs, controls = [], []
+    for name in names:
+        if name.startswith("^"):
+            if name[1:] in ids:
+                controls.append(ids[name[1:]])
+            continue
+        name, *output = name.split(":")
+        if name in ids:
+            inputs.append(reference_to(ids[name], _port(output)))
+    return tuple(inputs), tuple(controls)
+
+
+def _port(output):
+    """The port of ["3"] in a graph, of ["batch_mean", "0"] in a function."""
+    index = output[-1] if output else "0"
+    port = int(index) if index.isdecimal() and len(index) < 6 else 0
+    if len(output) == 2:
+        port += _PORTS.get(output[0], 0)
+    return min(port, _MAX_PORT)
+
+
+def _called_functions(definition, bodies):
+    if definition is None:
+        return ()
+    called = [definition.op]
+    for value in definition.attr.values():
+        kind = value.WhichOneof("value")
+        if kind == "func":
+            called.append(value.func.name)
+        elif kind == "list":
+            called += [function.name for function in value.list.func]
+    return tuple(dict.fromkeys(bodies[name] for name in called if name in bodies))
+
+
+def _returned(view, called):
+    """What the body of a loop gives to its next iteration: it alone has no bool."""
+    longest = max(called, key=lambda body: len(view.bodies[body].returns))
+    return [reference_to(node) for node in view.bodies[longest].returns]
+
+
+def _reversed_edges(inputs):
+    """(starts, targets): the consumers of node n are targets[starts[n]:starts[n + 1]]."""
+    counts = np.fromiter((len(i) for i in inputs), np.int64, len(inputs))
+    total = int(counts.sum())
+    sources = np.fromiter((r >> _PORT_BITS for i in inputs for r in i), np.int64, total)
+    consumers = np.repeat(np.arange(len(inputs)), counts)
+    order = np.argsort(sources, kind="stable")
+    starts = np.searchsorted(sources[order], np.arange(len(inputs) + 1))
+    return starts, consumers[order].tolist()
