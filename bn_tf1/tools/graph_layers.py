@@ -1,10 +1,48 @@
-"""The batch-norm layers of a graph."""
+"""The batch-norm layers of a graph, whoever made them.
+
+A layer is all normalisations that share a variable: the two branches of a condition, the
+towers of several devices, a generator's discriminator that is called twice. Its moving
+statistics are those it normalises with in inference, those that its updates write, or,
+where neither is in the graph, the variables of their usual names beside gamma and beta.
+
+In a frozen graph constants stand in the place of the variables, under their names. A
+layer that was folded into the convolution before it has left a bias behind, under its
+name, and nothing else.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from typing import NamedTuple, Sequence
 
-from bn_tf1.tools.graph_view import GraphView
+from bn_tf1.tools.graph_normalizations import Normalization, find_normalizations
+from bn_tf1.tools.graph_training import Conditions
+from bn_tf1.tools.graph_updates import (
+    Update,
+    debiased_variable,
+    find_updates,
+    other_writes,
+    statistics_of,
+)
+from bn_tf1.tools.graph_values import (
+    VARIABLES,
+    constant,
+    constant_size,
+    leaves,
+    origins,
+    variable_name,
+)
+from bn_tf1.tools.graph_view import GraphView, node_of
+from bn_tf1.tools.names import DIALECTS, ROLES, join
+
+# Scopes that TensorFlow's own functions make, below the name of the layer.
+_INNER_SCOPE = re.compile(
+    r"(cond(_\d+)?|batchnorm(_\d+)?|FusedBatchNorm(V\d)?(_\d+)?|moments(_\d+)?|"
+    r"Switch.*|switch_.*)$"
+)
+_UNNAMED = re.compile(r"(Const|ones|zeros|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$")
+_FOLDED = re.compile(r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b")
+_FOLDED_OPS = ("BiasAdd", "Add", "AddV2", "Sub")
 
 
 class GraphLayer(NamedTuple):
@@ -13,7 +51,8 @@ class GraphLayer(NamedTuple):
     Attributes:
         name: the scope of its variables, or of its nodes where it has none.
         kind: "fused", "composed" or "folded".
-        op: the operations that normalise, such as "FusedBatchNormV3".
+        op: the operation that normalises, such as "FusedBatchNormV3"; of a composed
+            one that of the deviation, such as "Rsqrt".
         gamma, beta, moving_mean, moving_variance: names of variables, or of constants
             of a frozen graph; None where there is none.
         decay: decay of the moving statistics; None where it is not known.
@@ -38,13 +77,308 @@ class GraphLayer(NamedTuple):
     node: str
 
 
+class Analysis(NamedTuple):
+    """A layer with what the checks need to know of it.
+
+    Attributes:
+        layer: the layer.
+        calls: its normalisations that can run.
+        variables: the nodes of its variables by role, one for each part.
+        updates: the operations that write its moving statistics.
+        writes: other operations that change them, by node of the variable.
+    """
+
+    layer: GraphLayer
+    calls: tuple[Normalization, ...]
+    variables: dict
+    updates: tuple[Update, ...]
+    writes: dict
+
+
 def find_layers(view: GraphView) -> list[GraphLayer]:
     """The layers of `view`, in the order of their nodes."""
-    layers = []
+    return [found.layer for found in analyse(view, Conditions(view))] + find_folded(view)
+
+
+def analyse(view: GraphView, conditions: Conditions) -> list[Analysis]:
+    """The layers of `view` that still normalise, in the order of their nodes."""
+    calls = [
+        call
+        for call in find_normalizations(view)
+        if not conditions.is_never(call.node)
+    ]
+    updates = find_updates(view, calls)
+    by_name = _variables_by_name(view)
+    resolved = [_roles(view, call, updates, by_name) for call in calls]
+    found = []
+    for members in _groups(view, calls, resolved):
+        analysis = _analysis(
+            view, [calls[i] for i in members], [resolved[i] for i in members], updates
+        )
+        if analysis is not None:
+            found.append(analysis)
+    return _with_writes(view, found)
+
+
+def _variables_by_name(view):
+    found: dict[str, list[int]] = {}
     for node, op in enumerate(view.ops):
-        if op.startswith("FusedBatchNorm") and "Grad" not in op:
-            scope = view.names[node].rpartition("/")[0]
-            layers.append(
-                GraphLayer(scope, "fused", op, *[None] * 6, "", "unknown", scope)
+        if op in VARIABLES:
+            found.setdefault(variable_name(view, node), []).append(node)
+    return found
+
+
+# -------------------------------------------------------------------- variables of a call
+
+
+def _roles(view, call, updates, by_name):
+    """The nodes that hold gamma, beta and the moving statistics of one call, by role."""
+    found = {
+        "gamma": _parameter(view, call.gamma),
+        "beta": _parameter(view, call.beta),
+        "moving_mean": _moving(view, call.mean, call.mean_leaves),
+        "moving_variance": _moving(view, call.variance, call.variance_leaves),
+    }
+    means = set(found["moving_mean"])
+    found["moving_variance"] = [n for n in found["moving_variance"] if n not in means]
+    sources = statistics_of(view, call)
+    for role in ("moving_mean", "moving_variance"):
+        if not found[role]:
+            found[role] = _updated(view, sources, role, updates, by_name)
+    for role in ("moving_mean", "moving_variance"):
+        if not found[role]:
+            found[role] = _beside(view, found, role, by_name)
+    return found
+
+
+def _parameter(view, reference):
+    """The variables, or the constant, that a gamma or beta is."""
+    if reference is None:
+        return []
+    ends = leaves(view, reference)
+    if ends.variables:
+        return sorted(ends.variables)
+    return [node for node in sorted(ends.constants) if _is_named(view, node)]
+
+
+def _moving(view, reference, ends):
+    if reference is None:
+        return []
+    variables = [n for n in ends.variables if not _is_auxiliary(view, n)]
+    if variables:
+        return sorted(variables)
+    if ends.reductions or ends.statistics:
+        return []
+    direct = {node_of(source) for source in origins(view, reference)}
+    return [node for node in sorted(ends.constants) if node in direct]
+
+
+def _is_auxiliary(view, node):
+    leaf = variable_name(view, node).rpartition("/")[2]
+    return leaf in ("biased", "local_step") or leaf.startswith("renorm_")
+
+
+def _is_named(view, node):
+    """A constant that was a variable has its name; one that was made on the way has not."""
+    leaf = view.names[node].rpartition("/")[2]
+    if not _UNNAMED.match(leaf):
+        return True
+    value = constant(view, node)
+    return value is not None and value.size > 0 and value.min() != value.max()
+
+
+def _updated(view, sources, role, updates, by_name):
+    """The variables that the updates from the batch statistics of a call write."""
+    found = []
+    for update in updates:
+        if update.role != role or not update.sources & sources[role]:
+            continue
+        name = variable_name(view, update.variable)
+        if update.debiased:
+            found += by_name.get(debiased_variable(name, by_name) or name, [])
+        elif not _is_auxiliary(view, update.variable):
+            found.append(update.variable)
+    return sorted(set(found))
+
+
+def _beside(view, found, role, by_name):
+    """The variables of the usual names in the scope of gamma or beta."""
+    for parameter in found["gamma"] + found["beta"]:
+        if view.ops[parameter] not in VARIABLES:
+            continue
+        scope, _, leaf = variable_name(view, parameter).rpartition("/")
+        if leaf not in ("gamma", "beta"):
+            continue
+        for dialect in DIALECTS.values():
+            beside = by_name.get(join(scope, dialect.leaves[role]))
+            if beside:
+                return list(beside)
+    return []
+
+
+# ---------------------------------------------------------------------- calls of a layer
+
+
+def _groups(view, calls, resolved):
+    """Lists of indices of calls that share a variable, or a scope without variables."""
+    group_of: dict[object, int] = {}
+    parents = list(range(len(calls)))
+
+    def root(i):
+        while parents[i] != i:
+            parents[i] = parents[parents[i]]
+            i = parents[i]
+        return i
+
+    for i, roles in enumerate(resolved):
+        keys: list[object] = list(roles["moving_mean"] + roles["moving_variance"])
+        keys = keys or list(roles["gamma"] + roles["beta"])
+        for key in keys or [_scope_of_node(view, calls[i].node)]:
+            parents[root(i)] = root(group_of.setdefault(key, i))
+    groups: dict[int, list[int]] = {}
+    for i in range(len(calls)):
+        groups.setdefault(root(i), []).append(i)
+    return sorted(groups.values())
+
+
+def _analysis(view, calls, resolved, updates):
+    variables = {
+        role: sorted({node for roles in resolved for node in roles[role]})
+        for role in ROLES
+    }
+    if not any(variables.values()) and not _is_surely_one(view, calls):
+        return None
+    nodes = set(variables["moving_mean"] + variables["moving_variance"])
+    sources = frozenset().union(
+        *(s for call in calls for s in statistics_of(view, call).values())
+    )
+    own = tuple(
+        update
+        for update in updates
+        if update.sources & sources
+        and (update.variable in nodes or update.debiased)
+    )
+    names = {
+        role: variable_name(view, nodes[0]) if nodes else None
+        for role, nodes in variables.items()
+    }
+    decays = [update.decay for update in own if update.decay is not None]
+    first = calls[0]
+    layer = GraphLayer(
+        name=_layer_name(view, names, first.node),
+        kind=first.kind,
+        op=first.op,
+        decay=decays[0] if decays else None,
+        epsilon=first.epsilon,
+        layout=next((call.layout for call in calls if call.layout), ""),
+        mode=_common_mode(calls),
+        node=view.names[first.node],
+        **names,
+    )
+    return Analysis(layer, tuple(calls), variables, own, {})
+
+
+def _is_surely_one(view, calls):
+    """Arithmetic alone, without any variable, may be some other standardisation."""
+    return any(call.kind == "fused" for call in calls)
+
+
+def _common_mode(calls):
+    modes = {call.mode for call in calls}
+    return modes.pop() if len(modes) == 1 else "switched"
+
+
+def _layer_name(view, names, node):
+    """The scope that the variables share; without one, that of the node."""
+    for roles in (("gamma", "beta"), ("moving_mean", "moving_variance")):
+        known = [names[role] for role in roles if names[role]]
+        scopes = [name.rpartition("/")[0] for name in known]
+        if scopes and all(scopes):
+            return _layer_scope(scopes[0])
+    scope = _scope_of_node(view, node)
+    if scope:
+        return scope
+    known = [name for name in names.values() if name]
+    return known[0] if known else view.names[node]
+
+
+def _scope_of_node(view, node):
+    name = view.names[node].rpartition(":")[2]
+    scope, _, leaf = name.rpartition("/")
+    if not scope and not _INNER_SCOPE.match(leaf):
+        return ""
+    return _inner_scope_removed(scope)
+
+
+def _inner_scope_removed(scope):
+    parts = scope.split("/")
+    while parts and _INNER_SCOPE.match(parts[-1]):
+        parts.pop()
+    return "/".join(parts)
+
+
+def _layer_scope(scope):
+    """Without what an average adds: tensorpack's bn/mean/EMA, bn/moments/Squeeze/..."""
+    scope = re.sub(r"/(mean|variance)$", "", scope)
+    return re.sub(r"/moments(_\d+)?/\w+$", "", scope) or scope
+
+
+def _with_writes(view: GraphView, found: Sequence[Analysis]) -> list[Analysis]:
+    statistics = [
+        node
+        for analysis in found
+        for role in ("moving_mean", "moving_variance")
+        for node in analysis.variables[role]
+    ]
+    writes = other_writes(view, statistics)
+    return [
+        analysis._replace(
+            writes={
+                node: writes[node]
+                for role in ("moving_mean", "moving_variance")
+                for node in analysis.variables[role]
+                if node in writes
+            }
+        )
+        for analysis in found
+    ]
+
+
+# -------------------------------------------------------------------------------- folded
+
+
+def find_folded(view: GraphView) -> list[GraphLayer]:
+    """What batch norms that were folded into a convolution left behind."""
+    found = []
+    for node, op in enumerate(view.ops):
+        if op not in _FOLDED_OPS or len(view.inputs[node]) != 2:
+            continue
+        bias = node_of(view.inputs[node][1])
+        if not (_is_vector(view, bias) and _was_batch_norm(view, node, bias)):
+            continue
+        name = _scope_of_node(view, node) or view.names[node]
+        found.append(
+            GraphLayer(
+                name=name,
+                kind="folded",
+                op=op,
+                gamma=None,
+                beta=view.names[bias],
+                moving_mean=None,
+                moving_variance=None,
+                decay=None,
+                epsilon=None,
+                layout="",
+                mode="inference",
+                node=view.names[node],
             )
-    return layers
+        )
+    return found
+
+
+def _is_vector(view, node):
+    return view.ops[node] == "Const" and constant_size(view, node) not in (1, None)
+
+
+def _was_batch_norm(view, node, bias):
+    return any(_FOLDED.search(view.names[n]) for n in (node, bias))

@@ -1,18 +1,65 @@
-"""Checks of somebody's graph."""
+"""Checks of the batch norm in somebody's graph, made by any library.
+
+    from bn_tf1.tools.graph_lint import lint
+    for finding in lint("model.ckpt-1000.meta"): ...
+
+Contract: the graph is parsed and read, never imported or run; whatever is in it, the
+result is a list of findings in bounded time. A healthy graph has no finding of gravity
+"error". A graph does not tell what a program fetches: that an update is not among what a
+train op runs is called "likely" and not "certain" for this reason.
+
+The checks are in `graph_lint_updates` (does anybody run the updates), `graph_lint_modes`
+(batch or moving statistics) and `graph_lint_settings` (all else).
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from bn_tf1.tools.findings import Finding
+from bn_tf1.tools import graph_lint_modes, graph_lint_settings, graph_lint_updates
+from bn_tf1.tools.findings import Finding, by_gravity
+from bn_tf1.tools.graph_facts import Facts
 from bn_tf1.tools.graph_view import GraphView, read_graph, view_of
+
+_CHECKS = (
+    graph_lint_updates.check_updates_run,
+    graph_lint_updates.check_branches,
+    graph_lint_updates.check_several_updates,
+    graph_lint_updates.check_zero_debias,
+    graph_lint_modes.check_inference_mode,
+    graph_lint_modes.check_training_mode,
+    graph_lint_modes.check_single_values,
+    graph_lint_settings.check_saver,
+    graph_lint_settings.check_decay,
+    graph_lint_settings.check_epsilon,
+    graph_lint_settings.check_weight_decay,
+    graph_lint_settings.check_bias,
+    graph_lint_settings.check_presence,
+)
 
 
 def lint(graph: Any) -> list[Finding]:
-    """What is wrong with the batch norm of a tf.Graph, GraphDef, MetaGraphDef or file."""
-    return lint_view(read_graph(graph) if isinstance(graph, str) else view_of(graph))
+    """What is wrong, or may be, with the batch norm of a graph.
+
+    Args:
+        graph: a tf.Graph, GraphDef or MetaGraphDef, or the path of a .meta file, of a
+            GraphDef (frozen graph, graph.pbtxt) or of a SavedModel.
+
+    Returns:
+        The findings, the gravest first.
+
+    Raises:
+        TypeError: `graph` is none of these.
+        ValueError: the file cannot be read, is damaged, or is no graph.
+    """
+    if isinstance(graph, (str, os.PathLike)):
+        return lint_view(read_graph(os.fspath(graph)))
+    return lint_view(view_of(graph))
 
 
 def lint_view(view: GraphView) -> list[Finding]:
-    """What is wrong with the batch norm of `view`."""
-    return []
+    """As `lint`, for a graph that was read already."""
+    facts = Facts(view)
+    findings = [finding for check in _CHECKS for finding in check(facts)]
+    return by_gravity(findings)

@@ -110,7 +110,8 @@ class GraphView:
                 for key, signature in meta.signature_def.items()
             }
         self._ids: dict[str, int] = {}
-        self._consumers: tuple[Any, Any] | None = None
+        self._consumers: Any = None
+        self._followers: Any = None
         _check_size(graph_def)
         self._add_bodies(graph_def)
         self._join_calls(graph_def)
@@ -138,6 +139,17 @@ class GraphView:
         if self._consumers is None:
             self._consumers = _reversed_edges(self.inputs)
         starts, targets = self._consumers
+        return targets[starts[node] : starts[node + 1]]
+
+    def runs_after(self, node: int) -> Sequence[int]:
+        """The nodes one edge further that run only when `node` has run."""
+        if self._followers is None:
+            earlier = [
+                [reference_to(source) for source in self.runs_before(node)]
+                for node in range(len(self))
+            ]
+            self._followers = _reversed_edges(earlier)
+        starts, targets = self._followers
         return targets[starts[node] : starts[node + 1]]
 
     def runs_before(self, node: int) -> Iterable[int]:
@@ -286,15 +298,24 @@ def port_of(reference: int) -> int:
 
 def ancestors(view: GraphView, nodes: Iterable[int]) -> bytearray:
     """1 for each of `nodes` and for all that runs before them, 0 for other nodes."""
-    found = bytearray(len(view))
+    return _closure(len(view), nodes, view.runs_before)
+
+
+def descendants(view: GraphView, nodes: Iterable[int]) -> bytearray:
+    """1 for each of `nodes` and for all that runs only after one of them."""
+    return _closure(len(view), nodes, view.runs_after)
+
+
+def _closure(size, nodes, next_to):
+    found = bytearray(size)
     pending = list(nodes)
     for node in pending:
         found[node] = 1
     while pending:
-        for earlier in view.runs_before(pending.pop()):
-            if not found[earlier]:
-                found[earlier] = 1
-                pending.append(earlier)
+        for node in next_to(pending.pop()):
+            if not found[node]:
+                found[node] = 1
+                pending.append(node)
     return found
 
 
@@ -359,7 +380,7 @@ def _called_functions(definition, bodies):
 
 
 def _returned(view, called):
-    """What the body of a loop gives to its next iteration: it alone has no bool."""
+    """What the body of a loop gives to its next iteration; its condition gives one."""
     longest = max(called, key=lambda body: len(view.bodies[body].returns))
     return [reference_to(node) for node in view.bodies[longest].returns]
 

@@ -1,0 +1,103 @@
+"""What all checks of a graph ask: its layers, its training, its savers, its outputs."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+from bn_tf1.tools.graph_layers import Analysis, analyse, find_folded
+from bn_tf1.tools.graph_normalizations import Normalization
+from bn_tf1.tools.graph_training import Conditions, find_training, is_gradient
+from bn_tf1.tools.graph_updates import statistics_of
+from bn_tf1.tools.graph_values import variable_name, variables_of
+from bn_tf1.tools.graph_view import GraphView, ancestors, node_of
+
+# Where the tensors begin among the inputs of an operation that saves.
+_SAVES = {"SaveV2": 3, "SaveSlices": 3, "Save": 2}
+STATISTICS = ("moving_mean", "moving_variance")
+PARAMETERS = ("gamma", "beta")
+
+
+class Facts:
+    """The facts of one graph.
+
+    Attributes:
+        view: the graph.
+        conditions: under which conditions its nodes run.
+        layers: its layers.
+        folded: what folded layers left behind.
+        training: its training steps.
+        has_gradients: whether something differentiates it.
+        served: 1 for each node that an output of a signature needs; None without
+            signatures.
+    """
+
+    def __init__(self, view: GraphView):
+        self.view = view
+        self.conditions = Conditions(view)
+        self.layers = analyse(view, self.conditions)
+        self.folded = find_folded(view)
+        self.training = find_training(view)
+        self.has_gradients = bool(self.training.applies) or any(
+            is_gradient(view, node) for node in range(len(view))
+        )
+        self.served = _served(view)
+
+    def is_trained(self, layer: Analysis, role: str) -> bool:
+        """Whether gradients are applied to the gamma or beta of `layer`."""
+        return any(node in self.training.trained for node in layer.variables[role])
+
+    def runs_in_training(self, call: Normalization) -> bool:
+        """Whether a training step runs `call`, or the statistics that it takes."""
+        nodes = {call.node, node_of(call.x)}
+        if call.kind == "composed":
+            for sources in statistics_of(self.view, call).values():
+                nodes |= {node for node in sources if node < len(self.view)}
+            nodes.discard(node_of(call.x))
+        else:
+            nodes.discard(node_of(call.x))
+        return any(self.training.runs[node] for node in nodes)
+
+    def writes(self, layer: Analysis, variable: int) -> list[int]:
+        """The operations that change a moving statistic."""
+        nodes = list(layer.writes.get(variable, ()))
+        nodes += [u.node for u in layer.updates if u.variable == variable]
+        return sorted(set(nodes))
+
+    def names_of(self, variables: Iterable[int]) -> str:
+        """The names of variables, for a message."""
+        names = {variable_name(self.view, node) for node in variables}
+        return ", ".join(sorted(names))
+
+    def saved_by(self, saves: Iterable[int]) -> frozenset[int]:
+        """The variables that operations which save, save."""
+        saved: set[int] = set()
+        for node in saves:
+            for source in self.view.inputs[node][_SAVES[self.view.ops[node]] :]:
+                saved.update(variables_of(self.view, source))
+        return frozenset(saved)
+
+    def saves(self) -> list[int]:
+        """The operations that save variables."""
+        return [node for node, op in enumerate(self.view.ops) if op in _SAVES]
+
+    def saves_of_saver(self) -> list[int]:
+        """Those of the saver that is described beside the graph; may be none."""
+        if self.view.saver is None:
+            return []
+        node = self.view.find(self.view.saver.save_tensor_name)
+        if node is None:
+            return []
+        earlier = ancestors(self.view, [node])
+        return [save for save in self.saves() if earlier[save]]
+
+
+def _served(view):
+    names = [
+        name
+        for key, outputs in sorted(view.signatures.items())
+        if "train" not in key
+        for name in outputs
+    ]
+    nodes = [view.find(name) for name in names]
+    nodes = [node for node in nodes if node is not None]
+    return ancestors(view, nodes) if nodes else None

@@ -1,0 +1,122 @@
+"""Checks of a graph: is it normalised with the statistics that its use asks for?"""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from bn_tf1.tools.findings import Finding
+from bn_tf1.tools.graph_facts import PARAMETERS, Facts
+from bn_tf1.tools.graph_layers import Analysis
+from bn_tf1.tools.graph_normalizations import Normalization
+from bn_tf1.tools.graph_values import VARIABLES, static_shape
+
+
+def check_inference_mode(facts: Facts) -> Iterator[Finding]:
+    """Layers of a training graph whose gamma or beta learn, but not the statistics.
+
+    A frozen layer, which is not trained at all, is no fault of a fine-tuned model.
+    """
+    if not facts.training.applies:
+        return
+    for analysis in facts.layers:
+        trained = [role for role in PARAMETERS if facts.is_trained(analysis, role)]
+        running = [call for call in analysis.calls if facts.runs_in_training(call)]
+        if not trained or any(call.mode != "inference" for call in analysis.calls):
+            continue
+        if running or analysis.calls:
+            yield _inference_in_training(analysis, trained)
+
+
+def _inference_in_training(analysis, trained):
+    return Finding(
+        check="inference-mode-in-training",
+        gravity="warning",
+        certainty="likely",
+        layer=analysis.layer.name,
+        where=analysis.layer.node,
+        what=f"the training graph normalises with the moving statistics (is_training is "
+        f"false for good), while {' and '.join(trained)} of the layer are trained",
+        why="the moving statistics are never updated: trained from the start they stay at "
+        "0 and 1 and the layer normalises nothing; only a restored, deliberately "
+        "frozen layer is meant to be like this",
+        remedy="pass the mode: bn_tf1.batch_norm(x, is_training=True) in the training "
+        "graph (training=True for tf.layers); to freeze the layer altogether add "
+        "trainable=False",
+    )
+
+
+def check_training_mode(facts: Facts) -> Iterator[Finding]:
+    """Layers that use batch statistics for good in a graph that is for inference."""
+    if facts.served is None and facts.has_gradients:
+        return
+    frozen = not any(op in VARIABLES for op in facts.view.ops)
+    for analysis in facts.layers:
+        calls = [call for call in analysis.calls if _is_served(facts, call)]
+        if not calls or not all(_is_baked(facts, call) for call in calls):
+            continue
+        yield _training_in_inference(facts, analysis, frozen)
+
+
+def _is_served(facts, call):
+    return facts.served is None or bool(facts.served[call.node])
+
+
+def _is_baked(facts: Facts, call: Normalization) -> bool:
+    return call.mode == "training" and not facts.conditions.is_conditional(call.node)
+
+
+def _training_in_inference(facts, analysis, frozen):
+    certain = facts.served is not None or frozen
+    place = "the served outputs use" if facts.served is not None else "the graph uses"
+    return Finding(
+        check="training-mode-in-inference",
+        gravity="error",
+        certainty="certain" if certain else "likely",
+        layer=analysis.layer.name,
+        where=analysis.layer.node,
+        what=f"{place} batch statistics (is_training is true for good), and nothing in it "
+        "is trained",
+        why="a prediction depends on the other examples of its batch, and for a batch of "
+        "one it is wrong; the moving statistics that were learned are not used",
+        remedy="build the graph to export or evaluate with is_training=False, in a fresh "
+        "tf.Graph(), and restore the checkpoint into it: "
+        "bn_tf1.batch_norm(x, is_training=False)",
+    )
+
+
+def check_single_values(facts: Facts) -> Iterator[Finding]:
+    """Batch statistics over one value."""
+    for analysis in facts.layers:
+        for call in analysis.calls:
+            if call.mode == "inference" or not _has_one_value(facts, call):
+                continue
+            if facts.training.applies or _is_baked(facts, call):
+                yield _one_value(facts, analysis, call)
+                break
+
+
+def _has_one_value(facts, call):
+    shape = static_shape(facts.view, call.x)
+    axes = call.axes
+    if shape is not None and call.kind == "fused":
+        channel = 1 if call.layout.startswith("NC") else len(shape) - 1
+        axes = [axis for axis in range(len(shape)) if axis != channel]
+    if not shape or not axes or max(axes) >= len(shape):
+        return False
+    return all(shape[axis] == 1 for axis in axes)
+
+
+def _one_value(facts: Facts, analysis: Analysis, call: Normalization) -> Finding:
+    return Finding(
+        check="one-value-per-channel",
+        gravity="error",
+        certainty="certain",
+        layer=analysis.layer.name,
+        where=facts.view.names[call.node],
+        what="batch statistics of an input of shape "
+        f"{list(static_shape(facts.view, call.x))}: one value per channel",
+        why="the variance of one value is 0, so that the output is beta whatever the "
+        "input, and the moving variance decays to 0 (NaN in cuDNN's kernel)",
+        remedy="use a larger batch, or normalise with the moving statistics here: "
+        "is_training=False",
+    )

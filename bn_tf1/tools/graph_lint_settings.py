@@ -1,0 +1,247 @@
+"""Checks of a graph: decay, epsilon, savers, weight decay, biases."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from bn_tf1.tools.findings import Finding
+from bn_tf1.tools.graph_facts import PARAMETERS, STATISTICS, Facts
+from bn_tf1.tools.graph_values import (
+    VARIABLES,
+    constant_size,
+    leaves,
+    origin,
+    variables_of,
+)
+from bn_tf1.tools.graph_view import node_of
+
+# From the decays and epsilons of the known libraries: 0.9 to 0.9999, 1e-6 to 1e-2.
+_DECAYS = (0.5, 0.9999)
+_EPSILONS = (1e-6, 0.05)
+_TOLERANCE = 1e-6
+_CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul")
+
+
+def check_saver(facts: Facts) -> Iterator[Finding]:
+    """Moving statistics that the graph's saver leaves out."""
+    every = facts.saves()
+    own = facts.saves_of_saver() or every
+    if not every:
+        return
+    saved = facts.saved_by(own)
+    elsewhere = facts.saved_by(every)
+    for analysis in facts.layers:
+        missing = [
+            node
+            for role in STATISTICS
+            for node in analysis.variables[role]
+            if facts.view.ops[node] in VARIABLES and node not in saved
+        ]
+        if missing:
+            by_another = all(node in elsewhere for node in missing)
+            yield _not_saved(facts, analysis, missing, len(saved), by_another)
+
+
+def _not_saved(facts, analysis, missing, count, by_another):
+    names = facts.names_of(missing)
+    what = f"the graph's saver saves {count} variables, but not {names}"
+    if by_another:
+        what += " (another saver of the graph does)"
+    return Finding(
+        check="statistics-not-saved",
+        gravity="warning" if by_another else "error",
+        certainty="possible" if by_another else "certain",
+        layer=analysis.layer.name,
+        where=names,
+        what=what,
+        why="moving statistics are not trainable, so that a saver of the trainable "
+        "variables drops them: evaluation starts from a mean of 0 and a variance of 1",
+        remedy="saver = tf.train.Saver(tf.global_variables())",
+    )
+
+
+def check_decay(facts: Facts) -> Iterator[Finding]:
+    """Decays that no moving average is meant to have."""
+    for analysis in facts.layers:
+        decay = analysis.layer.decay
+        if decay is None or _DECAYS[0] <= decay <= _DECAYS[1] + _TOLERANCE:
+            continue
+        never = decay >= 1 or decay < 0
+        if decay < _DECAYS[0]:
+            why = (
+                "the moving statistics are those of the last few batches; a momentum "
+                "of PyTorch is 1 - decay, such as 0.1 for a decay of 0.9"
+            )
+        elif never:
+            why = "the moving statistics never move, or run away"
+        else:
+            why = (
+                f"the initial values weigh 37 % after {1 / (1 - decay):.0f} steps: a "
+                "shorter run evaluates with a mean near 0 and a variance near 1"
+            )
+        yield Finding(
+            check="unusual-decay",
+            gravity="error" if never else "warning",
+            certainty="certain" if never else "likely",
+            layer=analysis.layer.name,
+            where=facts.view.names[analysis.updates[0].node],
+            what=f"decay is {decay:g}; usual are 0.9 to 0.9999",
+            why=why,
+            remedy="bn_tf1.batch_norm(x, is_training, decay=0.99) (momentum= in "
+            "tf.layers and Keras)",
+        )
+
+
+def check_epsilon(facts: Facts) -> Iterator[Finding]:
+    """Epsilons that do not protect, or that drown the variance."""
+    for analysis in facts.layers:
+        epsilon = analysis.layer.epsilon
+        if epsilon is None:
+            continue
+        if _EPSILONS[0] * (1 - _TOLERANCE) <= epsilon <= _EPSILONS[1]:
+            continue
+        small = epsilon < _EPSILONS[0]
+        yield Finding(
+            check="unusual-epsilon",
+            gravity="warning",
+            certainty="certain" if epsilon <= 0 else "likely",
+            layer=analysis.layer.name,
+            where=analysis.layer.node,
+            what=f"epsilon is {epsilon:g}; usual are 1e-5 to 1e-3",
+            why="a channel whose variance is near 0 is divided by almost 0: its output "
+            "and gradient explode or become NaN"
+            if small
+            else "an epsilon of the order of the variance shrinks the output of channels "
+            "with a small one, and evaluation differs when it is not the same",
+            remedy="bn_tf1.batch_norm(x, is_training, epsilon=1e-3), the same in "
+            "training and evaluation",
+        )
+
+
+def check_weight_decay(facts: Facts) -> Iterator[Finding]:
+    """Penalties on gamma and beta."""
+    if not facts.training.applies:
+        return
+    penalised = _penalised(facts)
+    for analysis in facts.layers:
+        roles = [
+            role
+            for role in PARAMETERS
+            if any(node in penalised for node in analysis.variables[role])
+        ]
+        if roles:
+            nodes = [n for role in roles for n in analysis.variables[role]]
+            certain = all(penalised.get(n, "certain") == "certain" for n in nodes)
+            yield Finding(
+                check="weight-decay",
+                gravity="warning",
+                certainty="certain" if certain else "likely",
+                layer=analysis.layer.name,
+                where=facts.names_of(n for n in nodes if n in penalised),
+                what=f"weight decay on {' and '.join(roles)}",
+                why="a penalty on gamma and beta pulls the layer's output to 0 instead of "
+                "making the function smoother; most training recipes leave them out",
+                remedy="take the penalty over the other variables: [tf.nn.l2_loss(v) for "
+                "v in tf.trainable_variables() if not v.op.name.endswith(('gamma', "
+                "'beta'))]",
+            )
+
+
+def _penalised(facts):
+    """By variable, how sure it is that its own value enters its gradient."""
+    view = facts.view
+    wanted = {
+        node for a in facts.layers for role in PARAMETERS for node in a.variables[role]
+    }
+    found: dict[int, str] = {}
+    for node, op in enumerate(view.ops):
+        if op == "L2Loss" and _is_used(view, node):
+            for variable in variables_of(view, view.inputs[node][0]):
+                if variable in facts.training.trained:
+                    found[variable] = "likely"
+    for apply in facts.training.applies:
+        if view.ops[apply] in ("Assign", "AssignVariableOp"):
+            continue  # the new value always holds the old one
+        trained = variables_of(view, view.inputs[apply][0])
+        if not wanted.intersection(trained):
+            continue
+        for source in view.inputs[apply][1:]:
+            for variable in _entering(view, source).intersection(trained):
+                found[variable] = "certain"
+    return {node: sure for node, sure in found.items() if node in wanted}
+
+
+def _is_used(view, node):
+    return any("Summary" not in view.ops[later] for later in view.consumers(node))
+
+
+def _entering(view, reference):
+    """The variables in a gradient, also in the mean of the gradients of towers."""
+    ends = leaves(view, reference)
+    found = set(ends.variables)
+    for node in ends.reductions:
+        stacked = view.inputs[node][0]
+        if view.ops[node_of(stacked)] in ("ConcatV2", "Concat", "Pack"):
+            found |= leaves(view, stacked).variables
+    return found
+
+
+def check_bias(facts: Facts) -> Iterator[Finding]:
+    """Biases that the subtraction of the mean takes away again."""
+    for analysis in facts.layers:
+        for call in analysis.calls:
+            bias = _added_bias(facts.view, call.x)
+            if bias is not None:
+                name = facts.view.names[bias]
+                yield Finding(
+                    check="bias-before-batch-norm",
+                    gravity="note",
+                    certainty="certain",
+                    layer=analysis.layer.name,
+                    where=name,
+                    what=f"the bias {name} is added just before the layer",
+                    why="the layer subtracts the mean, and the bias with it: it has no "
+                    "gradient and costs memory and time; beta takes its place",
+                    remedy="leave it out: tf.layers.conv2d(..., use_bias=False)",
+                )
+                break
+
+
+def _added_bias(view, reference):
+    """The variable or vector that is added to what `reference` is a copy of."""
+    node = node_of(origin(view, reference))
+    if view.ops[node] not in ("BiasAdd", "Add", "AddV2") or len(view.inputs[node]) != 2:
+        return None
+    for operand in reversed(view.inputs[node]):
+        for variable in variables_of(view, operand):
+            shape = view.attribute(variable, "shape")
+            if shape is not None and len(shape.shape.dim) == 1:
+                return variable
+        source = node_of(origin(view, operand))
+        if view.ops[node] == "BiasAdd" and view.ops[source] == "Const":
+            if constant_size(view, source) not in (None, 1):
+                return source
+    return None
+
+
+def check_presence(facts: Facts) -> Iterator[Finding]:
+    """Graphs in which there is nothing to check."""
+    if facts.layers:
+        return
+    folded = len(facts.folded)
+    weights = sum(op in _CONVOLUTIONS for op in facts.view.ops)
+    what = f"no batch-norm layer in {len(facts.view)} nodes, {weights} of which are "
+    what += "convolutions or matrix products"
+    if folded:
+        what += f"; {folded} biases are what batch norms folded into them left behind"
+    yield Finding(
+        check="no-batch-norm",
+        gravity="note",
+        certainty="certain" if not folded else "likely",
+        layer="",
+        where="",
+        what=what,
+        why="a batch norm that was folded into a convolution, or optimised away, cannot "
+        "be checked any more",
+        remedy="check the graph from before the folding, or the training graph's .meta",
+    )

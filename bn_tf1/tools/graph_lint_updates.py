@@ -1,0 +1,260 @@
+"""Checks of a graph: who runs the updates of the moving statistics, and how often."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.tools.findings import Finding
+from bn_tf1.tools.graph_facts import STATISTICS, Facts
+from bn_tf1.tools.graph_layers import Analysis
+from bn_tf1.tools.graph_training import misled_applies
+from bn_tf1.tools.graph_values import VARIABLES, variable_name
+from bn_tf1.tools.graph_view import ancestors
+
+_INITIAL = (
+    "moving statistics that are never updated keep their initial values, a mean of 0 and "
+    "a variance of 1: training looks healthy, evaluation is garbage"
+)
+
+
+def check_updates_run(facts: Facts) -> Iterator[Finding]:
+    """Moving statistics that no training step updates."""
+    if not facts.training.applies:
+        return
+    for analysis in facts.layers:
+        calls = [call for call in analysis.calls if call.mode != "inference"]
+        if not any(facts.runs_in_training(call) for call in calls):
+            continue
+        statistics = [
+            node
+            for role in STATISTICS
+            for node in analysis.variables[role]
+            if facts.view.ops[node] in VARIABLES
+        ]
+        if not statistics:
+            yield _without_statistics(facts, analysis)
+            continue
+        writes = {node: facts.writes(analysis, node) for node in statistics}
+        lost = [n for n in statistics if not _any_runs(facts, writes[n])]
+        if not lost:
+            continue
+        ignored = sorted({write for node in lost for write in writes[node]})
+        if ignored:
+            yield _not_run(facts, analysis, lost, ignored)
+        else:
+            yield _no_update(facts, analysis, lost)
+
+
+def _any_runs(facts, nodes):
+    return any(facts.training.runs[node] for node in nodes)
+
+
+def _without_statistics(facts, analysis):
+    return Finding(
+        check="no-moving-statistics",
+        gravity="warning",
+        certainty="possible",
+        layer=analysis.layer.name,
+        where=analysis.layer.node,
+        what="the layer normalises with batch statistics and has no moving ones",
+        why="evaluation must use batch statistics too, so that a prediction depends on "
+        "the other examples of its batch, and one example alone cannot be normalised",
+        remedy="keep moving statistics: y = bn_tf1.batch_norm(x, is_training)",
+    )
+
+
+def _no_update(facts, analysis, lost):
+    return Finding(
+        check="no-update",
+        gravity="error",
+        certainty="certain",
+        layer=analysis.layer.name,
+        where=facts.names_of(lost),
+        what=f"the layer is trained with batch statistics, but no operation of the graph "
+        f"updates {facts.names_of(lost)}",
+        why=_INITIAL,
+        remedy="use a layer whose updates are part of the graph: "
+        "y = bn_tf1.batch_norm(x, is_training, name=...) restores the same variables",
+    )
+
+
+def _not_run(facts, analysis, lost, updates):
+    view = facts.view
+    collections = _collections_with(view, {view.names[node] for node in updates})
+    grouped = [node for node in updates if _is_grouped(view, node)]
+    custom = sorted(set(collections) - {UPDATE_OPS_COLLECTION})
+    if custom and UPDATE_OPS_COLLECTION not in collections:
+        check, key = "update-collection-not-run", repr(custom[0])
+        place = f"are in the collection {key}, from which nothing takes them"
+    elif collections:
+        check, key = "update-not-run", "tf.GraphKeys.UPDATE_OPS"
+        place = f"are in the collection {UPDATE_OPS_COLLECTION!r}"
+    else:
+        check, key = "update-not-run", None
+        place = "are in no collection, as those of a Keras layer in a graph"
+    names = ", ".join(view.names[node] for node in updates[:4])
+    return Finding(
+        check=check,
+        gravity="warning" if grouped else "error",
+        certainty="possible" if grouped else "likely",
+        layer=analysis.layer.name,
+        where=names,
+        what=f"no train op runs the {len(updates)} update operations of "
+        f"{facts.names_of(lost)}, {names}; they {place}"
+        + (", and only a group apart from the train op waits for them" if grouped else ""),
+        why=_INITIAL,
+        remedy=_run_updates(key),
+    )
+
+
+def _run_updates(key):
+    if key is None:
+        return (
+            "make the train op wait for them: with tf.control_dependencies(layer.updates)"
+            ": train_op = optimizer.minimize(loss); or use bn_tf1.batch_norm and "
+            "bn_tf1.make_train_op(loss, optimizer)"
+        )
+    return (
+        f"train_op = bn_tf1.make_train_op(loss, optimizer, update_ops="
+        f"tf.get_collection({key})), or make it under "
+        f"tf.control_dependencies(tf.get_collection({key})); nothing is to be done if "
+        "the program fetches them in each step by itself"
+    )
+
+
+def _collections_with(view, names):
+    found = []
+    for key, members in sorted(view.collections.items()):
+        if any(member.split(":")[0] in names for member in members):
+            found.append(key)
+    return found
+
+
+def _is_grouped(view, node):
+    """Whether an operation that does nothing else waits for `node`."""
+    return any(view.ops[later] == "NoOp" for later in view.runs_after(node))
+
+
+def check_branches(facts: Facts) -> Iterator[Finding]:
+    """Updates inside of a condition or loop that nothing in there waits for."""
+    for analysis in facts.layers:
+        inside = [u.node for u in analysis.updates if _is_loose(facts, u.node)]
+        misled = [
+            u.node
+            for u in analysis.updates
+            if misled_applies(
+                facts.view, u.node, facts.conditions, facts.training.applies
+            )
+        ]
+        nodes = sorted(set(inside + misled))
+        if nodes:
+            yield _in_branch(facts, analysis, nodes, bool(misled))
+
+
+def _is_loose(facts, node):
+    """In a branch or loop body whose result does not depend on it."""
+    view = facts.view
+    if not facts.conditions.in_called_body(node):
+        return False
+    body = view.bodies[view.body_of(node)]
+    return not ancestors(view, body.returns + body.controls)[node]
+
+
+def _in_branch(facts, analysis, nodes, misled):
+    names = ", ".join(facts.view.names[node] for node in nodes[:4])
+    consequence = (
+        "the train op waits for it: where the branch is not taken, the step does nothing "
+        "at all, without an error"
+        if misled
+        else "nothing in the branch or loop waits for it, and what is outside cannot"
+    )
+    return Finding(
+        check="update-in-branch",
+        gravity="warning",
+        certainty="certain" if misled else "likely",
+        layer=analysis.layer.name,
+        where=names,
+        what=f"the update {names} is inside of a condition or loop",
+        why=consequence,
+        remedy='update in place: bn_tf1.batch_norm(x, is_training, update="in_place"), '
+        "or call the layer outside of tf.cond and tf.while_loop",
+    )
+
+
+def check_several_updates(facts: Facts) -> Iterator[Finding]:
+    """Variables that one training step updates several times."""
+    for analysis in facts.layers:
+        for role in STATISTICS:
+            counts = [
+                (_together(facts, facts.writes(analysis, node)), node)
+                for node in analysis.variables[role]
+            ]
+            counts = [(nodes, node) for nodes, node in counts if len(nodes) > 1]
+            if counts:
+                yield _several(facts, analysis, *counts[0])
+                break
+
+
+def _together(facts, writes):
+    """The writes that a training step runs, one of two that exclude each other."""
+    found: list[int] = []
+    for node in writes:
+        if not facts.training.runs[node]:
+            continue
+        if not any(_exclude(facts, node, other) for other in found):
+            found.append(node)
+    return found
+
+
+def _exclude(facts, node, other):
+    own = facts.conditions.of(node)
+    if any((predicate, 1 - branch) in own for predicate, branch in facts.conditions.of(other)):
+        return True
+    bodies = facts.view.body_of(node), facts.view.body_of(other)
+    return bodies[0] != bodies[1] and any(
+        set(bodies) <= set(called) for called in facts.view.called.values()
+    )
+
+
+def _several(facts, analysis, nodes, variable):
+    name = variable_name(facts.view, variable)
+    decay = analysis.layer.decay
+    rate = ""
+    if decay is not None:
+        rate = f": {len(nodes)} times with decay {decay:g} make one of {decay ** len(nodes):g}"
+    return Finding(
+        check="several-updates",
+        gravity="warning",
+        certainty="likely",
+        layer=analysis.layer.name,
+        where=name,
+        what=f"{len(nodes)} operations update {name} in one training step{rate}: "
+        + ", ".join(facts.view.names[node] for node in nodes[:4]),
+        why="a layer that is called several times (towers, a discriminator on real and "
+        "generated data) mixes the statistics of all calls, in no certain order",
+        remedy='choose the calls whose statistics count, and pass update="skip" to '
+        "bn_tf1.batch_norm in the others; or collect the updates of one tower alone: "
+        "tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)",
+    )
+
+
+def check_zero_debias(facts: Facts) -> Iterator[Finding]:
+    """Hidden variables of zero-debiased averages."""
+    for analysis in facts.layers:
+        hidden = sorted({u.variable for u in analysis.updates if u.debiased})
+        if hidden:
+            names = facts.names_of(hidden)
+            yield Finding(
+                check="zero-debias",
+                gravity="warning",
+                certainty="possible",
+                layer=analysis.layer.name,
+                where=names,
+                what=f"the moving statistics are zero-debiased, by {names} and a counter",
+                why="a checkpoint restored without these variables loses its moving "
+                "statistics at the first update: the mean becomes that of one batch",
+                remedy="pass zero_debias=False (assign_moving_average) or "
+                "zero_debias_moving_mean=False (slim), or see that every checkpoint "
+                "holds them: tf.train.Saver(tf.global_variables())",
+            )

@@ -1,0 +1,256 @@
+"""What a graph trains, what a training step runs, and under which conditions.
+
+A train op is whatever applies gradients: the optimizers' Apply operations, gradients
+that are handed to an accumulator, and assignments written by hand whose value comes from
+gradients. A training step runs all that comes before an operation that runs after one
+of them: `tf.group(train_op, *update_ops)` runs the updates, and so does a train op that
+waits for them.
+
+In a condition of control flow v1, nodes of a branch that is not taken are dead, and so
+is every node that takes something of them or waits for them, up to a Merge. With
+control flow v2 branches are functions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable, NamedTuple
+
+from bn_tf1.tools.graph_values import (
+    ASSIGNMENTS,
+    constant,
+    leaves,
+    origin,
+    same_values,
+    variables_of,
+)
+from bn_tf1.tools.graph_view import (
+    BRANCHES,
+    LOOPS,
+    GraphView,
+    ancestors,
+    descendants,
+    node_of,
+    port_of,
+)
+
+_APPLY = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]|ResourceSparseApply[A-Z]")
+_ACCUMULATE = re.compile(r"(Resource|Sparse)?AccumulatorApplyGradient$")
+_GRADIENT = re.compile(r"(^|/)gradients(_\d+)?/|_grad(_\d+)?/")
+_GRADIENT_OP = re.compile(r"Grad(V\d+)?$|Backprop")
+_STEPS = 300
+
+# (reference to the predicate, branch 0 or 1)
+Condition = tuple
+
+
+class Training(NamedTuple):
+    """The training steps of a graph.
+
+    Attributes:
+        applies: the nodes that apply gradients.
+        runs: 1 for each node that a training step runs, 0 for others.
+        trained: the variables that gradients are applied to.
+    """
+
+    applies: tuple[int, ...]
+    runs: bytearray
+    trained: frozenset[int]
+
+
+def find_training(view: GraphView) -> Training:
+    """The training steps of `view`; without `applies` where it has none."""
+    applies = [
+        node for node in range(len(view)) if view.inputs[node] and _applies(view, node)
+    ]
+    if not applies:
+        return Training((), bytearray(len(view)), frozenset())
+    after = descendants(view, applies)
+    runs = ancestors(view, [node for node in range(len(view)) if after[node]])
+    # The operations of a function that change something run whenever it is called.
+    for body, callers in view.callers.items():
+        if any(runs[caller] for caller in callers):
+            _run_body(view, view.bodies[body], runs)
+    trained = set()
+    for node in applies:
+        trained.update(variables_of(view, view.inputs[node][0]))
+    return Training(tuple(applies), runs, frozenset(trained))
+
+
+def _applies(view, node):
+    op = view.ops[node]
+    if _APPLY.match(op) or _ACCUMULATE.match(op):
+        return True
+    if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
+        return False
+    value = leaves(view, view.inputs[node][1])
+    return any(is_gradient(view, leaf) for leaf in value.others | value.reductions)
+
+
+def is_gradient(view: GraphView, node: int) -> bool:
+    """Whether `node` is part of what tf.gradients made."""
+    if _GRADIENT_OP.search(view.ops[node]):
+        return True
+    return _GRADIENT.search(view.names[node]) is not None
+
+
+def _run_body(view, body, runs):
+    for node in range(body.first, body.end):
+        if view.ops[node] in ASSIGNMENTS and not runs[node]:
+            earlier = ancestors(view, [node])
+            for other in range(body.first, body.end):
+                runs[other] |= earlier[other]
+
+
+class Conditions:
+    """Under which conditions each node of a graph runs."""
+
+    def __init__(self, view: GraphView):
+        self._view = view
+        self._of = _dead_branches(view)
+        self._bodies = _conditional_bodies(view)
+
+    def of(self, node: int) -> frozenset[Condition]:
+        """The branches of control flow v1 that `node` is in."""
+        return self._of.get(node, frozenset())
+
+    def is_never(self, node: int) -> bool:
+        """Whether a predicate is constant such that `node` never runs."""
+        return any(
+            flag is not None and flag != bool(branch)
+            for flag, branch in self._flags(node)
+        )
+
+    def is_conditional(self, node: int) -> bool:
+        """Whether a predicate that is not constant decides if `node` runs."""
+        if self._view.body_of(node) in self._bodies:
+            return True
+        return any(flag is None for flag, _ in self._flags(node))
+
+    def in_called_body(self, node: int) -> bool:
+        """Whether `node` is in a branch or a loop of control flow v2."""
+        return self._view.body_of(node) in self._bodies or any(
+            self._view.ops[caller] in LOOPS
+            for caller in self._view.callers.get(self._view.body_of(node), ())
+        )
+
+    def _flags(self, node):
+        for predicate, branch in self.of(node):
+            yield constant_flag(self._view, predicate), branch
+
+
+def constant_flag(view: GraphView, reference: int) -> bool | None:
+    """The value of a constant bool; None if it can be fed or is computed."""
+    for _ in range(_STEPS):
+        node = node_of(reference)
+        if view.ops[node] == "Const":
+            value = constant(view, node)
+            return bool(value) if value is not None and value.size == 1 else None
+        earlier = same_values(view, reference)
+        if len(earlier) != 1 or view.ops[node] == "PlaceholderWithDefault":
+            return None
+        reference = earlier[0]
+    return None
+
+
+def _conditional_bodies(view):
+    """The functions that only run as a branch."""
+    found: set[int] = set()
+    pending = [
+        body
+        for node, called in view.called.items()
+        if view.ops[node] in BRANCHES
+        and constant_flag(view, view.inputs[node][0] if view.inputs[node] else 0) is None
+        for body in called
+    ]
+    inside: dict[int, set[int]] = {}
+    for node, called in view.called.items():
+        inside.setdefault(view.body_of(node), set()).update(called)
+    while pending:
+        body = pending.pop()
+        if body not in found:
+            found.add(body)
+            pending.extend(inside.get(body, ()))
+    return found
+
+
+def _dead_branches(view) -> dict[int, frozenset]:
+    """The conditions of each node that has any."""
+    switches = [n for n, op in enumerate(view.ops) if op in ("Switch", "RefSwitch")]
+    found: dict[int, frozenset] = {}
+    if not switches:
+        return found
+    waiting = _waiting(view, switches)
+    ready = [node for node, count in waiting.items() if count == 0]
+    while ready:
+        node = ready.pop()
+        conditions = _conditions_of(view, node, found)
+        if conditions:
+            found[node] = conditions
+        if view.ops[node] in _NEXT:
+            continue
+        for later in view.runs_after(node):
+            if later in waiting:
+                waiting[later] -= 1
+                if waiting[later] == 0:
+                    ready.append(later)
+    return found
+
+
+def _waiting(view, switches):
+    """How many predecessors among them each descendant of a Switch has.
+
+    What a loop gives to its next iteration does not count, or nothing would be ready.
+    """
+    after = descendants(view, switches)
+    waiting = {}
+    for node in range(len(view)):
+        if after[node]:
+            waiting[node] = sum(
+                after[earlier] and view.ops[earlier] not in _NEXT
+                for earlier in view.runs_before(node)
+            )
+    return waiting
+
+
+_NEXT = ("NextIteration", "RefNextIteration")
+
+
+def _conditions_of(view, node, found):
+    op = view.ops[node]
+    none = frozenset()
+    data = [_condition_of_input(view, r, found) for r in view.inputs[node]]
+    controls = none.union(*(found.get(c, none) for c in view.controls[node]))
+    if op in ("Merge", "RefMerge"):
+        return (data[0].intersection(*data[1:]) if data else none) | controls
+    conditions = none.union(*data) | controls
+    if op in ("Exit", "RefExit"):
+        loops = {c for c in conditions if view.ops[node_of(c[0])] == "LoopCond"}
+        return conditions - loops
+    return conditions
+
+
+def _condition_of_input(view, reference, found):
+    node = node_of(reference)
+    conditions = found.get(node, frozenset())
+    if view.ops[node] in ("Switch", "RefSwitch") and len(view.inputs[node]) > 1:
+        predicate = origin(view, view.inputs[node][1])
+        return conditions | {(predicate, port_of(reference))}
+    return conditions
+
+
+def misled_applies(
+    view: GraphView, update: int, conditions: Conditions, applies: Iterable[int]
+) -> list[int]:
+    """The applies that are dead with `update` without their gradients being so."""
+    own = conditions.of(update)
+    if not own:
+        return []
+    found = []
+    for node in applies:
+        gradients = frozenset().union(
+            *(conditions.of(node_of(source)) for source in view.inputs[node])
+        )
+        if (conditions.of(node) & own) - gradients:
+            found.append(node)
+    return found

@@ -1,0 +1,227 @@
+"""The operations of a graph that update moving statistics, and their decay.
+
+An update is told by what it writes: a value computed, by arithmetic alone, from the
+batch statistics of a normalisation. Whether somebody runs it is the question of
+`graph_training`.
+
+    moving = moving - (1 - decay) * (moving - batch)
+
+The decay is the factor of the old value in the new one, whatever the way it is written.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+from bn_tf1.tools.graph_normalizations import Normalization
+from bn_tf1.tools.graph_values import (
+    ASSIGNMENTS,
+    Leaves,
+    leaves,
+    same_values,
+    scalars,
+    variable_name,
+    variables_of,
+)
+from bn_tf1.tools.graph_view import GraphView, node_of, port_of
+from bn_tf1.tools.names import find_slot
+
+_DEPTH = 16
+_VALUES = 8
+
+
+class Update(NamedTuple):
+    """One operation that writes a moving statistic.
+
+    Attributes:
+        node: the operation.
+        variable: the node of the variable.
+        role: "moving_mean" or "moving_variance".
+        sources: the batch statistics that enter: nodes of reductions, and references to
+            outputs of fused batch norms.
+        decay: share of the old value that is kept; None where it is not known.
+        debiased: whether the variable is the accumulator of a zero-debiased average.
+    """
+
+    node: int
+    variable: int
+    role: str
+    sources: frozenset[int]
+    decay: float | None
+    debiased: bool
+
+
+def statistics_of(
+    view: GraphView, normalization: Normalization
+) -> dict[str, frozenset[int]]:
+    """The batch statistics of a normalisation by role, as `Update.sources` has them."""
+    mean, variance = normalization.mean_leaves, normalization.variance_leaves
+    if normalization.kind == "fused":
+        first = normalization.node << 16
+        return {
+            "moving_mean": frozenset([first | 1]),
+            "moving_variance": frozenset([first | 2]),
+        }
+    means = mean.reductions | mean.statistics
+    return {
+        "moving_mean": means,
+        "moving_variance": (variance.reductions | variance.statistics) - means,
+    }
+
+
+def find_updates(
+    view: GraphView, normalizations: Sequence[Normalization]
+) -> list[Update]:
+    """The updates of moving statistics, in the order of their nodes."""
+    roles: dict[int, str] = {}
+    for normalization in normalizations:
+        for role, sources in statistics_of(view, normalization).items():
+            roles.update(dict.fromkeys(sources, role))
+    found = []
+    for node, op in enumerate(view.ops):
+        if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
+            continue
+        variables = variables_of(view, view.inputs[node][0])
+        if not variables:
+            continue
+        written = leaves(view, view.inputs[node][1])
+        sources = _known_sources(written, roles)
+        if sources:
+            # A biased variance in the form E[x^2] - E[x]^2 is made of both.
+            is_mean = {roles[source] for source in sources} == {"moving_mean"}
+            name = variable_name(view, variables[0])
+            found.append(
+                Update(
+                    node,
+                    variables[0],
+                    "moving_mean" if is_mean else "moving_variance",
+                    sources,
+                    decay_of(view, node, variables[0]),
+                    name.rpartition("/")[2] == "biased",
+                )
+            )
+    return found
+
+
+def _known_sources(written: Leaves, roles):
+    return frozenset(
+        source for source in written.reductions | written.statistics if source in roles
+    )
+
+
+def debiased_variable(name: str, variables: Sequence[str]) -> str | None:
+    """The moving statistic of the accumulator `name`, X/biased, or None."""
+    slot = find_slot(name, variables)
+    return slot.variable if slot is not None else None
+
+
+def other_writes(view: GraphView, variables: Sequence[int]) -> dict[int, list[int]]:
+    """By variable, operations that make its value from its old one in any other way."""
+    wanted = set(variables)
+    found: dict[int, list[int]] = {}
+    for node, op in enumerate(view.ops):
+        if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
+            continue
+        for variable in variables_of(view, view.inputs[node][0]):
+            if variable in wanted and _is_update(view, node, variable):
+                found.setdefault(variable, []).append(node)
+    return found
+
+
+def _is_update(view, node, variable):
+    """Initial values and restored ones are no updates."""
+    if "Add" in view.ops[node] or "Sub" in view.ops[node]:
+        return True
+    written = leaves(view, view.inputs[node][1])
+    return variable in written.variables or bool(written.reductions or written.statistics)
+
+
+def decay_of(view: GraphView, node: int, variable: int) -> float | None:
+    """The share of the old value of `variable` that the assignment `node` keeps."""
+    value = view.inputs[node][1]
+    factors = _factors(view, value, variable, _DEPTH, {})
+    if factors is None:
+        return _fused_decay(view, value)
+    if "Add" in view.ops[node]:
+        factors = {1 + factor for factor in factors}
+    elif "Sub" in view.ops[node]:
+        factors = {1 - factor for factor in factors}
+    else:
+        fused = _fused_decay(view, value)
+        if fused is not None:
+            return fused
+    decays = sorted({round(factor, 7) for factor in factors})
+    # A guard keeps the old value as it is, which is a decay of 1, but not the layer's.
+    guarded = [decay for decay in decays if decay != 1.0]
+    decays = guarded or decays
+    return decays[0] if len(decays) == 1 else None
+
+
+def _fused_decay(view, reference):
+    """The kernel's own average: its output is what is assigned."""
+    while True:
+        earlier = same_values(view, reference)
+        if len(earlier) != 1:
+            break
+        reference = earlier[0]
+    factor = view.attribute(node_of(reference), "exponential_avg_factor")
+    if factor is None or not port_of(reference) or factor.f == 1.0:
+        return None
+    return round(1.0 - float(f"{factor.f:.7g}"), 7)
+
+
+def _factors(view, reference, variable, depth, known):
+    """The factors of `variable` in a linear expression; None where it is not known."""
+    if reference in known:
+        return known[reference]
+    if depth == 0:
+        return None
+    known[reference] = {0.0}  # in a cycle
+    node = node_of(reference)
+    op, inputs = view.ops[node], view.inputs[node]
+
+    def operand(i):
+        return _factors(view, inputs[i], variable, depth - 1, known)
+
+    if node == variable:
+        found = {1.0}
+    elif op in ("Add", "AddV2", "Sub") and len(inputs) == 2:
+        sign = -1 if op == "Sub" else 1
+        found = _combined(operand(0), operand(1), lambda a, b: a + sign * b)
+    elif op in ("Mul", "RealDiv", "Div") and len(inputs) == 2:
+        found = _scaled(view, op, inputs, operand)
+    elif op == "Neg":
+        found = _combined(operand(0), {0.0}, lambda a, b: -a)
+    else:
+        earlier = same_values(view, reference)[:_VALUES]
+        parts = [_factors(view, r, variable, depth - 1, known) for r in earlier]
+        found = {0.0} if not parts else _union(parts)
+    known[reference] = found
+    return found
+
+
+def _scaled(view, op, inputs, operand):
+    left = operand(0)
+    right = operand(1)
+    if left == {0.0} and right == {0.0}:
+        return {0.0}
+    if op == "Mul" and left == {0.0}:
+        return _combined(scalars(view, inputs[0]) or None, right, lambda a, b: a * b)
+    if right != {0.0}:
+        return None
+    numbers = scalars(view, inputs[1]) or None
+    if op == "Mul":
+        return _combined(left, numbers, lambda a, b: a * b)
+    return _combined(left, numbers, lambda a, b: a / b if b else 0.0)
+
+
+def _combined(left, right, join):
+    if left is None or right is None:
+        return None
+    return set(sorted({join(a, b) for a in left for b in right})[:_VALUES])
+
+
+def _union(parts):
+    if any(part is None for part in parts):
+        return None
+    return set().union(*parts)

@@ -1,0 +1,322 @@
+"""Where a value of a graph comes from: variables, constants, reductions of data.
+
+A gamma reaches its batch norm through reads, casts, reshapes, conditions and function
+arguments; a moving variance through arithmetic too. These functions walk back along
+such paths and say what lies at their ends.
+
+Contract: every walk is bounded by a number of steps, not by the depth of the graph; one
+that ends for want of steps says so, and is then taken for "unknown".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.tools.graph_view import (
+    GraphView,
+    node_of,
+    port_of,
+    reference_to,
+)
+
+VARIABLES = frozenset(["Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable"])
+ASSIGNMENTS = frozenset(
+    ["Assign", "AssignAdd", "AssignSub"]
+    + ["AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"]
+)
+REDUCTIONS = frozenset(["Mean", "Sum"])
+
+# The first input with another shape, dtype or place, but the same numbers.
+_SAME_AS_FIRST = frozenset(
+    "Identity ReadVariableOp Switch RefSwitch RefIdentity Enter RefEnter Exit RefExit "
+    "NextIteration RefNextIteration StopGradient PreventGradient CheckNumerics Snapshot "
+    "Cast Reshape Squeeze ExpandDims BroadcastTo EnsureShape Print Tile DeepCopy "
+    "Assign AssignAdd AssignSub PlaceholderWithDefault Copy CopyHost _Recv "
+    "HorovodAllreduce HorovodBroadcast CollectiveReduce CollectiveReduceV2 "
+    "NcclAllReduce _MklToTf ResourceGather".split()
+)
+_SAME_AS_ANY = frozenset(["Merge", "RefMerge", "_Arg", "_Ret", "RefSelect"])
+_SELECTIONS = frozenset(["Select", "SelectV2"])
+_ARITHMETIC = frozenset(
+    "Add AddV2 Sub Mul Div RealDiv DivNoNan Square SquaredDifference Neg Maximum Minimum "
+    "Pow Sqrt Rsqrt Reciprocal Inv AddN ConcatV2 Concat Pack ClipByValue Abs "
+    "AccumulateNV2 MulNoNan Xdivy StridedSlice Slice Split SplitV".split()
+)
+# Numbers that say how much data there is, not what it is.
+_SIZES = frozenset(
+    "Shape ShapeN Size Rank Prod Fill ZerosLike OnesLike Range BroadcastGradientArgs "
+    "NoOp".split()
+)
+_PARTITION = re.compile(r"/part_\d+$")
+_MAX_CONSTANT = 1 << 16
+_STEPS = 300
+_SCALAR_DEPTH = 12
+_SCALAR_VALUES = 8
+
+
+class Leaves(NamedTuple):
+    """The ends of the walk from a value through arithmetic.
+
+    Attributes:
+        reductions: nodes that reduce a tensor (Mean, Sum).
+        variables: nodes of variables.
+        constants: nodes of constants with more than one number.
+        statistics: references to the statistics that fused batch norms give.
+        others: nodes of everything else: placeholders, convolutions, ...
+    """
+
+    reductions: frozenset[int]
+    variables: frozenset[int]
+    constants: frozenset[int]
+    statistics: frozenset[int]
+    others: frozenset[int]
+
+
+def is_fused(op: str) -> bool:
+    """Whether `op` is a fused batch norm, of any version and rewriting."""
+    return _FUSED.match(op) is not None
+
+
+_FUSED = re.compile(r"_?(Mkl)?(Native)?FusedBatchNorm(V\d+)?(Ex)?$")
+
+
+def same_values(view: GraphView, reference: int) -> tuple[int, ...]:
+    """References to where the numbers of `reference` come from, one node further."""
+    node = node_of(reference)
+    op = view.ops[node]
+    inputs = view.inputs[node]
+    if op in _SAME_AS_FIRST:
+        return inputs[:1]
+    if op in _SAME_AS_ANY:
+        return inputs
+    if op in _SELECTIONS:
+        return inputs[1:3]
+    if op == "IdentityN":
+        return inputs[port_of(reference) : port_of(reference) + 1]
+    return tuple(
+        reference_to(view.bodies[body].returns[port_of(reference)])
+        for body in view.called.get(node, ())
+        if port_of(reference) < len(view.bodies[body].returns)
+    )
+
+
+def origins(view: GraphView, reference: int) -> list[int]:
+    """References to the first places that are more than a copy of another value."""
+    found, seen, pending = [], {reference}, [reference]
+    while pending and len(seen) < _STEPS:
+        current = pending.pop()
+        earlier = same_values(view, current)
+        if not earlier:
+            found.append(current)
+        for source in earlier:
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return found
+
+
+def origin(view: GraphView, reference: int) -> int:
+    """As `origins`, following the first way only, and not out of copies."""
+    for _ in range(_STEPS):
+        earlier = same_values(view, reference)
+        if not earlier:
+            break
+        reference = earlier[0]
+    return reference
+
+
+def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
+    """What `reference` is computed from by arithmetic on each number by itself."""
+    found: dict[str, set[int]] = {field: set() for field in Leaves._fields}
+    seen, pending = {reference}, [reference]
+    while pending:
+        current = pending.pop()
+        node = node_of(current)
+        op = view.ops[node]
+        earlier = same_values(view, current)
+        if op in _ARITHMETIC:
+            earlier = view.inputs[node]
+        if not earlier:
+            _sort_leaf(view, current, found)
+        for source in earlier:
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+        if len(seen) > steps:
+            found["others"].add(node)
+            break
+    return Leaves(*(frozenset(found[field]) for field in Leaves._fields))
+
+
+def _sort_leaf(view, reference, found):
+    node = node_of(reference)
+    op = view.ops[node]
+    if op in REDUCTIONS:
+        found["reductions"].add(node)
+    elif op in VARIABLES:
+        found["variables"].add(node)
+    elif op == "Const":
+        if constant_size(view, node) != 1:
+            found["constants"].add(node)
+    elif is_fused(op) and port_of(reference):
+        found["statistics"].add(reference)
+    elif op not in _SIZES and not _is_scalar_placeholder(view, node):
+        found["others"].add(node)
+
+
+def _is_scalar_placeholder(view, node):
+    if view.ops[node] not in ("Placeholder", "PlaceholderV2"):
+        return False
+    shape = view.attribute(node, "shape")
+    return shape is not None and not shape.shape.unknown_rank and not shape.shape.dim
+
+
+def variables_of(view: GraphView, reference: int) -> tuple[int, ...]:
+    """The variables that `reference` is a copy of, those of a partition in order."""
+    found = []
+    for source in origins(view, reference):
+        node = node_of(source)
+        if view.ops[node] in ("ConcatV2", "Concat"):
+            parts = [origin(view, part) for part in view.inputs[node]]
+            found += [node_of(part) for part in parts]
+        else:
+            found.append(node)
+    return tuple(sorted({n for n in found if view.ops[n] in VARIABLES}))
+
+
+def variable_name(view: GraphView, node: int) -> str:
+    """The name of the variable at `node`, without the part of a partition."""
+    return _PARTITION.sub("", view.names[node].rpartition(":")[2])
+
+
+def constant_size(view: GraphView, node: int) -> int | None:
+    """The number of elements of a Const; None if its shape is absurd."""
+    value = view.attribute(node, "value")
+    if value is None:
+        return None
+    size = 1
+    for dimension in value.tensor.tensor_shape.dim:
+        size *= dimension.size
+        if not 0 <= size < 1 << 40:
+            return None
+    return size
+
+
+def constant(view: GraphView, node: int) -> Any:
+    """The array of a small Const; None for another node, or a large or damaged one."""
+    if view.ops[node] not in ("Const", "HostConst"):
+        return None
+    size = constant_size(view, node)
+    if size is None or size > _MAX_CONSTANT:
+        return None
+    try:
+        return tf.make_ndarray(view.attribute(node, "value").tensor)
+    except (TypeError, ValueError, KeyError):
+        return None  # contents that do not fit the shape, or an unknown dtype
+
+
+def integers(view: GraphView, reference: int) -> tuple[int, ...] | None:
+    """The constant integers that `reference` stands for, or None."""
+    array = constant(view, node_of(origin(view, reference)))
+    if array is None or array.dtype.kind not in "iu" or array.size > 64:
+        return None
+    return tuple(int(number) for number in np.ravel(array))
+
+
+def scalars(view: GraphView, reference: int) -> frozenset[float]:
+    """The numbers that a scalar may be, by constants and arithmetic; empty: unknown."""
+    return _scalars(view, reference, _SCALAR_DEPTH, {})
+
+
+def _scalars(view, reference, depth, known):
+    if reference in known or depth == 0:
+        return known.get(reference, frozenset())
+    known[reference] = frozenset()  # a cycle gives nothing new
+    node = node_of(reference)
+    if view.ops[node] == "Const":
+        found = _scalar_constant(view, node)
+    elif view.ops[node] in _SCALAR_ARITHMETIC:
+        found = _scalar_result(view, node, depth, known)
+    else:
+        sources = same_values(view, reference)[:_SCALAR_VALUES]
+        parts = [_scalars(view, source, depth - 1, known) for source in sources]
+        found = frozenset().union(*parts)
+    known[reference] = frozenset(sorted(found)[:_SCALAR_VALUES])
+    return known[reference]
+
+
+def _scalar_constant(view, node):
+    if constant_size(view, node) != 1:
+        return frozenset()
+    array = constant(view, node)
+    if array is None or array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        return frozenset()
+    # As it was written: float32 holds 0.99 as 0.9900000095.
+    return frozenset([float(str(array.ravel()[0]))])
+
+
+def _scalar_result(view, node, depth, known):
+    operands = [_scalars(view, source, depth - 1, known) for source in view.inputs[node]]
+    op = view.ops[node]
+    if len(operands) != 2:
+        return frozenset()
+    left, right = operands
+    if op in ("Minimum", "Maximum") and not (left and right):
+        return left or right
+    return frozenset(
+        _SCALAR_ARITHMETIC[op](a, b)
+        for a in left
+        for b in right
+        if not (b == 0 and op in ("RealDiv", "Div"))
+    )
+
+
+_SCALAR_ARITHMETIC = {
+    "Add": lambda a, b: a + b,
+    "AddV2": lambda a, b: a + b,
+    "Sub": lambda a, b: round(a - b, 12),
+    "Mul": lambda a, b: a * b,
+    "RealDiv": lambda a, b: a / b,
+    "Div": lambda a, b: a / b,
+    "Minimum": min,
+    "Maximum": max,
+}
+
+
+def static_shape(view: GraphView, reference: int) -> tuple[int | None, ...] | None:
+    """The shape that the graph states for a tensor, None for an unknown size or rank.
+
+    Stated are the shapes of placeholders, variables and constants, and, in a .meta file,
+    of all outputs.
+    """
+    for _ in range(_STEPS):
+        node, port = node_of(reference), port_of(reference)
+        stated = view.attribute(node, "_output_shapes")
+        shape = None
+        if stated is not None and port < len(stated.list.shape):
+            shape = stated.list.shape[port]
+        elif view.ops[node] in VARIABLES or view.ops[node].startswith("Placeholder"):
+            attribute = view.attribute(node, "shape")
+            shape = attribute.shape if attribute is not None else None
+        elif view.ops[node] == "Const":
+            value = view.attribute(node, "value")
+            shape = value.tensor.tensor_shape if value is not None else None
+        if shape is not None and not shape.unknown_rank:
+            return tuple(d.size if d.size >= 0 else None for d in shape.dim)
+        if view.ops[node] == "Reshape" and len(view.inputs[node]) > 1:
+            target = integers(view, view.inputs[node][1])
+            return target and tuple(size if size >= 0 else None for size in target)
+        if view.ops[node] not in _SAME_SHAPE or not view.inputs[node]:
+            return None
+        reference = view.inputs[node][0]
+    return None
+
+
+_SAME_SHAPE = frozenset(
+    "Identity ReadVariableOp Switch RefSwitch Enter Merge BiasAdd Relu Relu6 Elu Selu "
+    "LeakyRelu Tanh Sigmoid Softplus _Arg _Ret Cast StopGradient CheckNumerics".split()
+) | {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
