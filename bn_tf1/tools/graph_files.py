@@ -19,7 +19,12 @@ import re
 from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
-from google.protobuf import text_format
+from google.protobuf import (
+    descriptor_pool,
+    message_factory,
+    symbol_database,
+    text_format,
+)
 from google.protobuf.message import DecodeError
 
 # Protocol buffers are no larger than 2 GiB. Their text is parsed in Python, about 1 MiB
@@ -166,14 +171,11 @@ def _saved_model_message():
 
     TensorFlow registers the message when it is imported, so that the pool has it.
     """
-    from google.protobuf import descriptor_pool, message_factory
-
-    descriptor = descriptor_pool.Default().FindMessageTypeByName(
-        "tensorflow.SavedModel"
-    )
+    name = "tensorflow.SavedModel"
+    descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
     if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
         return message_factory.GetMessageClass(descriptor)
-    return message_factory.MessageFactory().GetPrototype(descriptor)
+    return symbol_database.Default().GetPrototype(descriptor)
 
 
 _MESSAGES = {

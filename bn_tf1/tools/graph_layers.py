@@ -42,6 +42,7 @@ _INNER_SCOPE = re.compile(
 )
 _UNNAMED = re.compile(r"(Const|ones|zeros|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$")
 _FOLDED = re.compile(r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b")
+_AUXILIARY = ("biased", "local_step", "moving_stddev")
 _FOLDED_OPS = ("BiasAdd", "Add", "AddV2", "Sub")
 
 
@@ -139,6 +140,9 @@ def _roles(view, call, updates, by_name):
         "moving_mean": _moving(view, call.mean, call.mean_leaves),
         "moving_variance": _moving(view, call.variance, call.variance_leaves),
     }
+    # Batch renormalization mixes gamma into the offset.
+    gammas = set(found["gamma"])
+    found["beta"] = [node for node in found["beta"] if node not in gammas]
     means = set(found["moving_mean"])
     found["moving_variance"] = [n for n in found["moving_variance"] if n not in means]
     sources = statistics_of(view, call)
@@ -157,7 +161,7 @@ def _parameter(view, reference):
         return []
     ends = leaves(view, reference)
     if ends.variables:
-        return sorted(ends.variables)
+        return sorted(n for n in ends.variables if not _is_auxiliary(view, n))
     return [node for node in sorted(ends.constants) if _is_named(view, node)]
 
 
@@ -175,7 +179,8 @@ def _moving(view, reference, ends):
 
 def _is_auxiliary(view, node):
     leaf = variable_name(view, node).rpartition("/")[2]
-    return leaf in ("biased", "local_step") or leaf.startswith("renorm_")
+    # Batch renormalization in tf.layers averages the deviation and squares it.
+    return leaf in _AUXILIARY or leaf.startswith("renorm_")
 
 
 def _is_named(view, node):

@@ -467,7 +467,9 @@ def _affine(view, gamma, last, mean):
 def _offset(view, addition):
     for reference in view.inputs[addition]:
         node = node_of(_through_casts(view, reference))
-        if view.ops[node] in ("Sub", "Add", "AddV2"):
+        if view.ops[node] == "Sub" and not leaves(view, view.inputs[node][0]).others:
+            return view.inputs[node][0]
+        if view.ops[node] in ("Add", "AddV2"):
             for operand in view.inputs[node]:
                 source = origin(view, operand)
                 if variables_of(view, operand) or constant(view, node_of(source)) is not None:
@@ -504,7 +506,9 @@ def _layout(view, x, axes):
     if axes is None or shape is None or len(shape) not in (4, 5):
         return ""
     channels = set(range(len(shape))) - set(axes)
-    return {1: "NCHW", len(shape) - 1: "NHWC"}.get(min(channels, default=0), "")
+    if len(channels) != 1:
+        return ""
+    return {1: "NCHW", len(shape) - 1: "NHWC"}.get(min(channels), "")
 
 
 def _mode(variance, mean):

@@ -85,7 +85,7 @@ def find_updates(
         if not variables:
             continue
         written = leaves(view, view.inputs[node][1])
-        sources = _known_sources(written, roles)
+        sources = _known_sources(view, written, roles)
         if sources:
             # A biased variance in the form E[x^2] - E[x]^2 is made of both.
             is_mean = {roles[source] for source in sources} == {"moving_mean"}
@@ -103,10 +103,12 @@ def find_updates(
     return found
 
 
-def _known_sources(written: Leaves, roles):
-    return frozenset(
-        source for source in written.reductions | written.statistics if source in roles
-    )
+def _known_sources(view, written: Leaves, roles):
+    sources = written.reductions | written.statistics
+    for node in written.reductions.difference(roles):
+        # Virtual batches: the mean of the means.
+        sources |= leaves(view, view.inputs[node][0]).reductions
+    return sources.intersection(roles)
 
 
 def debiased_variable(name: str, variables: Sequence[str]) -> str | None:
@@ -116,24 +118,24 @@ def debiased_variable(name: str, variables: Sequence[str]) -> str | None:
 
 
 def other_writes(view: GraphView, variables: Sequence[int]) -> dict[int, list[int]]:
-    """By variable, operations that make its value from its old one in any other way."""
+    """By variable, operations that change it, in this or any other way."""
     wanted = set(variables)
     found: dict[int, list[int]] = {}
     for node, op in enumerate(view.ops):
         if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
             continue
         for variable in variables_of(view, view.inputs[node][0]):
-            if variable in wanted and _is_update(view, node, variable):
+            if variable in wanted and _is_update(view, node):
                 found.setdefault(variable, []).append(node)
     return found
 
 
-def _is_update(view, node, variable):
+def _is_update(view, node):
     """Initial values and restored ones are no updates."""
     if "Add" in view.ops[node] or "Sub" in view.ops[node]:
         return True
     written = leaves(view, view.inputs[node][1])
-    return variable in written.variables or bool(written.reductions or written.statistics)
+    return bool(written.variables or written.reductions or written.statistics)
 
 
 def decay_of(view: GraphView, node: int, variable: int) -> float | None:

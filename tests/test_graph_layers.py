@@ -1,0 +1,66 @@
+"""`find_layers`: every maker's layer is found, with its variables and its settings."""
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.tools.graph_layers import find_layers
+from bn_tf1.tools.graph_view import view_of
+from tests import graph_zoo
+
+TF_NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
+# (maker, kind, its variables below the scope, decay, epsilon), from the makers' source
+# and the libraries' documented defaults.
+MAKERS = [
+    ("ours", "composed", TF_NAMES, 0.99, 1e-3),
+    ("with_nn", "composed", TF_NAMES, 0.99, 1e-3),
+    ("with_ema_class", "composed", ("gamma", "beta", None, None), 0.9, 1e-3),
+    ("with_pop_variables", "composed", ("scale", "beta", "pop_mean", "pop_var"), 0.999)
+    + (1e-3,),
+    ("raw_arithmetic", "composed", TF_NAMES, 0.9, 1e-4),
+    ("textbook", "composed", TF_NAMES, 0.9, 1e-5),
+    ("with_fused_kernel", "fused", TF_NAMES, 0.9, 1e-3),
+    ("tf_layers", "fused", TF_NAMES, 0.99, 1e-3),
+    ("tf_layers_composed", "composed", TF_NAMES, 0.99, 1e-3),
+    ("tf_layers_renorm", "composed", TF_NAMES, 0.99, 1e-3),
+    ("tf_layers_virtual", "composed", TF_NAMES, 0.99, 1e-3),
+    ("contrib", "fused", (None,) + TF_NAMES[1:], 0.999, 1e-3),
+    ("contrib_composed", "composed", TF_NAMES, 0.999, 1e-3),
+    ("contrib_in_place", "fused", (None,) + TF_NAMES[1:], 0.999, 1e-3),
+    ("keras", "fused", TF_NAMES, 0.99, 1e-3),
+]
+MAKERS = [case for case in MAKERS if case[0] in graph_zoo.MAKERS]
+TAKES_A_BOOL = ("with_pop_variables", "raw_arithmetic", "textbook", "tf_layers_virtual")
+
+
+def only_layer():
+    (layer,) = find_layers(view_of(tf.get_default_graph()))
+    return layer
+
+
+@pytest.mark.parametrize("mode", ["training", "inference", "switched"])
+@pytest.mark.parametrize("maker, kind, names, decay, epsilon", MAKERS)
+def test_every_maker_in_every_mode(
+    maker, kind, names, decay, epsilon, mode, control_flow, variable_kind
+):
+    if control_flow == "control_flow_v2" and variable_kind == "reference_variables":
+        tf.enable_resource_variables()  # 1.15 cannot do otherwise
+    if mode == "switched" and maker in TAKES_A_BOOL:
+        mode = "training"
+    modes = {"training": True, "inference": False, "switched": None}
+    is_training = modes[mode]
+    if is_training is None:
+        is_training = tf.placeholder(tf.bool, [], name="is_training")
+    x = graph_zoo.convolution(graph_zoo.images())
+    graph_zoo.MAKERS[maker](x, is_training)
+    layer = only_layer()
+    gamma, beta, mean, variance = (name and "bn/" + name for name in names)
+    assert (layer.name, layer.kind, layer.mode) == ("bn", kind, mode)
+    assert (layer.gamma, layer.beta) == (gamma, beta)
+    assert layer.epsilon == pytest.approx(epsilon, rel=1e-6)
+    if mean is not None:
+        assert (layer.moving_mean, layer.moving_variance) == (mean, variance)
+    else:
+        assert "moments" in layer.moving_mean
+        assert layer.moving_mean != layer.moving_variance
+    if mode != "inference":
+        assert layer.decay == pytest.approx(decay, rel=1e-6)
