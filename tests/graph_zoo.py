@@ -163,7 +163,13 @@ def with_fused_kernel(x, is_training, data_format="NHWC", epsilon=1e-3):
 
         def in_inference():
             return tf.nn.fused_batch_norm(
-                x, gamma, beta, moving_mean, moving_variance, is_training=False, **options
+                x,
+                gamma,
+                beta,
+                moving_mean,
+                moving_variance,
+                is_training=False,
+                **options,
             )
 
         y, mean, variance = _either(is_training, in_training, in_inference)

@@ -119,7 +119,9 @@ def _from_text(data, kind, path):
         # Fields of later versions are passed over, as in the binary format.
         text_format.Parse(data.decode("utf-8"), message, allow_unknown_field=True)
     except RecursionError:
-        raise ValueError(f"{path} nests its messages too deeply to be a graph") from None
+        raise ValueError(
+            f"{path} nests its messages too deeply to be a graph"
+        ) from None
     except (text_format.ParseError, UnicodeDecodeError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]
         raise ValueError(f"{path} is damaged: {reason}") from error

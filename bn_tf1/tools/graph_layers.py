@@ -40,8 +40,12 @@ _INNER_SCOPE = re.compile(
     r"(cond(_\d+)?|batchnorm(_\d+)?|FusedBatchNorm(V\d)?(_\d+)?|moments(_\d+)?|"
     r"Switch.*|switch_.*)$"
 )
-_UNNAMED = re.compile(r"(Const|ones|zeros|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$")
-_FOLDED = re.compile(r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b")
+_UNNAMED = re.compile(
+    r"(Const|ones|zeros|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$"
+)
+_FOLDED = re.compile(
+    r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b"
+)
 _AUXILIARY = ("biased", "local_step", "moving_stddev")
 _FOLDED_OPS = ("BiasAdd", "Add", "AddV2", "Sub")
 
@@ -98,15 +102,15 @@ class Analysis(NamedTuple):
 
 def find_layers(view: GraphView) -> list[GraphLayer]:
     """The layers of `view`, in the order of their nodes."""
-    return [found.layer for found in analyse(view, Conditions(view))] + find_folded(view)
+    return [found.layer for found in analyse(view, Conditions(view))] + find_folded(
+        view
+    )
 
 
 def analyse(view: GraphView, conditions: Conditions) -> list[Analysis]:
     """The layers of `view` that still normalise, in the order of their nodes."""
     calls = [
-        call
-        for call in find_normalizations(view)
-        if not conditions.is_never(call.node)
+        call for call in find_normalizations(view) if not conditions.is_never(call.node)
     ]
     updates = find_updates(view, calls)
     by_name = _variables_by_name(view)
@@ -260,8 +264,7 @@ def _analysis(view, calls, resolved, updates):
     own = tuple(
         update
         for update in updates
-        if update.sources & sources
-        and (update.variable in nodes or update.debiased)
+        if update.sources & sources and (update.variable in nodes or update.debiased)
     )
     names = {
         role: variable_name(view, nodes[0]) if nodes else None

@@ -218,9 +218,9 @@ def _added_bias(view, reference):
             if shape is not None and len(shape.shape.dim) == 1:
                 return variable
         source = node_of(origin(view, operand))
-        if view.ops[node] == "BiasAdd" and view.ops[source] == "Const":
-            if constant_size(view, source) not in (None, 1):
-                return source
+        is_bias = view.ops[node] == "BiasAdd" and view.ops[source] == "Const"
+        if is_bias and constant_size(view, source) not in (None, 1):
+            return source
     return None
 
 

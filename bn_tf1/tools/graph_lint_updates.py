@@ -7,8 +7,6 @@ from typing import Iterator
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.tools.findings import Finding
 from bn_tf1.tools.graph_facts import STATISTICS, Facts
-from bn_tf1.tools.graph_layers import Analysis
-from bn_tf1.tools.graph_training import misled_applies
 from bn_tf1.tools.graph_values import VARIABLES, variable_name
 from bn_tf1.tools.graph_view import ancestors
 
@@ -102,7 +100,11 @@ def _not_run(facts, analysis, lost, updates):
         where=names,
         what=f"no train op runs the {len(updates)} update operations of "
         f"{facts.names_of(lost)}, {names}; they {place}"
-        + (", and only a group apart from the train op waits for them" if grouped else ""),
+        + (
+            ", and only a group apart from the train op waits for them"
+            if grouped
+            else ""
+        ),
         why=_INITIAL,
         remedy=_run_updates(key),
     )
@@ -143,9 +145,7 @@ def check_branches(facts: Facts) -> Iterator[Finding]:
         misled = [
             u.node
             for u in analysis.updates
-            if misled_applies(
-                facts.view, u.node, facts.conditions, facts.training.applies
-            )
+            if facts.conditions.misleading(u.node, facts.training.applies)
         ]
         nodes = sorted(set(inside + misled))
         if nodes:
@@ -209,7 +209,10 @@ def _together(facts, writes):
 
 def _exclude(facts, node, other):
     own = facts.conditions.of(node)
-    if any((predicate, 1 - branch) in own for predicate, branch in facts.conditions.of(other)):
+    if any(
+        (predicate, 1 - branch) in own
+        for predicate, branch in facts.conditions.of(other)
+    ):
         return True
     bodies = facts.view.body_of(node), facts.view.body_of(other)
     return bodies[0] != bodies[1] and any(

@@ -159,7 +159,9 @@ def _fused(view, node):
     if training and _is_layer_norm(view, x, gamma, beta):
         return None
     # The moving statistics come in and go out where the kernel averages them itself.
-    averaging = training and (_number(view, node, "exponential_avg_factor") or 1.0) < 1.0
+    averaging = (
+        training and (_number(view, node, "exponential_avg_factor") or 1.0) < 1.0
+    )
     known = averaging or not training
     layout = _text(view, node, "data_format", "NHWC")
     return Normalization(
@@ -259,7 +261,10 @@ def _without_epsilon(view, reference):
     current = reference
     for _ in range(8):
         node = node_of(current)
-        if view.ops[node] in ("Add", "AddV2", "Maximum") and len(view.inputs[node]) == 2:
+        if (
+            view.ops[node] in ("Add", "AddV2", "Maximum")
+            and len(view.inputs[node]) == 2
+        ):
             left, right = view.inputs[node]
             for variance, epsilon in ((left, right), (right, left)):
                 numbers = scalars(view, epsilon)
@@ -415,7 +420,9 @@ def _is_subtracted(view, node):
             op, inputs = view.ops[consumer], view.inputs[consumer]
             if op == "Neg" or op == "Sub" and node_of(inputs[1]) == node:
                 return True
-        copies = [c for c in consumers if view.ops[c] in ("Reshape", "Identity", "Cast")]
+        copies = [
+            c for c in consumers if view.ops[c] in ("Reshape", "Identity", "Cast")
+        ]
         if not copies:
             return False
         node = copies[0]
@@ -472,7 +479,10 @@ def _offset(view, addition):
         if view.ops[node] in ("Add", "AddV2"):
             for operand in view.inputs[node]:
                 source = origin(view, operand)
-                if variables_of(view, operand) or constant(view, node_of(source)) is not None:
+                if (
+                    variables_of(view, operand)
+                    or constant(view, node_of(source)) is not None
+                ):
                     return operand
     return None
 
@@ -487,9 +497,9 @@ def _only_scaled(view, node):
         if variables_of(view, other) and _is_statistic_like(view, other):
             return consumer, other
         source = node_of(origin(view, other))
-        if view.ops[source] == "Const" and constant_size(view, source) != 1:
-            if _is_per_channel(view, source):
-                return consumer, other
+        is_vector = view.ops[source] == "Const" and constant_size(view, source) != 1
+        if is_vector and _is_per_channel(view, source):
+            return consumer, other
     return None
 
 

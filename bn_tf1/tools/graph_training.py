@@ -20,7 +20,6 @@ from bn_tf1.tools.graph_values import (
     ASSIGNMENTS,
     constant,
     leaves,
-    origin,
     same_values,
     variables_of,
 )
@@ -38,6 +37,7 @@ _APPLY = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]|ResourceSparseApply[A-Z]")
 _ACCUMULATE = re.compile(r"(Resource|Sparse)?AccumulatorApplyGradient$")
 _GRADIENT = re.compile(r"(^|/)gradients(_\d+)?/|_grad(_\d+)?/")
 _GRADIENT_OP = re.compile(r"Grad(V\d+)?$|Backprop")
+_DEFAULT = "PlaceholderWithDefault"
 _STEPS = 300
 
 # (reference to the predicate, branch 0 or 1)
@@ -107,12 +107,25 @@ class Conditions:
 
     def __init__(self, view: GraphView):
         self._view = view
-        self._of = _dead_branches(view)
+        self._of = _dead_branches(view, _is_pivot)
+        self._dead: dict[int, frozenset] | None = None
         self._bodies = _conditional_bodies(view)
 
     def of(self, node: int) -> frozenset[Condition]:
-        """The branches of control flow v1 that `node` is in."""
+        """The branches of control flow v1 that `node` was built in."""
         return self._of.get(node, frozenset())
+
+    def misleading(self, update: int, nodes: Iterable[int]) -> frozenset[Condition]:
+        """The branches of `update` that make `nodes` outside of them dead."""
+        own = self.of(update)
+        if not own:
+            return own
+        if self._dead is None:
+            self._dead = _dead_branches(self._view, lambda view, control: True)
+        none: frozenset = frozenset()
+        return none.union(
+            *((self._dead.get(node, none) - self.of(node)) & own for node in nodes)
+        )
 
     def is_never(self, node: int) -> bool:
         """Whether a predicate is constant such that `node` never runs."""
@@ -141,16 +154,18 @@ class Conditions:
 
 def constant_flag(view: GraphView, reference: int) -> bool | None:
     """The value of a constant bool; None if it can be fed or is computed."""
+    value = constant(view, node_of(_predicate(view, reference)))
+    return bool(value) if value is not None and value.size == 1 else None
+
+
+def _predicate(view, reference):
+    """Where a bool comes from; what can be fed is no copy of its default."""
     for _ in range(_STEPS):
-        node = node_of(reference)
-        if view.ops[node] == "Const":
-            value = constant(view, node)
-            return bool(value) if value is not None and value.size == 1 else None
         earlier = same_values(view, reference)
-        if len(earlier) != 1 or view.ops[node] == "PlaceholderWithDefault":
-            return None
+        if len(earlier) != 1 or view.ops[node_of(reference)] == _DEFAULT:
+            break
         reference = earlier[0]
-    return None
+    return reference
 
 
 def _conditional_bodies(view):
@@ -160,7 +175,8 @@ def _conditional_bodies(view):
         body
         for node, called in view.called.items()
         if view.ops[node] in BRANCHES
-        and constant_flag(view, view.inputs[node][0] if view.inputs[node] else 0) is None
+        and constant_flag(view, view.inputs[node][0] if view.inputs[node] else 0)
+        is None
         for body in called
     ]
     inside: dict[int, set[int]] = {}
@@ -174,8 +190,16 @@ def _conditional_bodies(view):
     return found
 
 
-def _dead_branches(view) -> dict[int, frozenset]:
-    """The conditions of each node that has any."""
+def _is_pivot(view, node):
+    """What the nodes of a branch without inputs from outside wait for."""
+    if view.ops[node] != "Identity" or not view.inputs[node]:
+        return False
+    switch = node_of(view.inputs[node][0])
+    return view.ops[switch] in ("Switch", "RefSwitch")
+
+
+def _dead_branches(view, counts) -> dict[int, frozenset]:
+    """The conditions of each node that has any; a control counts if `counts` says so."""
     switches = [n for n, op in enumerate(view.ops) if op in ("Switch", "RefSwitch")]
     found: dict[int, frozenset] = {}
     if not switches:
@@ -184,7 +208,7 @@ def _dead_branches(view) -> dict[int, frozenset]:
     ready = [node for node, count in waiting.items() if count == 0]
     while ready:
         node = ready.pop()
-        conditions = _conditions_of(view, node, found)
+        conditions = _conditions_of(view, node, found, counts)
         if conditions:
             found[node] = conditions
         if view.ops[node] in _NEXT:
@@ -216,11 +240,13 @@ def _waiting(view, switches):
 _NEXT = ("NextIteration", "RefNextIteration")
 
 
-def _conditions_of(view, node, found):
+def _conditions_of(view, node, found, counts):
     op = view.ops[node]
     none = frozenset()
     data = [_condition_of_input(view, r, found) for r in view.inputs[node]]
-    controls = none.union(*(found.get(c, none) for c in view.controls[node]))
+    controls = none.union(
+        *(found.get(c, none) for c in view.controls[node] if counts(view, c))
+    )
     if op in ("Merge", "RefMerge"):
         return (data[0].intersection(*data[1:]) if data else none) | controls
     conditions = none.union(*data) | controls
@@ -234,23 +260,6 @@ def _condition_of_input(view, reference, found):
     node = node_of(reference)
     conditions = found.get(node, frozenset())
     if view.ops[node] in ("Switch", "RefSwitch") and len(view.inputs[node]) > 1:
-        predicate = origin(view, view.inputs[node][1])
+        predicate = _predicate(view, view.inputs[node][1])
         return conditions | {(predicate, port_of(reference))}
     return conditions
-
-
-def misled_applies(
-    view: GraphView, update: int, conditions: Conditions, applies: Iterable[int]
-) -> list[int]:
-    """The applies that are dead with `update` without their gradients being so."""
-    own = conditions.of(update)
-    if not own:
-        return []
-    found = []
-    for node in applies:
-        gradients = frozenset().union(
-            *(conditions.of(node_of(source)) for source in view.inputs[node])
-        )
-        if (conditions.of(node) & own) - gradients:
-            found.append(node)
-    return found

@@ -31,26 +31,28 @@ ASSIGNMENTS = frozenset(
 REDUCTIONS = frozenset(["Mean", "Sum"])
 
 # The first input with another shape, dtype or place, but the same numbers.
-_SAME_AS_FIRST = frozenset(
-    "Identity ReadVariableOp Switch RefSwitch RefIdentity Enter RefEnter Exit RefExit "
-    "NextIteration RefNextIteration StopGradient PreventGradient CheckNumerics Snapshot "
-    "Cast Reshape Squeeze ExpandDims BroadcastTo EnsureShape Print Tile DeepCopy "
-    "Assign AssignAdd AssignSub PlaceholderWithDefault Copy CopyHost _Recv "
-    "HorovodAllreduce HorovodBroadcast CollectiveReduce CollectiveReduceV2 "
-    "NcclAllReduce _MklToTf ResourceGather".split()
-)
+_SAME_AS_FIRST_NAMES = """
+Identity ReadVariableOp Switch RefSwitch RefIdentity Enter RefEnter Exit RefExit
+NextIteration RefNextIteration StopGradient PreventGradient CheckNumerics Snapshot
+Cast Reshape Squeeze ExpandDims BroadcastTo EnsureShape Print Tile DeepCopy Assign
+AssignAdd AssignSub PlaceholderWithDefault Copy CopyHost _Recv HorovodAllreduce
+HorovodBroadcast CollectiveReduce CollectiveReduceV2 NcclAllReduce _MklToTf
+ResourceGather
+"""
+_SAME_AS_FIRST = frozenset(_SAME_AS_FIRST_NAMES.split())
 _SAME_AS_ANY = frozenset(["Merge", "RefMerge", "_Arg", "_Ret", "RefSelect"])
 _SELECTIONS = frozenset(["Select", "SelectV2"])
-_ARITHMETIC = frozenset(
-    "Add AddV2 Sub Mul Div RealDiv DivNoNan Square SquaredDifference Neg Maximum Minimum "
-    "Pow Sqrt Rsqrt Reciprocal Inv AddN ConcatV2 Concat Pack ClipByValue Abs "
-    "AccumulateNV2 MulNoNan Xdivy StridedSlice Slice Split SplitV".split()
-)
+_ARITHMETIC_NAMES = """
+Add AddV2 Sub Mul Div RealDiv DivNoNan Square SquaredDifference Neg Maximum Minimum
+Pow Sqrt Rsqrt Relu Reciprocal Inv AddN ConcatV2 Concat Pack ClipByValue Abs
+AccumulateNV2 MulNoNan Xdivy StridedSlice Slice Split SplitV
+"""
+_ARITHMETIC = frozenset(_ARITHMETIC_NAMES.split())
 # Numbers that say how much data there is, not what it is.
-_SIZES = frozenset(
-    "Shape ShapeN Size Rank Prod Fill ZerosLike OnesLike Range BroadcastGradientArgs "
-    "NoOp".split()
-)
+_SIZES_NAMES = """
+Shape ShapeN Size Rank Prod Fill ZerosLike OnesLike Range BroadcastGradientArgs NoOp
+"""
+_SIZES = frozenset(_SIZES_NAMES.split())
 _PARTITION = re.compile(r"/part_\d+$")
 _MAX_CONSTANT = 1 << 16
 _STEPS = 300
@@ -253,14 +255,20 @@ def _scalar_constant(view, node):
     if constant_size(view, node) != 1:
         return frozenset()
     array = constant(view, node)
-    if array is None or array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+    if (
+        array is None
+        or array.dtype.kind not in "fiu"
+        and array.dtype.name != "bfloat16"
+    ):
         return frozenset()
     # As it was written: float32 holds 0.99 as 0.9900000095.
     return frozenset([float(str(array.ravel()[0]))])
 
 
 def _scalar_result(view, node, depth, known):
-    operands = [_scalars(view, source, depth - 1, known) for source in view.inputs[node]]
+    operands = [
+        _scalars(view, source, depth - 1, known) for source in view.inputs[node]
+    ]
     op = view.ops[node]
     if len(operands) != 2:
         return frozenset()
@@ -316,7 +324,9 @@ def static_shape(view: GraphView, reference: int) -> tuple[int | None, ...] | No
     return None
 
 
-_SAME_SHAPE = frozenset(
-    "Identity ReadVariableOp Switch RefSwitch Enter Merge BiasAdd Relu Relu6 Elu Selu "
-    "LeakyRelu Tanh Sigmoid Softplus _Arg _Ret Cast StopGradient CheckNumerics".split()
-) | {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
+_SAME_SHAPE_NAMES = """
+Identity ReadVariableOp Switch RefSwitch Enter Merge BiasAdd Relu Relu6 Elu Selu
+LeakyRelu Tanh Sigmoid Softplus _Arg _Ret Cast StopGradient CheckNumerics
+FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3
+"""
+_SAME_SHAPE = frozenset(_SAME_SHAPE_NAMES.split())
