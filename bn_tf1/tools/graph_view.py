@@ -24,6 +24,7 @@ from bn_tf1.tools.graph_files import load_graph_file
 
 MAX_NODES = 4_000_000
 
+_MANY_CONTROLS = 16
 _PORT_BITS = 16
 _MAX_PORT = (1 << _PORT_BITS) - 1
 # Outputs that are no first ones and have names, as functions refer to them.
@@ -78,7 +79,8 @@ class GraphView:
     Attributes:
         names: name of each node; those of a function are "function:node".
         ops: operation of each node.
-        definitions: NodeDef of each node; None for `_Arg` and `_Ret`.
+        definitions: NodeDef of each node; None for those that are not in the file:
+            `_Arg`, `_Ret` and `_Controls`, which stands for many control inputs.
         inputs: references to what each node takes.
         controls: the nodes that each node waits for.
         bodies: the graph itself, then its functions.
@@ -137,20 +139,20 @@ class GraphView:
     def consumers(self, node: int) -> Sequence[int]:
         """The nodes that take an output of `node` as an input."""
         if self._consumers is None:
-            self._consumers = _reversed_edges(self.inputs)
+            self._consumers = _reversed_edges(
+                [[r >> _PORT_BITS for r in references] for references in self.inputs]
+            )
         starts, targets = self._consumers
-        return targets[starts[node] : starts[node + 1]]
+        return targets[starts[node] : starts[node + 1]].tolist()
 
     def runs_after(self, node: int) -> Sequence[int]:
         """The nodes one edge further that run only when `node` has run."""
         if self._followers is None:
-            earlier = [
-                [reference_to(source) for source in self.runs_before(node)]
-                for node in range(len(self))
-            ]
-            self._followers = _reversed_edges(earlier)
+            self._followers = _reversed_edges(
+                [list(self.runs_before(node)) for node in range(len(self))]
+            )
         starts, targets = self._followers
-        return targets[starts[node] : starts[node + 1]]
+        return targets[starts[node] : starts[node + 1]].tolist()
 
     def runs_before(self, node: int) -> Iterable[int]:
         """The nodes that a run of `node` runs first, one edge away."""
@@ -188,14 +190,18 @@ class GraphView:
             ids[argument] = self._add(prefix + argument, "_Arg", None)
         for node in nodes:
             ids.setdefault(node.name, self._add(prefix + node.name, node.op, node))
+        shared: dict[tuple[str, ...], tuple[int, ...]] = {}
         for node in range(first + len(arguments), len(self.names)):
-            self.inputs[node], self.controls[node] = _edges(
-                self.definitions[node].input, ids
-            )
+            inputs, awaited = _split(self.definitions[node].input)
+            self.inputs[node] = _references(inputs, ids)
+            if awaited:
+                if awaited not in shared:
+                    shared[awaited] = self._shared_controls(awaited, ids, prefix)
+                self.controls[node] = shared[awaited]
         returned = []
         for key, source in returns.items():
             node = self._add(prefix + key, "_Ret", None)
-            self.inputs[node] = _edges([source], ids)[0]
+            self.inputs[node] = _references([source], ids)
             returned.append(node)
         self.bodies.append(
             Body(
@@ -209,6 +215,19 @@ class GraphView:
         )
         if not name:
             self._ids = ids
+
+    def _shared_controls(self, names, ids, prefix):
+        """The nodes that `names` stand for, or one node that waits for them all.
+
+        Under tf.control_dependencies of a thousand updates every gradient waits for
+        each of them: a number of edges that is the square of the number of layers.
+        """
+        controls = tuple(ids[name[1:]] for name in names if name[1:] in ids)
+        if len(controls) <= _MANY_CONTROLS:
+            return controls
+        node = self._add(f"{prefix}{len(controls)} control inputs", "_Controls", None)
+        self.controls[node] = controls
+        return (node,)
 
     def _add(self, name, op, definition):
         self.names.append(name)
@@ -343,18 +362,22 @@ def _collections(meta):
     }
 
 
-def _edges(names: Sequence[str], ids: Mapping[str, int]):
-    """The inputs and the control inputs that `names` stand for."""
-    inputs, controls = [], []
-    for name in names:
+def _split(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The inputs and the control inputs, which come after them."""
+    names = list(names)
+    for i, name in enumerate(names):
         if name.startswith("^"):
-            if name[1:] in ids:
-                controls.append(ids[name[1:]])
-            continue
+            return names[:i], tuple(n for n in names[i:] if n.startswith("^"))
+    return names, ()
+
+
+def _references(names: Sequence[str], ids: Mapping[str, int]) -> tuple[int, ...]:
+    found = []
+    for name in names:
         name, *output = name.split(":")
         if name in ids:
-            inputs.append(reference_to(ids[name], _port(output)))
-    return tuple(inputs), tuple(controls)
+            found.append(reference_to(ids[name], _port(output)))
+    return tuple(found)
 
 
 def _port(output):
@@ -385,12 +408,13 @@ def _returned(view, called):
     return [reference_to(node) for node in view.bodies[longest].returns]
 
 
-def _reversed_edges(inputs):
-    """(starts, targets): the consumers of node n are targets[starts[n]:starts[n + 1]]."""
-    counts = np.fromiter((len(i) for i in inputs), np.int64, len(inputs))
-    total = int(counts.sum())
-    sources = np.fromiter((r >> _PORT_BITS for i in inputs for r in i), np.int64, total)
-    consumers = np.repeat(np.arange(len(inputs)), counts)
+def _reversed_edges(earlier):
+    """(starts, targets): what follows node n is targets[starts[n]:starts[n + 1]]."""
+    counts = np.fromiter((len(nodes) for nodes in earlier), np.int64, len(earlier))
+    sources = np.fromiter(
+        (node for nodes in earlier for node in nodes), np.int32, int(counts.sum())
+    )
+    targets = np.repeat(np.arange(len(earlier), dtype=np.int32), counts)
     order = np.argsort(sources, kind="stable")
-    starts = np.searchsorted(sources[order], np.arange(len(inputs) + 1))
-    return starts, consumers[order].tolist()
+    starts = np.searchsorted(sources[order], np.arange(len(earlier) + 1))
+    return starts, targets[order]
