@@ -4,6 +4,7 @@ from bn_tf1.batch_norm import batch_norm
 from bn_tf1.calls import BatchNormCall, batch_norm_calls
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.statistics import Renormalization
+from bn_tf1.tools.graph_lint import lint
 from bn_tf1.tools.restore import RestoreReport, restore
 from bn_tf1.train_op import make_train_op
 
@@ -16,6 +17,7 @@ __all__ = [
     "RestoreReport",
     "batch_norm",
     "batch_norm_calls",
+    "lint",
     "make_train_op",
     "restore",
 ]
