@@ -239,10 +239,20 @@ def _groups(view, calls, resolved):
             i = parents[i]
         return i
 
+    without_statistics = set()
     for i, roles in enumerate(resolved):
-        keys: list[object] = list(roles["moving_mean"] + roles["moving_variance"])
-        keys = keys or list(roles["gamma"] + roles["beta"])
-        for key in keys or [_scope_of_node(view, calls[i].node)]:
+        statistics = roles["moving_mean"] + roles["moving_variance"]
+        for key in statistics:
+            parents[root(i)] = root(group_of.setdefault(key, i))
+        if not statistics:
+            without_statistics.add(i)
+    for i, roles in enumerate(resolved):
+        for key in roles["gamma"] + roles["beta"]:
+            if i not in without_statistics:
+                group_of.setdefault(key, i)
+    for i in sorted(without_statistics):
+        parameters = list(resolved[i]["gamma"] + resolved[i]["beta"])
+        for key in parameters or [_scope_of_node(view, calls[i].node)]:
             parents[root(i)] = root(group_of.setdefault(key, i))
     groups: dict[int, list[int]] = {}
     for i in range(len(calls)):
