@@ -1,0 +1,202 @@
+"""Batch-norm layers among the names of a checkpoint, whoever wrote it.
+
+`names.find_layers` wants the dialect and whole layers, since a conversion must not
+guess. Here a checkpoint comes from anybody and may be broken, so that half a layer is
+one too. A layer is a scope with a moving mean or a moving variance, under one of these
+names:
+
+    moving_mean, moving_variance                   tf.layers, slim, Keras, Sonnet, bn_tf1
+    mean/EMA, variance/EMA                         tensorpack
+    moments/*/ExponentialMovingAverage             hand-written, tf.train's average of
+                                                   what tf.nn.moments gives
+    pop_mean, running_mean, ema_mean, ...          hand-written
+    mean, variance                                 converted from Caffe; only beside a
+                                                   gamma or beta, or scale or offset
+
+or what a graph says. tf.train.Checkpoint appends `/.ATTRIBUTES/VARIABLE_VALUE` to the
+names, TensorFlow numbers to the second and later hand-written ones (`pop_mean_1`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Iterable, Mapping, NamedTuple
+
+from bn_tf1.tools.names import Shape, join, natural_key
+
+STATISTICS = ("moving_mean", "moving_variance")
+# What tf.train.Checkpoint and Keras 3 append to the name of a variable.
+_OBJECT_SUFFIX = re.compile(r"(/_value)?/\.ATTRIBUTES/VARIABLE_VALUE$")
+_SLOT = re.compile(r"/\.OPTIMIZER_SLOT/|(^|/)optimizer/")
+
+# The pairs of leaves, and what tells one layer of a scope from the next.
+_PAIRS = (
+    ("moving_mean", "moving_variance"),
+    ("moving_mean", "moving_var"),
+    ("moving_avg", "moving_var"),
+    ("mean/EMA", "variance/EMA"),
+    ("moments/Squeeze/@", "moments/Squeeze_1/@"),
+    ("moments/mean/@", "moments/variance/@"),
+    ("moments/normalize/mean/@", "moments/normalize/variance/@"),
+    ("batch_mean/@", "batch_variance/@"),
+    ("batch_mean/@", "batch_var/@"),
+    ("mean/@", "variance/@"),
+    ("mean/@", "var/@"),
+    ("pop_mean", "pop_variance"),
+    ("pop_mean", "pop_var"),
+    ("population_mean", "population_variance"),
+    ("population_mean", "population_var"),
+    ("running_mean", "running_variance"),
+    ("running_mean", "running_var"),
+    ("mov_mean", "mov_variance"),
+    ("mov_mean", "mov_var"),
+    ("ema_mean", "ema_variance"),
+    ("ema_mean", "ema_var"),
+    ("global_mean", "global_variance"),
+    ("global_mean", "global_var"),
+    ("average_mean", "average_variance"),
+    ("avg_mean", "avg_var"),
+)
+_AVERAGE = "ExponentialMovingAverage"
+# These start from zeros; everybody else's moving variance from ones.
+_ZEROS_AT_FIRST = _AVERAGE
+_BARE_PAIRS = (("mean", "variance"), ("mean", "var"))
+_GAMMAS = ("gamma", "scale")
+_BETAS = ("beta", "offset", "shift")
+_NUMBER = r"(?P<number>(_\d+)?)"
+
+
+class CheckpointLayer(NamedTuple):
+    """A batch-norm layer of a checkpoint, whole or not.
+
+    Attributes:
+        scope: the name of the layer; that of its moving mean where a scope has several
+            layers, or where there is none.
+        names: the names of its variables in the checkpoint by role.
+        variance_at_first: the initial value of its moving variance, 1 or 0.
+    """
+
+    scope: str
+    names: Mapping[str, str]
+    variance_at_first: float = 1.0
+
+
+class _Statistic(NamedTuple):
+    role: str
+    scope: str
+    number: str
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Name in the checkpoint by variable name; slots of an object are left out."""
+    plain = {}
+    for name in names:
+        if _OBJECT_SUFFIX.search(name):
+            if not _SLOT.search(name):
+                plain[_OBJECT_SUFFIX.sub("", name)] = name
+        else:
+            plain[name] = name
+    return plain
+
+
+def find_checkpoint_layers(
+    shapes: Mapping[str, Shape], graph_layers: Iterable[Any] = ()
+) -> list[CheckpointLayer]:
+    """The layers among the names of a checkpoint, in natural order of their scopes.
+
+    Args:
+        shapes: shape by name of every tensor of the checkpoint.
+        graph_layers: `GraphLayer`s of the graph that was saved: what they call their
+            variables counts before what a name looks like.
+    """
+    plain = plain_names(shapes)
+    by_graph = [_layer_of_graph(layer, plain) for layer in graph_layers]
+    layers = {layer.scope: layer for layer in by_graph if layer is not None}
+    taken = {name for layer in layers.values() for name in layer.names.values()}
+    free = {name: full for name, full in plain.items() if full not in taken}
+    for layer in _layers_by_name(free, shapes):
+        layers.setdefault(layer.scope, layer)
+    return [layers[scope] for scope in sorted(layers, key=natural_key)]
+
+
+def _layer_of_graph(layer, plain):
+    roles = (*STATISTICS, "gamma", "beta")
+    names = {role: getattr(layer, role) for role in roles}
+    names = {role: plain[name] for role, name in names.items() if name in plain}
+    if not set(STATISTICS) & set(names):
+        return None
+    return CheckpointLayer(layer.name, names, _variance_at_first(names))
+
+
+def _variance_at_first(names):
+    is_average = any(_ZEROS_AT_FIRST in names.get(role, "") for role in STATISTICS)
+    return 0.0 if is_average else 1.0
+
+
+def _layers_by_name(plain, shapes):
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for name in plain:
+        # A scalar is a summary's average of something else.
+        found = _statistic(name) if shapes[plain[name]] else None
+        if found is not None:
+            group = groups.setdefault((found.scope, found.number), {})
+            group.setdefault(found.role, name)
+    for scope, number in _bare_groups(plain, shapes):
+        groups.setdefault((scope, number), _bare_names(scope, number, plain))
+    several = {}
+    for scope, number in groups:
+        several.setdefault(scope, []).append(number)
+    for (scope, number), names in groups.items():
+        names.update(_gamma_and_beta(scope, number, plain))
+        label = scope
+        if len(several[scope]) > 1 or not scope:
+            label = names.get("moving_mean") or names["moving_variance"]
+        names = {role: plain[name] for role, name in names.items()}
+        yield CheckpointLayer(label, names, _variance_at_first(names))
+
+
+def _patterns():
+    for pair in _PAIRS:
+        for role, leaf in zip(STATISTICS, pair):
+            leaf = leaf.replace("@", _AVERAGE).replace("moments", r"moments(_\d+)?")
+            yield role, re.compile(rf"(?P<scope>(?:.*/)?){leaf}{_NUMBER}$")
+
+
+_PATTERNS = tuple(_patterns())
+
+
+def _statistic(name):
+    for role, pattern in _PATTERNS:
+        match = pattern.match(name)
+        if match:
+            return _Statistic(role, match["scope"].rstrip("/"), match["number"])
+    return None
+
+
+def _bare_groups(plain, shapes):
+    """Scopes with a `mean` and a `variance`, that something was scaled or shifted by."""
+    for name in plain:
+        match = re.match(rf"(?P<scope>(?:.*/)?)mean{_NUMBER}$", name)
+        if match and shapes[plain[name]]:
+            scope, number = match["scope"].rstrip("/"), match["number"]
+            is_pair = "moving_variance" in _bare_names(scope, number, plain)
+            if is_pair and _gamma_and_beta(scope, number, plain):
+                yield scope, number
+
+
+def _bare_names(scope, number, plain):
+    for pair in _BARE_PAIRS:
+        names = [join(scope, leaf + number) for leaf in pair]
+        if all(name in plain for name in names):
+            return dict(zip(STATISTICS, names))
+    return {}
+
+
+def _gamma_and_beta(scope, number, plain):
+    found = {}
+    for role, leaves in (("gamma", _GAMMAS), ("beta", _BETAS)):
+        for leaf in leaves:
+            name = join(scope, leaf + number)
+            if name in plain:
+                found.setdefault(role, name)
+    return found

@@ -1,0 +1,321 @@
+"""The tensors of somebody's checkpoint, read without trusting a byte of it.
+
+TensorFlow's reader takes a whole tensor into memory, believes the sizes that it reads,
+and ends the process on some that are absurd. Here the index is held against the sizes
+of the data files before anything is read, and tensors are read in pieces.
+
+Contract: a checkpoint, by name or by object, is opened by its prefix; it is the format
+that TensorFlow has written since 0.12 (an index and data files). What does not fit
+together is a `CheckpointError` that names the file. A wrong checksum shows when the
+tensor is read. What is no plain number is not looked into.
+
+Source: tensorflow/core/protobuf/tensor_bundle.proto, types.proto and tensor_slice.proto.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Iterator, Mapping, NamedTuple
+
+import numpy as np
+
+from bn_tf1.tools import checkpoint_table
+from bn_tf1.tools.checkpoint_crc import Crc32c
+from bn_tf1.tools.checkpoint_wire import by_number, bytes_in, number_in, signed
+from bn_tf1.tools.checkpoints import CheckpointError
+from bn_tf1.tools.names import Shape
+
+_CHUNK_BYTES = 1 << 23
+_MAX_RANK = 254
+_BFLOAT16 = 14
+# By the numbers of types.proto.
+_DTYPES = {
+    number: np.dtype(name)
+    for number, name in {
+        1: "<f4",
+        2: "<f8",
+        3: "<i4",
+        4: "u1",
+        5: "<i2",
+        6: "i1",
+        8: "<c8",
+        9: "<i8",
+        10: "?",
+        _BFLOAT16: "<u2",
+        17: "<u2",
+        18: "<c16",
+        19: "<f2",
+        22: "<u4",
+        23: "<u8",
+    }.items()
+}
+_MAX_SHARDS = 100_000
+
+
+class Part(NamedTuple):
+    """Bytes in a data file that are a tensor, or a slice of a partitioned one."""
+
+    path: str
+    offset: int
+    size: int
+    checksum: int
+
+
+class Tensor(NamedTuple):
+    """A tensor of a checkpoint.
+
+    Attributes:
+        dtype: NumPy's dtype of its values; None for what is no plain number: strings,
+            variants, quantized and 8-bit floats.
+        is_bfloat16: whether a value is the upper half of a float32.
+        shape: its shape.
+        parts: where its bytes are. The slices of a partitioned variable are in the
+            order of their starts.
+    """
+
+    dtype: np.dtype | None
+    is_bfloat16: bool
+    shape: Shape
+    parts: tuple[Part, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of its values."""
+        return _count(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether a value can be NaN."""
+        return self.is_bfloat16 or (self.dtype is not None and self.dtype.kind in "fc")
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Its values, flat, in pieces of some megabytes.
+
+        Raises:
+            CheckpointError: a file cannot be read, or at the end a checksum is wrong.
+        """
+        for part in self.parts:
+            for data in _read_part(part):
+                yield _values(data, self)
+
+    def read(self) -> np.ndarray:
+        """All its values; a partitioned tensor must be a vector but for sizes of 1."""
+        return np.concatenate(list(self.chunks()) or [np.zeros(0)]).reshape(self.shape)
+
+
+class TensorFile(NamedTuple):
+    """An open checkpoint.
+
+    Attributes:
+        prefix: its path without ".index".
+        tensors: its tensors by name.
+    """
+
+    prefix: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+def open_tensors(prefix: str) -> TensorFile:
+    """Opens the checkpoint `prefix` and checks that its files fit together.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+    """
+    path = prefix + ".index"
+    try:
+        table = checkpoint_table.read_table(path)
+        shards = _shard_count(table.pop(b"", None))
+        tensors = _Entries(prefix, shards, table).tensors()
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return TensorFile(prefix, tensors)
+
+
+class _Entry(NamedTuple):
+    dtype_number: int
+    shape: Shape
+    part: Part
+    slices: int
+
+
+class _Entries:
+    """The entries of an index, with the sizes of the data files they are held against."""
+
+    def __init__(self, prefix, shards, table):
+        self._prefix = prefix
+        self._shards = shards
+        self._table = table
+        self._sizes = {}
+
+    def tensors(self):
+        slices = {}
+        tensors = {}
+        for key, value in self._table.items():
+            is_slice = key.startswith(b"\0")
+            name = _name_of_slice(key) if is_slice else _text(key)
+            entry = self._entry(name, value)
+            if is_slice:
+                slices.setdefault(name, []).append(entry)
+            else:
+                tensors[name] = entry
+        return {
+            name: Tensor(
+                _DTYPES.get(entry.dtype_number),
+                entry.dtype_number == _BFLOAT16,
+                entry.shape,
+                _parts(name, entry, slices),
+            )
+            for name, entry in tensors.items()
+        }
+
+    def _entry(self, name, value):
+        found = by_number(value)
+        shape = _shape(name, bytes_in(found, 2))
+        entry = _Entry(
+            number_in(found, 1),
+            shape,
+            Part(
+                self._data_path(name, number_in(found, 3)),
+                signed(number_in(found, 4)),
+                signed(number_in(found, 5)),
+                number_in(found, 6),
+            ),
+            len(bytes_in(found, 7)),
+        )
+        if not entry.slices:
+            self._check_size(name, entry)
+        return entry
+
+    def _data_path(self, name, shard):
+        if shard >= self._shards:
+            raise ValueError(
+                f"tensor {name!r} is said to be in data file {shard} of {self._shards}"
+            )
+        return f"{self._prefix}.data-{shard:05d}-of-{self._shards:05d}"
+
+    def _check_size(self, name, entry):
+        part = entry.part
+        if part.offset < 0 or part.size < 0:
+            raise ValueError(
+                f"tensor {name!r} is said to have {part.size} bytes from {part.offset}"
+            )
+        dtype = _DTYPES.get(entry.dtype_number)
+        if dtype is not None and part.size != _count(entry.shape) * dtype.itemsize:
+            raise ValueError(
+                f"tensor {name!r} of shape {list(entry.shape)} has {part.size} bytes, "
+                f"but needs {_count(entry.shape)} times {dtype.itemsize}"
+            )
+        if part.path not in self._sizes:
+            self._sizes[part.path] = _size(part.path)
+        if part.offset + part.size > self._sizes[part.path]:
+            raise CheckpointError(
+                f"{part.path} has {self._sizes[part.path]} bytes, but tensor {name!r} "
+                f"ends at byte {part.offset + part.size}: the file is cut off, or not "
+                "that of its index"
+            )
+
+
+def _shard_count(header):
+    if header is None:
+        raise ValueError("it has no header")
+    found = by_number(header)
+    shards = number_in(found, 1)
+    if not 1 <= shards <= _MAX_SHARDS:
+        raise ValueError(f"it is said to have {shards} data files")
+    if number_in(found, 2):
+        raise ValueError("it was written on a machine with the highest byte first")
+    return shards
+
+
+def _parts(name, entry, slices):
+    if not entry.slices:
+        return (entry.part,)
+    found = slices.get(name, [])
+    elements = sum(_count(piece.shape) for piece in found)
+    fits = len(found) == entry.slices and elements == _count(entry.shape)
+    if not fits or {piece.dtype_number for piece in found} != {entry.dtype_number}:
+        raise ValueError(
+            f"tensor {name!r} of shape {list(entry.shape)} has {entry.slices} slices, "
+            f"but {len(found)} of them, with {elements} elements, are there"
+        )
+    return tuple(piece.part for piece in found)
+
+
+def _text(key):
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the name {key!r} is no text") from error
+
+
+def _name_of_slice(key):
+    """The name at the beginning of the key of a slice: 0x00, name, 0x00 0x01, ...
+
+    In the name 0x00 is written as 0x00 0xff, and 0xff as 0xff 0x00.
+    """
+    name, end, _ = key[1:].partition(b"\0\1")
+    if not end:
+        raise ValueError(f"the key {key[:80]!r} belongs to no slice of a tensor")
+    return _text(name.replace(b"\0\xff", b"\0").replace(b"\xff\0", b"\xff"))
+
+
+def _shape(name, messages):
+    dimensions = bytes_in(by_number(messages[-1]), 2) if messages else []
+    if len(dimensions) > _MAX_RANK:
+        raise ValueError(f"tensor {name!r} has rank {len(dimensions)}")
+    shape = tuple(signed(number_in(by_number(size), 1)) for size in dimensions)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"tensor {name!r} has shape {list(shape)}")
+    return shape
+
+
+def _count(shape):
+    count = 1
+    for size in shape:  # of any size: NumPy's integers would overflow
+        count *= size
+    return count
+
+
+def _size(path):
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_part(part):
+    checksum = Crc32c()
+    left = part.size
+    try:
+        with open(part.path, "rb") as file:
+            file.seek(part.offset)
+            while left:
+                data = file.read(min(left, _CHUNK_BYTES))
+                if not data:
+                    raise CheckpointError(f"{part.path} became shorter meanwhile")
+                left -= len(data)
+                checksum.update(data)
+                yield data
+    except OSError as error:
+        raise CheckpointError(
+            f"{part.path} cannot be read: {error.strerror}"
+        ) from error
+    if checksum.masked() != part.checksum:
+        raise CheckpointError(
+            f"{part.path}: the bytes {part.offset} to {part.offset + part.size} have a "
+            "wrong checksum"
+        )
+
+
+def _values(data, tensor):
+    values = np.frombuffer(data, "u1" if tensor.dtype is None else tensor.dtype)
+    return (values.astype("<u4") << 16).view("<f4") if tensor.is_bfloat16 else values
