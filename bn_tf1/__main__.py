@@ -1,6 +1,8 @@
 """The command line: python -m bn_tf1 <command>.
 
-Exit codes: 0 it worked, 1 it failed, with one line on standard error, 2 wrong usage.
+Exit codes: 0 it worked, 1 it failed, with one line on standard error, 2 wrong usage. Of
+doctor: 0 healthy (notes alone are), 1 an error or a warning was found, 2 a path cannot be
+read.
 """
 
 from __future__ import annotations
@@ -11,19 +13,22 @@ import sys
 from typing import Sequence
 
 from bn_tf1.tools.convert import convert
+from bn_tf1.tools.doctor import examine
 from bn_tf1.tools.migrate_graph import migrate_graph
 from bn_tf1.tools.names import DIALECTS
+from bn_tf1.tools.report_html import html_report
+from bn_tf1.tools.report_json import json_report
+from bn_tf1.tools.report_text import printable, text_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        print(options.run(options))
+        return options.run(options)
     except (ValueError, OSError) as error:
         print(f"{options.command}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser():
@@ -32,6 +37,7 @@ def _parser():
     commands.required = True
     _add_convert(commands)
     _add_migrate_graph(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -88,7 +94,7 @@ def _renaming(text):
 
 
 def _run_convert(options):
-    return convert(
+    conversion = convert(
         options.source,
         options.destination,
         from_dialect=options.from_dialect,
@@ -99,6 +105,8 @@ def _run_convert(options):
         drop=list(itertools.chain.from_iterable(options.drop)),
         dry_run=options.dry_run,
     )
+    print(conversion)
+    return 0
 
 
 def _name_map(pairs):
@@ -120,7 +128,52 @@ def _add_migrate_graph(commands):
 
 
 def _run_migrate_graph(options):
-    return migrate_graph(options.source, options.destination)
+    print(migrate_graph(options.source, options.destination))
+    return 0
+
+
+def _add_doctor(commands):
+    command = commands.add_parser(
+        "doctor",
+        help="find what is wrong with the batch norm in a graph, checkpoint or training "
+        "directory, made by any library",
+        epilog="exit codes: 0 healthy (notes alone are), 1 an error or a warning was "
+        "found, 2 a path cannot be read",
+    )
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="prefix of a checkpoint, .meta file, frozen graph, directory of a "
+        "SavedModel, or training directory",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--html", metavar="REPORT.html", help="also write one self-contained page"
+    )
+    command.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(options):
+    examinations, unreadable = [], []
+    for path in options.paths:
+        try:
+            examinations.append(examine(path))
+        except ValueError as error:
+            unreadable.append((path, printable(str(error))))
+    if options.html is not None:
+        page = html_report(examinations, unreadable)
+        with open(options.html, "w", encoding="utf-8") as file:
+            file.write(page)
+    if options.json:
+        print(json_report(examinations, unreadable))
+    elif examinations:
+        print(text_report(examinations))
+    for _, error in unreadable:
+        print(f"doctor: {error}", file=sys.stderr)
+    if unreadable:
+        return 2
+    return 0 if all(examination.is_healthy for examination in examinations) else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""The checks of one checkpoint, with what the graph beside it tells.
+
+Contract: a checkpoint that cannot be opened is a `CheckpointError`; what is wrong inside
+of it is a finding. A healthy one has no finding of gravity "error".
+
+A graph beside the checkpoint (PREFIX.meta) tells decay, epsilon and mode; without it
+checks that need them assume the usual values and are less sure.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+
+from bn_tf1.tools.checkpoint_checks import check_layer
+from bn_tf1.tools.checkpoint_presence import check_presence
+from bn_tf1.tools.checkpoint_tensors import TensorFile
+from bn_tf1.tools.checkpoint_values import CheckpointValues, read_values
+from bn_tf1.tools.checkpoints import CheckpointError
+from bn_tf1.tools.findings import Finding, by_gravity
+from bn_tf1.tools.graph_layers import GraphLayer, find_layers
+from bn_tf1.tools.graph_values import VARIABLES, variable_name
+from bn_tf1.tools.graph_view import GraphView, read_graph
+from bn_tf1.tools.names import ROLES
+
+
+class Audit(NamedTuple):
+    """What was found in one checkpoint.
+
+    Attributes:
+        values: its layers with their numbers.
+        findings: what is wrong with them.
+    """
+
+    values: CheckpointValues
+    findings: tuple[Finding, ...]
+
+
+def graph_beside(prefix: str) -> tuple[list[GraphLayer], list[Finding]]:
+    """The layers of the graph PREFIX.meta, and a finding if it cannot be read."""
+    path = prefix + ".meta"
+    if not os.path.exists(path):
+        return [], []
+    try:
+        return layers_of(read_graph(path)), []
+    except ValueError as error:
+        return [], [unreadable_graph(path, error)]
+
+
+def layers_of(view: GraphView) -> list[GraphLayer]:
+    """The layers of a graph; their variables are such as a checkpoint can hold."""
+    variables = {
+        variable_name(view, node) for node, op in enumerate(view.ops) if op in VARIABLES
+    }
+    return [
+        layer._replace(
+            **{role: None for role in ROLES if getattr(layer, role) not in variables}
+        )
+        for layer in find_layers(view)
+    ]
+
+
+def unreadable_graph(path: str, error: Exception) -> Finding:
+    """The finding on a graph file that cannot be read."""
+    return Finding(
+        check="graph-unreadable",
+        gravity="warning",
+        certainty="certain",
+        layer="",
+        where=path,
+        what=f"The graph cannot be read: {error}.",
+        why="tf.train.import_meta_graph fails, and decay, epsilon and modes are unknown.",
+        remedy=f"Build the graph from its code and write it again: "
+        f"tf.train.export_meta_graph({path!r})",
+    )
+
+
+def audit_file(file: TensorFile, graph_layers: Sequence[Any] = ()) -> Audit:
+    """Checks the batch-norm layers of an open checkpoint; reads nothing else of it."""
+    values = read_values(file, graph_layers)
+    findings = [damaged_tensor(file.prefix, *item) for item in values.damaged.items()]
+    layers = [layer.layer for layer in values.layers]
+    findings += check_presence(file, layers, graph_layers)
+    for layer in values.layers:
+        findings += check_layer(layer, values)
+    return Audit(values, tuple(by_gravity(findings)))
+
+
+def check_tensors(file: TensorFile, values: CheckpointValues) -> list[Finding]:
+    """Reads every tensor: findings on wrong checksums and on weights of NaN.
+
+    The variables of the layers, `values`, were read already.
+    """
+    findings = []
+    known = {name for layer in values.layers for name in layer.layer.names.values()}
+    for name, tensor in file.tensors.items():
+        if name in known or name in values.damaged:
+            continue
+        bad = 0
+        try:
+            for chunk in tensor.chunks():
+                if tensor.is_floating:
+                    bad += chunk.size - int(np.count_nonzero(np.isfinite(chunk)))
+        except CheckpointError as error:
+            findings.append(damaged_tensor(file.prefix, name, str(error)))
+            continue
+        if bad:
+            findings.append(_not_finite(file.prefix, name, bad, tensor.elements))
+    return findings
+
+
+def damaged_tensor(prefix: str, name: str, reason: str) -> Finding:
+    """The finding on a tensor that cannot be read."""
+    return Finding(
+        check="damaged-tensor",
+        gravity="error",
+        certainty="certain",
+        layer="",
+        where=f"{prefix}: {name}",
+        what=f"{name} cannot be read: {reason}.",
+        why="A restore of this checkpoint fails with DataLossError or OutOfRangeError, "
+        "and the run or the evaluation ends.",
+        remedy="Take a copy of the checkpoint or an older one: "
+        "saver.restore(session, older_checkpoint)",
+    )
+
+
+def _not_finite(prefix, name, bad, count):
+    return Finding(
+        check="weights-not-finite",
+        gravity="error",
+        certainty="certain",
+        layer="",
+        where=f"{prefix}: {name}",
+        what=f"{bad} of {count} values of {name} are NaN or infinite.",
+        why="Whatever depends on this variable is NaN.",
+        remedy="Take an older checkpoint, and stop a run whose loss is not finite: "
+        "tf.train.NanTensorHook(loss)",
+    )

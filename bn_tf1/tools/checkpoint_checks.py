@@ -1,0 +1,318 @@
+"""Checks of the numbers that the batch-norm layers of one checkpoint hold.
+
+Each check takes one `LayerValues`, the `CheckpointValues` that it is of, and yields
+`Finding`s. A figure is compared only where it was read: what is missing is the matter of
+`checkpoint_presence`.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import numpy as np
+
+from bn_tf1.tools.checkpoint_layers import STATISTICS
+from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
+from bn_tf1.tools.findings import Finding
+
+# The smallest epsilon in use; a variance below it is dead in every library.
+_SMALLEST_EPSILON = 1e-5
+# Deviations between a mean and 0. Float32 moments begin to lose digits here, and a shift
+# of one part in a hundred moves the output by more than its range.
+_FAR_MEAN = 100.0
+_VERY_FAR_MEAN = 1e4
+# Share of the initial values in a moving statistic that is worth a word.
+_RESIDUAL = 0.05
+# The default decay of tf.layers, Keras and bn_tf1, where no graph tells the decay.
+_USUAL_DECAY = 0.99
+# Relative; float32 numbers that were written by two operations.
+_DEBIAS_TOLERANCE = 1e-2
+
+_RUN_UPDATES = (
+    "Run the updates in every training step: train_op = bn_tf1.make_train_op(loss, "
+    "optimizer), or with tf.control_dependencies(tf.get_collection("
+    "tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss). Then train on, or "
+    "run the updates alone for some hundred batches with is_training true."
+)
+_LONGER = (
+    "Train longer, use a smaller decay, or run the updates alone for some hundred batches "
+    "before evaluating: session.run(tf.get_collection(tf.GraphKeys.UPDATE_OPS))"
+)
+
+
+def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Finding]:
+    """All findings on the numbers of one layer."""
+    return [
+        finding
+        for check in (
+            _check_finite,
+            _check_updated,
+            _check_variance,
+            _check_dead,
+            _check_mean,
+            _check_debias,
+            _check_residual,
+        )
+        for finding in check(layer, checkpoint)
+    ]
+
+
+def _finding(check, gravity, certainty, layer, checkpoint, *, role="", **texts):
+    name = layer.layer.names.get(role, "")
+    return Finding(
+        check=check,
+        gravity=gravity,
+        certainty=certainty,
+        layer=layer.layer.scope,
+        where=f"{checkpoint.prefix}: {name}" if name else checkpoint.prefix,
+        **texts,
+    )
+
+
+def _check_finite(layer, checkpoint) -> Iterator[Finding]:
+    for role, values in layer.values.items():
+        bad = np.count_nonzero(~np.isfinite(values))
+        if bad:
+            yield _finding(
+                "not-finite",
+                "error",
+                "certain",
+                layer,
+                checkpoint,
+                role=role,
+                what=f"{bad} of {values.size} values of {role} are NaN or infinite.",
+                why="Every prediction in evaluation is NaN. One bad batch is enough: a "
+                "moving average never forgets a NaN.",
+                remedy="Take an older checkpoint, and keep bad batches out of the "
+                "average: bn_tf1.batch_norm(x, is_training) leaves the statistics as "
+                "they are for such a batch.",
+            )
+
+
+def _check_updated(layer, checkpoint):
+    untouched = _untouched(layer)
+    if not untouched:
+        return
+    mean, variance = (_range(layer.values[role]) for role in STATISTICS)
+    gravity, certainty, evidence = _evidence_of_training(layer, checkpoint)
+    yield _finding(
+        "never-updated",
+        gravity,
+        certainty,
+        layer,
+        checkpoint,
+        role=untouched[0],
+        what=f"{' and '.join(untouched)} {'are' if len(untouched) > 1 else 'is'} at the "
+        f"initial value in every channel (mean {mean}, variance {variance}); {evidence}.",
+        why="The moving statistics were never updated: evaluation normalises with them "
+        "instead of with those of the data, and is far worse than training.",
+        remedy=_RUN_UPDATES,
+    )
+
+
+def _untouched(layer):
+    """The statistics that are as they were initialised."""
+    if not layer.has_statistics or layer.values["moving_mean"].size == 0:
+        return []
+    mean, variance = (layer.values[role] for role in STATISTICS)
+    if layer.is_initial:
+        return list(STATISTICS)
+    if np.all(variance == 1):
+        return ["moving_variance"]
+    # A mean of 0 alone is also that of a layer whose input is 0, with no variance.
+    return [] if mean.any() or not np.any(variance > 0) else ["moving_mean"]
+
+
+def _evidence_of_training(layer, checkpoint):
+    """(gravity, certainty, what tells it) of statistics at their initial values."""
+    # A constant gamma or beta can be its initial value: 0 in the last layer of a block.
+    trained = [
+        role
+        for role in ("gamma", "beta")
+        if role in layer.values and np.unique(layer.values[role]).size > 1
+    ]
+    if trained:
+        certainty = "likely" if layer.mode == "inference" else "certain"
+        return "error", certainty, f"but its {' and '.join(trained)} was trained"
+    if checkpoint.step:
+        return "error", "likely", f"but the global step is {checkpoint.step}"
+    others = sum(
+        other.has_statistics and not other.is_initial for other in checkpoint.layers
+    )
+    if others and checkpoint.step is None:
+        return "error", "likely", f"but those of {others} other layers are not"
+    step = "is 0" if checkpoint.step == 0 else "is not in the checkpoint"
+    return "note", "possible", f"nothing tells of training, the global step {step}"
+
+
+def _check_variance(layer, checkpoint):
+    for role in ("moving_variance", "renorm_stddev"):
+        values = layer.values.get(role, np.zeros(0))
+        negative = values < 0
+        if negative.any():
+            yield _finding(
+                "negative-variance",
+                "error",
+                "certain",
+                layer,
+                checkpoint,
+                role=role,
+                what=f"{np.count_nonzero(negative)} of {values.size} channels have a "
+                f"negative {role}, down to {values[negative].min():.4g}.",
+                why="The root of a negative variance is NaN, or tiny if epsilon hides it; "
+                "no average of variances is negative.",
+                remedy="It was computed as E[x^2] - E[x]^2, debiased wrongly or written "
+                "over: use tf.nn.moments or bn_tf1.batch_norm, and recompute it on the "
+                "training data.",
+            )
+
+
+def _check_dead(layer, checkpoint):
+    variance = layer.values.get("moving_variance")
+    if variance is None or layer.is_initial:
+        return
+    epsilon = layer.epsilon or _SMALLEST_EPSILON
+    small = (variance >= 0) & (variance < epsilon)
+    if not small.any():
+        return
+    zero = np.count_nonzero(variance == 0)
+    count = np.count_nonzero(small)
+    source = "of the layer" if layer.epsilon else "the smallest one in use"
+    yield _finding(
+        "dead-channels",
+        "warning",
+        "certain" if layer.epsilon or zero else "likely",
+        layer,
+        checkpoint,
+        role="moving_variance",
+        what=f"{count} of {variance.size} channels ({count / variance.size:.1%}) have a "
+        f"variance below {epsilon:.3g} (epsilon, {source}), {zero} of them exactly 0.",
+        why="Nothing varies in these channels: their output is a constant, and the least "
+        "deviation in evaluation is multiplied by up to 1/sqrt(epsilon), "
+        f"{epsilon**-0.5:.3g}.",
+        remedy="A few are usual behind a ReLU. If there are many, look at the layer "
+        "before: a smaller learning rate, another initialisation, a leaky ReLU "
+        "(tf.nn.leaky_relu(x)); an input that is scaled to a variance near 1.",
+    )
+
+
+def _check_mean(layer, checkpoint):
+    if not layer.has_statistics or layer.is_initial:
+        return
+    mean, variance = (layer.values[role] for role in STATISTICS)
+    epsilon = layer.epsilon or _SMALLEST_EPSILON
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(mean) / np.sqrt(np.maximum(variance, 0) + epsilon)
+    far = distance > _FAR_MEAN
+    if not far.any():
+        return
+    channel = int(np.nanargmax(distance))
+    yield _finding(
+        "mean-far-outside",
+        "warning",
+        "likely" if distance[channel] > _VERY_FAR_MEAN else "possible",
+        layer,
+        checkpoint,
+        role="moving_mean",
+        what=f"The mean of {np.count_nonzero(far)} of {mean.size} channels is more than "
+        f"{_FAR_MEAN:g} deviations from 0; in channel {channel} the mean is "
+        f"{mean[channel]:.4g} and the deviation {np.sqrt(max(variance[channel], 0)):.4g}.",
+        why="Mean and variance hardly belong together, or the input has an offset that "
+        "swallows its digits: float32 then loses the variance.",
+        remedy="Subtract the offset from the input, x = x - tf.constant(offset), and see "
+        "that both statistics are updated by the same step.",
+    )
+
+
+def _check_debias(layer, checkpoint):
+    for short in ("mean", "variance"):
+        values = layer.values.get(f"moving_{short}")
+        biased = layer.values.get(f"{short}_biased")
+        steps = layer.values.get(f"{short}_steps")
+        if values is None or biased is None or steps is None or steps.size != 1:
+            continue
+        problem = _debias_problem(values, biased, float(steps[0]), layer.decay)
+        if problem:
+            yield _finding(
+                "debias-counter",
+                "error" if np.array_equal(biased * 0, biased) else "warning",
+                "certain",
+                layer,
+                checkpoint,
+                role=f"moving_{short}",
+                what=problem,
+                why="A zero-debiased average recomputes its value from `biased` and "
+                "`local_step`: the first update after a restore replaces the moving "
+                "statistics by something else.",
+                remedy="Restore `biased` and `local_step` with the statistics, or build "
+                "the layer without them: bn_tf1.batch_norm(x, is_training), in slim "
+                "zero_debias_moving_mean=False.",
+            )
+
+
+def _debias_problem(values, biased, steps, decay):
+    """Why values = biased / (1 - decay^steps) cannot hold; None if it can."""
+    if biased.size != values.size:
+        return f"`biased` has {biased.size} values, the statistic {values.size}."
+    if not (np.isfinite(values).all() and np.isfinite(biased).all()):
+        return None
+    if steps <= 0:
+        if not values.any() or np.all(values == 1):
+            return None
+        return (
+            f"`local_step` is {steps:g}, but the statistic is not at its initial value."
+        )
+    scale = np.abs(values).max()
+    if not scale:
+        return None if not biased.any() else "`biased` is not 0, but the statistic is."
+    weight = float(np.dot(biased, values) / np.dot(values, values))
+    expected = weight if decay is None else 1 - decay**steps
+    worst = float(
+        np.abs(biased - expected * values).max() / (scale * max(expected, 1e-6))
+    )
+    if worst <= _DEBIAS_TOLERANCE and 0 < weight <= 1 + _DEBIAS_TOLERANCE:
+        return None
+    told = "some decay" if decay is None else f"decay {decay:g}"
+    return (
+        f"With `local_step` {steps:g} and {told}, the statistic should be `biased` / "
+        f"{expected:.4g}, but differs from it by up to {worst:.1%} of the largest value."
+    )
+
+
+def _check_residual(layer, checkpoint):
+    steps = layer.values.get("mean_steps", np.zeros(0))
+    if steps.size == 1 or not checkpoint.step or not layer.has_statistics:
+        return  # a zero-debiased average has no initial value
+    if layer.is_initial or _untouched(layer):
+        return
+    decay = layer.decay or _USUAL_DECAY
+    residual = decay**checkpoint.step
+    if residual < _RESIDUAL or _began_elsewhere(layer, residual):
+        return
+    known = layer.decay is not None
+    yield _finding(
+        "not-converged",
+        "warning" if known else "note",
+        "likely" if known and layer.layer.variance_at_first else "possible",
+        layer,
+        checkpoint,
+        role="moving_variance",
+        what=f"After {checkpoint.step} steps with decay {decay:g}"
+        + ("" if known else " (assumed: no graph tells it)")
+        + f", {residual:.1%} of the moving statistics is still their initial value.",
+        why="Evaluation normalises with a mixture of the initial values and the data, and "
+        "is worse than training by as much.",
+        remedy=_LONGER,
+    )
+
+
+def _began_elsewhere(layer, residual):
+    """Whether the variance is below what is left of an initial value of 1."""
+    if layer.layer.variance_at_first != 1:
+        return False
+    return bool(np.min(layer.values["moving_variance"]) < 0.99 * residual)
+
+
+def _range(values):
+    low, high = values.min(), values.max()
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"

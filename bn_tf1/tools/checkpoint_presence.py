@@ -1,0 +1,155 @@
+"""What a checkpoint lacks: moving statistics that are not in it, sizes that disagree.
+
+A `tf.train.Saver` of the trainable variables leaves the statistics out and says nothing.
+What is missing can only be told from what is there: a gamma and a beta without
+statistics are a layer normalisation, too, so that names and the other layers decide.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Sequence
+
+from bn_tf1.tools.checkpoint_layers import (
+    STATISTICS,
+    CheckpointLayer,
+    plain_names,
+)
+from bn_tf1.tools.checkpoint_tensors import TensorFile
+from bn_tf1.tools.findings import Finding
+from bn_tf1.tools.names import unnumbered
+
+_BATCH_NORM = re.compile(r"batch_?norm|(^|[^a-z])bn([^a-z]|$)", re.IGNORECASE)
+_OTHER_NORM = re.compile(
+    r"(layer|group|instance|rms|weight|channel|filter_response|pixel|adaptive|ada)_?"
+    r"norm|(^|[^a-z])(ln|gn|in|adain)([^a-z]|$)",
+    re.IGNORECASE,
+)
+_PARAMETER = re.compile(r"(?P<scope>.+)/(?P<role>gamma|beta)$")
+
+_WHY_MISSING = (
+    "Evaluation restores nothing for it: it normalises with a mean of 0 and a variance "
+    "of 1, or does not start."
+)
+_SAVE_ALL = (
+    "Save all variables, not the trainable ones alone: "
+    "saver = tf.train.Saver(tf.global_variables())"
+)
+
+
+def check_presence(
+    file: TensorFile,
+    layers: Sequence[CheckpointLayer],
+    graph_layers: Sequence[Any] = (),
+) -> list[Finding]:
+    """Findings on statistics that are missing and on sizes that disagree."""
+    findings = []
+    for layer in layers:
+        findings += _half_a_layer(file, layer)
+        findings += _sizes(file, layer)
+    if graph_layers:
+        # It tells which gamma and beta are those of a batch norm with moving statistics.
+        return findings + _missing_for_the_graph(file, layers, graph_layers)
+    return findings + _parameters_alone(file, layers)
+
+
+def _half_a_layer(file, layer):
+    missing = [role for role in STATISTICS if role not in layer.names]
+    if not missing:
+        return
+    (there,) = (layer.names[role] for role in STATISTICS if role in layer.names)
+    yield _missing(
+        file,
+        layer.scope,
+        certainty="certain",
+        what=f"{there} is in the checkpoint, but the {missing[0]} of the layer is not.",
+    )
+
+
+def _missing(file, scope, *, certainty, what, gravity="error"):
+    return Finding(
+        check="statistics-missing",
+        gravity=gravity,
+        certainty=certainty,
+        layer=scope,
+        where=file.prefix,
+        what=what,
+        why=_WHY_MISSING,
+        remedy=_SAVE_ALL,
+    )
+
+
+def _sizes(file, layer):
+    shapes = {role: file.tensors[name].shape for role, name in layer.names.items()}
+    sizes = {role: file.tensors[name].elements for role, name in layer.names.items()}
+    statistics = {sizes[role] for role in STATISTICS if role in sizes}
+    # One gamma for all channels can be meant so; of statistics there is one for each.
+    others = {size for role, size in sizes.items() if role not in STATISTICS} - {1}
+    if len(statistics | others) < 2:
+        return
+    listed = ", ".join(f"{layer.names[r]} {list(s)}" for r, s in shapes.items())
+    yield Finding(
+        check="sizes-differ",
+        gravity="error",
+        certainty="certain",
+        layer=layer.scope,
+        where=file.prefix,
+        what=f"The variables of one layer have different sizes: {listed}.",
+        why="They cannot belong to one layer: a restore fails, or broadcasts wrongly.",
+        remedy="Find out which of them was written by another model, and restore that "
+        "one from the right checkpoint: tf.train.Saver(var_list={name: variable})",
+    )
+
+
+def _missing_for_the_graph(file, layers, graph_layers):
+    plain = plain_names(file.tensors)
+    known = {layer.scope for layer in layers}
+    findings = []
+    for graph_layer in graph_layers:
+        names = [graph_layer.moving_mean, graph_layer.moving_variance]
+        names = [re.sub(r"/part_\d+$", "", name) for name in names if name]
+        missing = [name for name in names if name not in plain]
+        if missing and graph_layer.name not in known:
+            finding = _missing(
+                file,
+                graph_layer.name,
+                certainty="likely",  # a saver can give a variable another name
+                what=f"The graph has {' and '.join(missing)}, the checkpoint has not.",
+            )
+            findings.append(finding)
+    return findings
+
+
+def _parameters_alone(file, layers):
+    """Scopes with a gamma or beta, but no statistics, that ought to have them."""
+    used = {name for layer in layers for name in layer.names.values()}
+    scopes: dict[str, list[str]] = {}
+    for plain, full in plain_names(file.tensors).items():
+        match = _PARAMETER.match(plain)
+        if match and full not in used:
+            scopes.setdefault(match["scope"], []).append(match["role"])
+    families = {unnumbered(layer.scope) for layer in layers}
+    findings = []
+    for scope, roles in scopes.items():
+        grade = _grade(scope, roles, families)
+        if grade is not None:
+            gravity, certainty = grade
+            what = f"There is {' and '.join(sorted(roles))}, but neither a moving mean "
+            what += "nor a moving variance"
+            what += "." if gravity == "error" else "; a layer norm has none."
+            findings.append(
+                _missing(file, scope, gravity=gravity, certainty=certainty, what=what)
+            )
+    return findings
+
+
+def _grade(scope, roles, families):
+    """(gravity, certainty) of gamma and beta without statistics; None for no finding."""
+    last = "/".join(scope.split("/")[-2:])
+    if _OTHER_NORM.search(last) and not _BATCH_NORM.search(scope.split("/")[-1]):
+        return None
+    if _BATCH_NORM.search(last) or (unnumbered(scope) in families):
+        return "error", "likely"
+    if len(roles) < 2:
+        return None
+    return ("warning", "possible") if families else ("note", "possible")

@@ -1,0 +1,180 @@
+"""What the batch-norm layers of one checkpoint hold: the numbers that are checked.
+
+Only the variables of the layers, their counters and the global step are read. A
+variable whose bytes are damaged, or too large to be one of a layer, is left out and
+named.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Iterable, Mapping, NamedTuple
+
+import numpy as np
+
+from bn_tf1.tools.checkpoint_layers import (
+    STATISTICS,
+    CheckpointLayer,
+    find_checkpoint_layers,
+    plain_names,
+)
+from bn_tf1.tools.checkpoint_tensors import TensorFile
+from bn_tf1.tools.checkpoints import CheckpointError
+from bn_tf1.tools.names import join
+
+_STEP = re.compile(r"(^|/)(global_step|iterations?|iter|_iterations)$")
+_MAX_CHANNELS = 1 << 20
+_PARAMETERS = (*STATISTICS, "gamma", "beta")
+_RENORM = ("renorm_mean", "renorm_stddev")
+
+
+class LayerValues(NamedTuple):
+    """One layer with its numbers.
+
+    Attributes:
+        layer: the layer and the names of its variables.
+        values: by role, float64 of shape [channels]; roles are gamma, beta,
+            moving_mean, moving_variance, and, where they are there, renorm_mean,
+            renorm_stddev and the state of zero-debiased averages: mean_biased,
+            mean_steps, variance_biased, variance_steps.
+        decay, epsilon: of the layer, where a graph tells; else None.
+        mode: "training", "inference", "switched" or "unknown", as a graph tells.
+        kind: how the graph computes it; "" without a graph.
+    """
+
+    layer: CheckpointLayer
+    values: Mapping[str, np.ndarray]
+    decay: float | None = None
+    epsilon: float | None = None
+    mode: str = "unknown"
+    kind: str = ""
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether both moving statistics are there, of one size."""
+        sizes = {self.values[role].size for role in STATISTICS if role in self.values}
+        return len(sizes) == 1 and all(role in self.values for role in STATISTICS)
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether every mean is 0, and every variance 1 or every variance 0."""
+        if not self.has_statistics:
+            return False
+        mean, variance = (self.values[role] for role in STATISTICS)
+        return not mean.any() and (bool(np.all(variance == 1)) or not variance.any())
+
+
+class CheckpointValues(NamedTuple):
+    """What was read of one checkpoint.
+
+    Attributes:
+        prefix: its path without ".index".
+        step: its global step; None where it has none.
+        layers: its batch-norm layers.
+        damaged: why, by the name of a variable that could not be read.
+    """
+
+    prefix: str
+    step: int | None
+    layers: tuple[LayerValues, ...]
+    damaged: Mapping[str, str]
+
+
+def read_values(file: TensorFile, graph_layers: Iterable[Any] = ()) -> CheckpointValues:
+    """Reads the batch-norm layers of `file`.
+
+    Args:
+        file: the open checkpoint.
+        graph_layers: `GraphLayer`s of its graph, for decay, epsilon and mode.
+    """
+    reader = _Reader(file)
+    graph_layers = list(graph_layers)
+    by_mean = {layer.moving_mean: layer for layer in graph_layers}
+    by_mean.pop(None, None)
+    layers = []
+    for layer in find_checkpoint_layers(file.shapes, graph_layers):
+        graph_layer = by_mean.get(reader.plain_name(layer.names.get("moving_mean")))
+        layers.append(_layer_values(reader, layer, graph_layer))
+    return CheckpointValues(file.prefix, _step(reader), tuple(layers), reader.damaged)
+
+
+class _Reader:
+    """Reads small tensors by name, and remembers which of them are damaged."""
+
+    def __init__(self, file):
+        self._file = file
+        self.plain = plain_names(file.tensors)
+        self._plain_by_full = {full: plain for plain, full in self.plain.items()}
+        self.by_leaves = _by_last_parts(self.plain)
+        self.damaged: dict[str, str] = {}
+
+    def plain_name(self, full):
+        return self._plain_by_full.get(full)
+
+    def read(self, full):
+        """The numbers of a tensor, float64, flat; None where there are none."""
+        tensor = self._file.tensors.get(full)
+        if tensor is None or tensor.dtype is None or tensor.dtype.kind == "c":
+            return None
+        if tensor.elements > _MAX_CHANNELS:
+            self.damaged[full] = f"shape {list(tensor.shape)} is none of a batch norm"
+            return None
+        try:
+            return np.asarray(tensor.read(), np.float64).reshape(-1)
+        except CheckpointError as error:
+            self.damaged[full] = str(error)
+            return None
+
+
+def _by_last_parts(plain):
+    """Names by their last two parts: how a counter's name ends, whatever its prefix."""
+    found: dict[str, list[str]] = {}
+    for name in plain:
+        found.setdefault("/".join(name.split("/")[-2:]), []).append(name)
+    return found
+
+
+def _layer_values(reader, layer, graph_layer):
+    values = {role: reader.read(layer.names.get(role)) for role in _PARAMETERS}
+    mean_name = reader.plain_name(layer.names.get("moving_mean"))
+    if mean_name is not None:
+        scope = mean_name.rpartition("/")[0]
+        for role in _RENORM:
+            values[role] = reader.read(reader.plain.get(join(scope, role)))
+    for statistic in STATISTICS:
+        name = reader.plain_name(layer.names.get(statistic))
+        short = statistic.split("_")[-1]
+        for role, leaf in (("biased", "biased"), ("steps", "local_step")):
+            values[f"{short}_{role}"] = _state_of_average(reader, name, leaf)
+    values = {role: value for role, value in values.items() if value is not None}
+    if graph_layer is None:
+        return LayerValues(layer, values)
+    return LayerValues(
+        layer,
+        values,
+        graph_layer.decay,
+        graph_layer.epsilon,
+        graph_layer.mode,
+        graph_layer.kind,
+    )
+
+
+def _state_of_average(reader, name, leaf):
+    """The numbers of `[prefix/]name/leaf`, which a zero-debiased average keeps."""
+    if name is None:
+        return None
+    ending = f"{name}/{leaf}"
+    for candidate in reader.by_leaves.get("/".join(ending.split("/")[-2:]), ()):
+        if candidate == ending or candidate.endswith("/" + ending):
+            return reader.read(reader.plain[candidate])
+    return None
+
+
+def _step(reader):
+    steps = []
+    for plain, full in reader.plain.items():
+        if _STEP.search(plain):
+            value = reader.read(full)
+            if value is not None and value.size == 1 and np.isfinite(value[0]):
+                steps.append(int(value[0]))
+    return max(steps, default=None)

@@ -1,0 +1,118 @@
+"""Checks of a training directory: its newest checkpoint and graph, and its history.
+
+Contract: only names and files of checkpoints, graphs and events are looked at. A
+checkpoint that cannot be read is a finding, and the newest that can is examined.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from bn_tf1.tools.checkpoint_audit import (
+    Audit,
+    audit_file,
+    check_tensors,
+    layers_of,
+    unreadable_graph,
+)
+from bn_tf1.tools.checkpoint_tensors import open_tensors
+from bn_tf1.tools.checkpoint_values import CheckpointValues
+from bn_tf1.tools.checkpoints import CheckpointError
+from bn_tf1.tools.findings import Finding, by_gravity
+from bn_tf1.tools.graph_layers import GraphLayer
+from bn_tf1.tools.graph_lint import lint_view
+from bn_tf1.tools.graph_view import read_graph
+from bn_tf1.tools.train_events import check_events
+from bn_tf1.tools.train_history import check_history
+from bn_tf1.tools.train_state import read_train_state
+
+# So many of the newest checkpoints are read.
+_MAX_CHECKPOINTS = 20
+
+
+class DirectoryAudit(NamedTuple):
+    """What was found in a training directory.
+
+    Attributes:
+        newest: the newest checkpoint that can be read; None if there is none.
+        history: the checkpoints that were read, the newest last.
+        graph_layers: the layers of its newest graph.
+        findings: what is wrong.
+    """
+
+    newest: CheckpointValues | None
+    history: tuple[CheckpointValues, ...]
+    graph_layers: tuple[GraphLayer, ...]
+    findings: tuple[Finding, ...]
+
+
+def examine_directory(directory: str) -> DirectoryAudit:
+    """Examines a training directory.
+
+    Raises:
+        CheckpointError: the directory cannot be read.
+    """
+    try:
+        state = read_train_state(directory)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be read: {error.strerror}"
+        ) from error
+    graph_layers, findings = _newest_graph(directory, state.present)
+    findings += state.findings
+    audits: list[Audit] = []
+    for prefix in state.present[-_MAX_CHECKPOINTS:]:
+        is_newest = prefix == state.present[-1]
+        try:
+            audits.append(_examine_checkpoint(prefix, graph_layers))
+        except CheckpointError as error:
+            findings.append(_damaged(prefix, error, is_newest=is_newest))
+    for audited in audits[:-1]:
+        findings += [f for f in audited.findings if f.check == "damaged-tensor"]
+    findings += audits[-1].findings if audits else ()
+    history = tuple(audited.values for audited in audits)
+    findings += check_history(history)
+    findings += check_events(directory)
+    return DirectoryAudit(
+        history[-1] if history else None,
+        history,
+        tuple(graph_layers),
+        tuple(by_gravity(findings)),
+    )
+
+
+def _newest_graph(directory, prefixes):
+    """The layers of the newest graph in `directory`, and what is wrong with it."""
+    paths = [prefix + ".meta" for prefix in reversed(prefixes)]
+    paths.append(os.path.join(directory, "graph.pbtxt"))
+    for path in paths:
+        if os.path.isfile(path):
+            try:
+                view = read_graph(path)
+            except ValueError as error:
+                return [], [unreadable_graph(path, error)]
+            return layers_of(view), lint_view(view)
+    return [], []
+
+
+def _examine_checkpoint(prefix, graph_layers):
+    file = open_tensors(prefix)
+    found = audit_file(file, graph_layers)
+    return Audit(found.values, (*found.findings, *check_tensors(file, found.values)))
+
+
+def _damaged(prefix, error, *, is_newest):
+    return Finding(
+        check="checkpoint-damaged",
+        gravity="error" if is_newest else "warning",
+        certainty="certain",
+        layer="",
+        where=prefix,
+        what=f"{error}.",
+        why="A restart fails on the newest checkpoint; there is no fallback."
+        if is_newest
+        else "Whoever restores or averages over this checkpoint fails.",
+        remedy="Put a good copy back, or name an older one in the state file: "
+        f"tf.train.update_checkpoint_state({os.path.dirname(prefix)!r}, older)",
+    )

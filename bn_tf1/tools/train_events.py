@@ -1,0 +1,151 @@
+"""NaN in the event files of a training directory.
+
+Contract: files are read record by record, a bounded number of bytes of each, newest
+files first. The tail of a running job is cut off, and that is no finding; neither is a
+file that holds no records.
+
+Source: tensorflow/core/util/event.proto; the records are those of TFRecord files:
+length (8 bytes), its checksum (4), data, their checksum (4).
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from typing import Iterator, NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from google.protobuf.message import DecodeError
+
+from bn_tf1.tools.checkpoint_crc import masked_crc32c
+from bn_tf1.tools.findings import Finding
+
+_MAX_FILES = 32
+_MAX_BYTES = 1 << 27
+# A record with a graph or images is larger than one with scalars.
+_MAX_RECORD_BYTES = 1 << 20
+
+
+class _Tag(NamedTuple):
+    path: str
+    name: str
+
+
+class _History(NamedTuple):
+    """When a scalar was NaN or infinite, and its last value."""
+
+    first_step: int
+    bad: int
+    last: float
+
+
+def check_events(directory: str) -> list[Finding]:
+    """Findings on scalars of NaN or infinity in `directory` and its folders."""
+    histories: dict[_Tag, _History] = {}
+    left = _MAX_BYTES
+    for path in _event_files(directory):
+        for data in _records(path, left):
+            left -= len(data)
+            _add_scalars(histories, path, data)
+    return [_finding(tag, history) for tag, history in histories.items() if history.bad]
+
+
+def _event_files(directory):
+    escaped = glob.escape(directory)
+    found = [
+        path
+        for pattern in ("*tfevents*", os.path.join("*", "*tfevents*"))
+        for path in glob.glob(os.path.join(escaped, pattern))
+        if os.path.isfile(path)
+    ]
+    return sorted(found, key=_modified, reverse=True)[:_MAX_FILES]
+
+
+def _modified(path):
+    try:
+        return os.path.getmtime(path)
+    except OSError:  # removed meanwhile
+        return 0.0
+
+
+def _records(path, limit) -> Iterator[bytes]:
+    """The small records of a file, up to `limit` bytes, until one is cut off."""
+    try:
+        with open(path, "rb") as file:
+            while file.tell() < limit:
+                header = file.read(12)
+                if len(header) < 12 or _is_damaged(header[:8], header[8:]):
+                    return
+                length = int.from_bytes(header[:8], "little")
+                if length > _MAX_RECORD_BYTES:
+                    file.seek(length + 4, os.SEEK_CUR)
+                    continue
+                data = file.read(length)
+                if len(data) < length or _is_damaged(data, file.read(4)):
+                    return
+                yield data
+    except OSError:  # removed meanwhile, or not ours to read
+        return
+
+
+def _is_damaged(data, checksum):
+    return masked_crc32c(data) != int.from_bytes(checksum, "little")
+
+
+def _add_scalars(histories, path, data):
+    try:
+        event = tf.Event.FromString(data)
+    except DecodeError:
+        return
+    for value in event.summary.value:
+        number = _scalar(value)
+        if number is None:
+            continue
+        tag = _Tag(path, value.tag)
+        before = histories.get(tag, _History(event.step, 0, 0.0))
+        is_bad = not math.isfinite(number)
+        histories[tag] = _History(
+            before.first_step if before.bad else event.step, before.bad + is_bad, number
+        )
+
+
+def _scalar(value):
+    """The number of a summary; None for what is no scalar."""
+    kind = value.WhichOneof("value")
+    if kind == "simple_value":
+        return value.simple_value
+    if kind == "histo":
+        return value.histo.sum
+    if kind != "tensor" or value.tensor.tensor_shape.dim:
+        return None
+    if value.tensor.dtype not in (tf.float32.as_datatype_enum, 2):
+        return None
+    if value.tensor.float_val:
+        return value.tensor.float_val[0]
+    content = value.tensor.tensor_content
+    dtype = np.dtype("<f4" if value.tensor.dtype == 1 else "<f8")
+    return (
+        float(np.frombuffer(content, dtype)[0])
+        if len(content) == dtype.itemsize
+        else None
+    )
+
+
+def _finding(tag, history):
+    lasts = not math.isfinite(history.last)
+    is_loss = "loss" in tag.name.lower() or "cost" in tag.name.lower()
+    return Finding(
+        check="events-not-finite",
+        gravity="error" if lasts and is_loss else "warning",
+        certainty="certain" if lasts and is_loss else "likely",
+        layer="",
+        where=f"{tag.path}: {tag.name}",
+        what=f"{tag.name!r} was NaN or infinite {history.bad} times, first at step "
+        f"{history.first_step}; its last value is {history.last:.4g}.",
+        why="One batch of NaN makes the moving statistics NaN for ever, and a checkpoint "
+        "written after it cannot be used.",
+        remedy="Go on from a checkpoint before that step with a smaller learning rate, "
+        "and stop at the first NaN: hooks=[tf.train.NanTensorHook(loss)]",
+    )

@@ -1,0 +1,152 @@
+"""The moving statistics over the checkpoints of one run: do they move, do they jump?
+
+One checkpoint cannot tell whether its statistics are still updated. Two of different
+steps can: an average of batches is never the same to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from bn_tf1.tools.checkpoint_layers import STATISTICS
+from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
+from bn_tf1.tools.findings import Finding
+
+_SMALLEST_EPSILON = 1e-5
+# Deviations that a moving mean moves, and factor by which a moving variance changes,
+# between two checkpoints of one run. Early in a run larger ones are usual.
+_MEAN_JUMP = 20.0
+_VARIANCE_JUMP = 1e3
+
+
+def check_history(checkpoints: Sequence[CheckpointValues]) -> list[Finding]:
+    """Findings on layers over the checkpoints of a run, the newest last."""
+    findings = []
+    for layer in checkpoints[-1].layers if checkpoints else ():
+        states = [
+            (checkpoint, found)
+            for checkpoint in checkpoints
+            for found in checkpoint.layers
+            if _is_same_layer(found, layer)
+        ]
+        findings += _check_still(states)
+        findings += _check_jumps(states)
+    return findings
+
+
+def _is_same_layer(found, layer):
+    same = found.layer.scope == layer.layer.scope and found.has_statistics
+    return (
+        same
+        and found.values["moving_mean"].size
+        == layer.values.get("moving_mean", np.zeros(0)).size
+    )
+
+
+def _check_still(states):
+    """The newest statistics against those of the oldest checkpoint of another step."""
+    checkpoint, newest = states[-1] if states else (None, None)
+    earlier = [state for state in states if state[0].step != (states[-1][0].step)]
+    if not earlier or newest.is_initial:
+        return  # at the initial values: the matter of "never-updated"
+    still = [state for state in earlier if _is_equal(state[1], newest, STATISTICS)]
+    # The last pair: they may have been updated before.
+    if not still or still[-1][0] is not earlier[-1][0]:
+        return
+    first = still[0][0]
+    parameters = [role for role in ("gamma", "beta") if role in newest.values]
+    trained = parameters and not _is_equal(still[0][1], newest, parameters)
+    is_updated = newest.mode in ("training", "switched")
+    gravity = "warning" if trained else "note"
+    yield Finding(
+        check="statistics-stand-still",
+        gravity="error" if trained and is_updated else gravity,
+        certainty="likely" if trained else "possible",
+        layer=newest.layer.scope,
+        where=f"{first.prefix} to {checkpoint.prefix}",
+        what=f"The moving statistics are the same to the bit at steps {first.step} and "
+        f"{checkpoint.step}, " + _what_moved(parameters, trained),
+        why="Nobody updates them any more: the longer the run, the further evaluation is "
+        "from what was trained. For a layer that is frozen on purpose it is right.",
+        remedy="Run the updates in every step: train_op = bn_tf1.make_train_op(loss, "
+        "optimizer); or freeze the layer wholly: bn_tf1.batch_norm(x, "
+        "is_training=False, trainable=False)",
+    )
+
+
+def _what_moved(parameters, trained):
+    if not parameters:
+        return "and it has no gamma or beta."
+    names = " and ".join(parameters)
+    if trained:
+        return f"though its {names} was trained between."
+    return f"and so is its {names}: the layer is frozen, or does not train."
+
+
+def _is_equal(one: LayerValues, other: LayerValues, roles):
+    return all(
+        role in one.values and np.array_equal(one.values[role], other.values[role])
+        for role in roles
+    )
+
+
+def _check_jumps(states):
+    pairs = [
+        (before, after)
+        for before, after in zip(states, states[1:])
+        if before[0].step and not before[1].is_initial
+    ]
+    for (checkpoint, before), (following, after) in pairs:
+        if after.is_initial:
+            yield _reset(checkpoint, following, after)
+            continue
+        mean, variance = _jump(before, after)
+        if mean > _MEAN_JUMP or variance > _VARIANCE_JUMP:
+            yield Finding(
+                check="statistics-jump",
+                gravity="warning",
+                certainty="likely",
+                layer=after.layer.scope,
+                where=f"{checkpoint.prefix} to {following.prefix}",
+                what=f"Between steps {checkpoint.step} and {following.step} a moving "
+                f"mean moved by {mean:.3g} deviations, and a moving variance changed by "
+                f"a factor of {variance:.3g}.",
+                why="A moving average moves slowly: the input changed, the training "
+                "diverged, or the statistics were replaced after a restore.",
+                remedy="Look at the loss and the input between these steps, and restore "
+                "all variables when a run goes on: bn_tf1.restore(session, checkpoint)",
+            )
+
+
+def _reset(checkpoint, following, after):
+    return Finding(
+        check="statistics-jump",
+        gravity="error",
+        certainty="certain",
+        layer=after.layer.scope,
+        where=f"{checkpoint.prefix} to {following.prefix}",
+        what=f"The moving statistics were trained at step {checkpoint.step}, and are at "
+        f"their initial values at step {following.step}.",
+        why="They were not restored when the run went on, and are not updated since.",
+        remedy="Restore all variables: bn_tf1.restore(session, checkpoint) tells what is "
+        "missing.",
+    )
+
+
+def _jump(before, after):
+    """(deviations that a mean moved, factor that a variance changed by), the largest."""
+    epsilon = after.epsilon or _SMALLEST_EPSILON
+    means = [state.values["moving_mean"] for state in (before, after)]
+    variances = [
+        np.maximum(state.values["moving_variance"], 0) + epsilon
+        for state in (before, after)
+    ]
+    with np.errstate(invalid="ignore"):
+        moved = np.abs(means[1] - means[0]) / np.sqrt(np.maximum(*variances))
+        ratio = np.exp(np.abs(np.log(variances[1]) - np.log(variances[0])))
+    finite = np.isfinite(moved) & np.isfinite(ratio)
+    if not finite.any():
+        return 0.0, 1.0
+    return float(moved[finite].max()), float(ratio[finite].max())

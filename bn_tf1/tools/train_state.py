@@ -1,0 +1,232 @@
+"""Which checkpoints a training directory has, and which its state file says it has.
+
+`checkpoint`, the state file, names the newest checkpoint and those that are kept.
+TensorFlow starts from step 0 without a word where it is missing or garbage, or names
+files that are elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf
+from google.protobuf import text_format
+
+from bn_tf1.tools.findings import Finding
+
+STATE_FILE = "checkpoint"
+# A state file of ten thousand checkpoints is smaller.
+_MAX_STATE_BYTES = 1 << 20
+_DATA = re.compile(r"^(?P<prefix>.+)\.data-\d{5}-of-\d{5}$")
+_STEP = re.compile(r"-(\d+)$")
+
+
+class TrainState(NamedTuple):
+    """The checkpoints of a directory.
+
+    Attributes:
+        present: prefixes of those with an index, the newest last.
+        findings: what is wrong with the state file and the files beside it.
+    """
+
+    present: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def is_train_directory(directory: str) -> bool:
+    """Whether there is a state file, an index or a data file in `directory`."""
+    names = os.listdir(directory)
+    return any(
+        name == STATE_FILE or name.endswith(".index") or _DATA.match(name)
+        for name in names
+    )
+
+
+def read_train_state(directory: str) -> TrainState:
+    """Looks at the names in `directory` and at its state file.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    names = sorted(os.listdir(directory))
+    indexed = [name[: -len(".index")] for name in names if name.endswith(".index")]
+    indexed = [os.path.join(directory, name) for name in indexed]
+    listed, findings = _listed(directory, bool(indexed), names)
+    present, missing = [], []
+    for path in listed:
+        here = os.path.join(directory, os.path.basename(path))
+        if os.path.exists(path + ".index"):
+            present.append(path)
+        elif here in indexed:
+            present.append(here)
+            findings.append(_elsewhere(directory, path))
+        else:
+            missing.append(path)
+    findings += [_missing(directory, path, path == listed[-1]) for path in missing]
+    findings += _torn(directory, names)
+    others = sorted((p for p in indexed if not _is_in(p, present)), key=_by_age)
+    if listed and present:
+        findings += _newer_than_state(directory, others, present[-1])
+    return TrainState((*others, *present), tuple(findings))
+
+
+def _is_in(path, paths):
+    return os.path.abspath(path) in {os.path.abspath(other) for other in paths}
+
+
+def step_of(prefix: str) -> int | None:
+    """The number at the end of the name of a checkpoint."""
+    match = _STEP.search(prefix)
+    return int(match.group(1)) if match else None
+
+
+def _by_age(prefix):
+    step = step_of(prefix)
+    try:
+        modified = os.path.getmtime(prefix + ".index")
+    except OSError:  # removed meanwhile
+        modified = 0.0
+    return (-1 if step is None else step, modified)
+
+
+def _listed(directory, has_checkpoints, names):
+    """The paths that the state file names, the newest last, and findings on it."""
+    path = os.path.join(directory, STATE_FILE)
+    if STATE_FILE not in names:
+        was_trained = any("tfevents" in name or name == "graph.pbtxt" for name in names)
+        if not has_checkpoints:
+            return [], []
+        return [], [_state_missing(path, was_trained)]
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_STATE_BYTES + 1)
+    except OSError as error:
+        return [], [_state_damaged(path, f"cannot be read: {error.strerror}")]
+    if not content.strip():
+        return [], [_state_damaged(path, "is empty")]
+    state = _parsed(content)
+    if state is None or not state.model_checkpoint_path:
+        return [], [_state_damaged(path, "is garbage: it names no checkpoint")]
+    paths = [
+        _in_directory(directory, name) for name in state.all_model_checkpoint_paths
+    ]
+    newest = _in_directory(directory, state.model_checkpoint_path)
+    return [p for p in paths if p != newest] + [newest], []
+
+
+def _parsed(content):
+    # The class of the message has no public name; an instance has.
+    state = tf.train.generate_checkpoint_state_proto(".", "model")
+    state.Clear()
+    if len(content) > _MAX_STATE_BYTES or b"\0" in content:
+        return None
+    try:
+        text_format.Parse(content.decode("utf-8"), state, allow_unknown_field=True)
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError):
+        return None
+    return state
+
+
+def _in_directory(directory, name):
+    return name if os.path.isabs(name) else os.path.join(directory, name)
+
+
+def _finding(check, gravity, certainty, where, *, what, why, remedy):
+    return Finding(check, gravity, certainty, "", where, what, why, remedy)
+
+
+_WHY_STATE = (
+    "tf.train.latest_checkpoint returns None, and a run that is started again begins at "
+    "step 0 without a word, over the checkpoints that are there."
+)
+_WRITE_STATE = "Write it anew: tf.train.update_checkpoint_state({!r}, {!r})"
+
+
+def _state_missing(path, was_trained):
+    directory = os.path.dirname(path)
+    return _finding(
+        "state-file-missing",
+        "warning" if was_trained else "note",
+        "certain",
+        path,
+        what="There are checkpoints, but no state file `checkpoint`.",
+        why=_WHY_STATE,
+        remedy=_WRITE_STATE.format(directory, "model.ckpt-STEP"),
+    )
+
+
+def _state_damaged(path, problem):
+    return _finding(
+        "state-file-damaged",
+        "error",
+        "certain",
+        path,
+        what=f"The state file {problem}.",
+        why=_WHY_STATE + " An empty one ends it with an error.",
+        remedy=_WRITE_STATE.format(os.path.dirname(path), "model.ckpt-STEP"),
+    )
+
+
+def _elsewhere(directory, path):
+    return _finding(
+        "state-file-elsewhere",
+        "warning",
+        "certain",
+        os.path.join(directory, STATE_FILE),
+        what=f"The state file names {path}, which is not there; one of that name is here.",
+        why="The directory was moved. " + _WHY_STATE,
+        remedy=_WRITE_STATE.format(directory, os.path.basename(path))
+        + ", or save with tf.train.Saver(save_relative_paths=True)",
+    )
+
+
+def _missing(directory, path, is_newest):
+    return _finding(
+        "checkpoint-missing",
+        "error" if is_newest else "warning",
+        "certain",
+        os.path.join(directory, STATE_FILE),
+        what=f"The state file lists {path}, but there is no {path}.index.",
+        why=_WHY_STATE
+        if is_newest
+        else "Whoever restores or averages over the listed checkpoints fails.",
+        remedy="Put it back, or name one that is there: "
+        + _WRITE_STATE[len("Write it anew: ") :].format(directory, "model.ckpt-STEP"),
+    )
+
+
+def _torn(directory, names):
+    """Data files whose index is not there."""
+    there = set(names)
+    prefixes = {match["prefix"] for match in map(_DATA.match, names) if match}
+    for prefix in sorted(prefixes):
+        if prefix + ".index" not in there:
+            yield _finding(
+                "index-missing",
+                "warning",
+                "certain",
+                os.path.join(directory, prefix),
+                what=f"There are data files of {prefix}, but no {prefix}.index.",
+                why="The checkpoint cannot be read: its save or its removal was cut off, "
+                "or the index was lost.",
+                remedy="Put the index back, or remove the rest: "
+                f"os.remove({prefix + '.data-...'!r})",
+            )
+
+
+def _newer_than_state(directory, others, newest):
+    step = step_of(newest)
+    newer = [p for p in others if step is not None and (step_of(p) or 0) > step]
+    if newer:
+        yield _finding(
+            "state-file-behind",
+            "warning",
+            "likely",
+            os.path.join(directory, STATE_FILE),
+            what=f"The state file ends with {os.path.basename(newest)}, but there is "
+            f"{os.path.basename(newer[-1])}.",
+            why="A run that is started again goes on from the older one.",
+            remedy=_WRITE_STATE.format(directory, os.path.basename(newer[-1])),
+        )
