@@ -148,7 +148,7 @@ def _evidence_of_training(layer, checkpoint):
 def _check_variance(layer, checkpoint):
     for role in ("moving_variance", "renorm_stddev"):
         values = layer.values.get(role, np.zeros(0))
-        negative = values < 0
+        negative = np.nan_to_num(values) < 0
         if negative.any():
             yield _finding(
                 "negative-variance",
@@ -172,7 +172,8 @@ def _check_dead(layer, checkpoint):
     if variance is None or layer.is_initial:
         return
     epsilon = layer.epsilon or _SMALLEST_EPSILON
-    small = (variance >= 0) & (variance < epsilon)
+    with np.errstate(invalid="ignore"):  # NaN has a finding of its own
+        small = (variance >= 0) & (variance < epsilon)
     if not small.any():
         return
     zero = np.count_nonzero(variance == 0)
@@ -201,12 +202,16 @@ def _check_mean(layer, checkpoint):
         return
     mean, variance = (layer.values[role] for role in STATISTICS)
     epsilon = layer.epsilon or _SMALLEST_EPSILON
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(mean) / np.sqrt(np.maximum(variance, 0) + epsilon)
+    # Dead channels, and numbers that are none, have findings of their own.
+    alive = (
+        np.isfinite(mean) & np.isfinite(variance) & (np.nan_to_num(variance) >= epsilon)
+    )
+    distance = np.zeros(mean.size)
+    distance[alive] = np.abs(mean[alive]) / np.sqrt(variance[alive] + epsilon)
     far = distance > _FAR_MEAN
     if not far.any():
         return
-    channel = int(np.nanargmax(distance))
+    channel = int(np.argmax(distance))
     yield _finding(
         "mean-far-outside",
         "warning",
@@ -216,7 +221,7 @@ def _check_mean(layer, checkpoint):
         role="moving_mean",
         what=f"The mean of {np.count_nonzero(far)} of {mean.size} channels is more than "
         f"{_FAR_MEAN:g} deviations from 0; in channel {channel} the mean is "
-        f"{mean[channel]:.4g} and the deviation {np.sqrt(max(variance[channel], 0)):.4g}.",
+        f"{mean[channel]:.4g} and the deviation {variance[channel] ** 0.5:.4g}.",
         why="Mean and variance hardly belong together, or the input has an offset that "
         "swallows its digits: float32 then loses the variance.",
         remedy="Subtract the offset from the input, x = x - tf.constant(offset), and see "
