@@ -25,6 +25,7 @@ import os
 import re
 import shutil
 import sys
+from concurrent import futures
 from typing import Collection, NamedTuple
 
 import numpy as np
@@ -204,10 +205,14 @@ class CommittingSaver(tf.train.Saver):
                 global_step=checkpoint.step,
                 write_state=False,
             )
-            verify(staged)
+            # The disk is waited for while the processor checks what was written.
+            with futures.ThreadPoolExecutor(max_workers=1) as pool:
+                synced = pool.submit(_sync_files, folder)
+                verify(staged)
+                synced.result()
             # A damaged predecessor of the same step must not lend its index to this.
             _remove_step(self._model_dir, checkpoint.step)
-            _move_durably(folder, self._model_dir)
+            _move(folder, self._model_dir)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         earlier = [c for c in listed(self._model_dir) if c.step < checkpoint.step]
@@ -344,12 +349,14 @@ def _remove_step(model_dir, step):
             os.remove(os.path.join(model_dir, name))
 
 
-def _move_durably(source, target):
-    """Moves the files of a checkpoint, so that a file with an index has the rest."""
-    names = _index_first(os.listdir(source))[::-1]
-    for name in names:
-        durable_files.sync(os.path.join(source, name))
-    for name in names:
+def _sync_files(folder):
+    for name in os.listdir(folder):
+        durable_files.sync(os.path.join(folder, name))
+
+
+def _move(source, target):
+    """Moves the files of a checkpoint, the index last: where it is, the rest is."""
+    for name in _index_first(os.listdir(source))[::-1]:
         os.replace(os.path.join(source, name), os.path.join(target, name))
     durable_files.sync(target)
 
