@@ -5,8 +5,11 @@ the run and evaluates each new checkpoint until the last step.
 """
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Until `command_line.run`: imports take seconds, and Python would print a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import flags
 

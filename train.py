@@ -5,8 +5,11 @@ from the newest checkpoint in --model_dir.
 """
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Until `command_line.run`: imports take seconds, and Python would print a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import dataclasses
 

@@ -45,7 +45,7 @@ def main():
     watcher.start()
     evaluation = _start_evaluation(killed)
     kills = _train_with_kills(killed, options)
-    output, errors = evaluation.communicate(timeout=300)
+    output, errors = evaluation.communicate(timeout=600)
     watching.set()
     watcher.join()
     wrong = _different_tensors(alone, killed, options.steps)
@@ -64,6 +64,7 @@ def _options():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--model", default="mlp")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--save_every", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -73,6 +74,8 @@ def _train(model_dir, options):
     flags = {
         "model_dir": model_dir,
         "model": options.model,
+        "resnet_n": 1,
+        "batch_size": options.batch_size,
         "max_steps": options.steps,
         "save_checkpoint_steps": options.save_every,
         "log_steps": 1,
@@ -87,7 +90,7 @@ def _script(name, flags):
 
 def _start_evaluation(model_dir):
     return subprocess.Popen(
-        _script("eval.py", {"model_dir": model_dir, "timeout_secs": 120}),
+        _script("eval.py", {"model_dir": model_dir, "timeout_secs": 300}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -103,7 +106,9 @@ def _train_with_kills(model_dir, options):
         )
         # Most kills hit the training, the others the start: locks, sweep, restore.
         if chance.random() < 0.8:
-            process.stdout.readline()
+            # A first line may say where it resumes; the first step may be far.
+            while process.stdout.readline().startswith("resuming"):
+                pass
             time.sleep(chance.uniform(0, 1.0))
         else:
             time.sleep(chance.uniform(0, 8.0))

@@ -321,6 +321,28 @@ def test_a_state_file_with_absolute_paths_is_understood(folder):
     assert checkpoints.recover(str(folder)) == Checkpoint(6, path)
 
 
+def test_a_symbolic_link_and_the_folder_itself_are_the_same(folder, tmp_path):
+    path = str(folder / "model.ckpt-6")
+    tf.train.update_checkpoint_state(str(folder), path, [path])
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    link = tmp_path / "far" / "away" / "link"
+    link.symlink_to(folder)
+    assert checkpoints.recover(str(link)) == Checkpoint(6, str(link / "model.ckpt-6"))
+    assert _steps(link) == [0, 3, 6]
+
+
+def test_behind_a_link_the_checkpoint_of_another_folder_is_found(folder, tmp_path):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    target = tmp_path / "target"
+    target.mkdir()
+    link = tmp_path / "far" / "away" / "link"
+    link.symlink_to(target)
+    path = str(folder / "model.ckpt-6")
+    tf.train.update_checkpoint_state(str(link), path, [path])
+    assert checkpoints.recover(str(link)) == Checkpoint(6, path)
+    assert tf.train.latest_checkpoint(str(link)) == path
+
+
 def test_a_checkpoint_of_another_name_is_taken_if_the_state_names_it(folder):
     for kind in _NAMES:
         for step in (0, 3):

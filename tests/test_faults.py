@@ -168,6 +168,18 @@ def test_a_foreign_meta_file_is_never_read(finished, tmp_path):
     assert next(evaluate(_request(folder, run_once=True))).step == 9
 
 
+@pytest.mark.parametrize("options", [{"model": "convnet"}, {"dataset": "synthetic"}])
+def test_another_network_than_the_saved_one_is_refused(finished, tmp_path, options):
+    """Without its config.json a run could be started again with other flags."""
+    folder = _copy(finished, tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=f"the network has .*{folder}/model.ckpt-8"
+    ):
+        train(_config(folder, **options))
+    assert _steps(folder) == [0, 3, 6, 8]
+
+
 # The disk
 
 
@@ -526,6 +538,13 @@ def test_a_follower_that_is_started_again_goes_on_behind_its_last_step(unfinishe
             steps.append(result.step)
     assert steps == [6, 8]
     assert evaluation._measured_steps(_request(unfinished)) == [3, 6, 8]
+
+
+def test_a_step_measured_again_is_written_down_once(unfinished):
+    """As by an evaluation that is started again before there is a new checkpoint."""
+    for _ in range(2):
+        assert next(_follow(unfinished)).step == 8
+    assert evaluation._measured_steps(_request(unfinished)) == [8]
 
 
 def test_evaluating_once_takes_the_one_before_a_damaged_one(finished, tmp_path, capsys):

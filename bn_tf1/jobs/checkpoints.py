@@ -26,7 +26,7 @@ import re
 import shutil
 import sys
 from concurrent import futures
-from typing import Collection, NamedTuple
+from typing import Collection, Iterable, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -115,6 +115,24 @@ def verify(path: str) -> None:
         raise DamagedCheckpoint(path, _reason(path, error)) from error
     if not names:
         raise DamagedCheckpoint(path, f"there is no tensor in {path}.index")
+
+
+def check_fits(checkpoint: Checkpoint, variables: Iterable[tf.Variable]) -> None:
+    """Compares the variables of a graph with a checkpoint that `recover` found.
+
+    Raises:
+        CheckpointError: a variable is missing in it, or has another shape there.
+    """
+    saved = tf.train.NewCheckpointReader(checkpoint.path).get_variable_to_shape_map()
+    for variable in variables:
+        name, shape = variable.op.name, variable.shape.as_list()
+        if saved.get(name) != shape:
+            there = f"has it as {saved[name]}" if name in saved else "does not have it"
+            raise CheckpointError(
+                f"the network has {name} of shape {shape}, but {checkpoint.path} "
+                f"{there}: give the flags that the run began with (they are in its "
+                "config.json), or choose another --model_dir"
+            )
 
 
 def recover(model_dir: str) -> Checkpoint | None:
@@ -285,7 +303,7 @@ def _named_by_state(model_dir) -> list[Checkpoint] | None:
 
 def _checkpoint_at(model_dir, path):
     folder, name = os.path.split(path)
-    if os.path.abspath(folder) == os.path.abspath(model_dir):
+    if os.path.realpath(folder) == os.path.realpath(model_dir):
         path = os.path.join(model_dir, name)
     number = re.search(r"-(\d+)$", name)
     return Checkpoint(int(number.group(1)) if number else 0, path)
@@ -294,7 +312,12 @@ def _checkpoint_at(model_dir, path):
 def _write_state(model_dir, checkpoints):
     folder = os.path.abspath(model_dir)
     state = tf.train.generate_checkpoint_state_proto(folder, folder)
-    names = [os.path.relpath(c.path, model_dir) for c in checkpoints]
+    # Names relative to the folder move with it. Of another folder's the whole path is
+    # written: behind a symbolic link ".." leads elsewhere.
+    names = [
+        name if os.path.join(model_dir, name) == path else os.path.abspath(path)
+        for path, name in ((c.path, os.path.basename(c.path)) for c in checkpoints)
+    ]
     state.model_checkpoint_path = names[-1]
     del state.all_model_checkpoint_paths[:]
     state.all_model_checkpoint_paths.extend(names)

@@ -51,7 +51,8 @@ _EXIT_CODES = {
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` in graph mode and exits the process."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     app.run(lambda argv: _run_main(main), flags_parser=_parse_flags)
 
 
@@ -71,8 +72,6 @@ def _run_main(main):
     tf.disable_v2_behavior()
     try:
         main()
-    except KeyboardInterrupt:
-        _fail("interrupted", 128 + signal.SIGINT)
     except tuple(_EXIT_CODES) as error:
         codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
         _fail(str(error), codes[0])

@@ -7,7 +7,8 @@ prediction does not depend on the rest of its batch. Each measurement goes to
 TensorBoard summaries and, as one JSON line, to `results.jsonl` in the evaluation folder.
 
 Following a run, it measures each step once at most, in their order. It begins behind the
-last step in `results.jsonl`, or with the newest checkpoint. A checkpoint that is damaged,
+last step in `results.jsonl`, or with the newest checkpoint. A measurement that is the same
+as the last line of the file, as after a restart, is not written down again. A checkpoint that is damaged,
 or that the training job removed too early, is reported on stderr as skipped.
 """
 
@@ -354,8 +355,11 @@ def _write(result, writer, eval_dir):
         key: value for key, value in result._asdict().items() if value is not None
     }
     path = os.path.join(eval_dir, RESULTS_FILE)
+    line = json.dumps(values).encode()
     with open(path, "ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(line) - 2))
+        end = file.read()
         # A killed evaluation may have left half a line.
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        start = "\n" if file.read(1) not in (b"", b"\n") else ""
-        file.write(f"{start}{json.dumps(values)}\n".encode())
+        start = b"" if end.endswith(b"\n") or not end else b"\n"
+        if not (b"\n" + end).endswith(b"\n" + line + b"\n"):
+            file.write(start + line + b"\n")

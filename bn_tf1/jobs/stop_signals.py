@@ -4,6 +4,8 @@ A Python signal handler does not run while `session.run` blocks, so that a threa
 the signals from a pipe (`signal.set_wakeup_fd`). The first one asks the loop to stop at
 the end of its step. A second one, or a step and save that take longer than the grace
 period, end the process at once: nothing is saved then, but nothing is damaged either.
+The same signal within a moment of the first one is an echo of it: timeout(1), and a shell
+that ends a pipeline, signal a process both by itself and with its group.
 
 Exit codes of such an end: 128 plus the number of the signal.
 """
@@ -15,11 +17,14 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import Iterator
 
 import tensorflow.compat.v1 as tf
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+# Longer than an echo takes on a busy machine, shorter than a person between two keys.
+_ECHO_SECS = 0.2
 
 
 class StopSignals:
@@ -34,15 +39,19 @@ class StopSignals:
         self.received = None
         self._grace_secs = grace_secs
         self._timer = None
+        self._echo_until = 0.0
 
     def receive(self, number: int) -> None:
         """Notes the first signal, and ends the process at the second one."""
+        if self.received == number and time.monotonic() < self._echo_until:
+            return
         if self.received is not None:
             _end(number, "a second signal")
         reason = f"the step and its checkpoint took more than {self._grace_secs:g} s"
         self._timer = threading.Timer(self._grace_secs, _end, [number, reason])
         self._timer.daemon = True
         self._timer.start()
+        self._echo_until = time.monotonic() + _ECHO_SECS
         self.received = number
 
     def end(self) -> None:

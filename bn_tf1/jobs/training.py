@@ -118,6 +118,8 @@ def train(config: Config) -> TrainingResult:
         configuration.save(config)
         with tf.Graph().as_default():
             step = _build_step(config, dataset)
+            if newest is not None:
+                checkpoints.check_fits(newest, tf.global_variables())
             progress = ProgressHook(step, config)
             hooks = [progress, _FiniteLossHook(config, progress), StopHook(signals)]
             explained = _explained(config, progress)
