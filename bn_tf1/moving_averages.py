@@ -25,6 +25,8 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.statistics import in_dtype
+
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
 
 
@@ -63,7 +65,7 @@ def _plain_update(variable, value, decay, apply):
     with tf.name_scope("AssignMovingAvg") as scope:
         # In a loop, the read must wait for the update of the iteration before.
         with tf.control_dependencies([value]):
-            change = (variable.read_value() - value) * _in_dtype(1 - decay, dtype)
+            change = (variable.read_value() - value) * in_dtype(1 - decay, dtype)
         if apply is not True:
             change = tf.where_v2(apply, change, tf.zeros_like(change))
         return variable.assign_sub(change, name=scope).op
@@ -84,13 +86,6 @@ def assign_moving_value(
         return variable.assign(value, name=scope).op
 
 
-def _in_dtype(number, dtype):
-    """A float or a scalar tensor as a tensor of `dtype`, rounded once."""
-    if tf.is_tensor(number):
-        return tf.cast(number, dtype)
-    return tf.constant(number, dtype)
-
-
 def _zero_debiased_update(variable, value, decay, apply):
     """Written out because TensorFlow's own cannot hold its step counter still."""
     dtype = variable.dtype.base_dtype
@@ -103,7 +98,7 @@ def _zero_debiased_update(variable, value, decay, apply):
     accumulate = _plain_update(biased, value, decay, apply)
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)
     with tf.control_dependencies([accumulate, count]):
-        correction = 1 - tf.pow(_in_dtype(decay, dtype), local_step.read_value())
+        correction = 1 - tf.pow(in_dtype(decay, dtype), local_step.read_value())
         average = biased.read_value() / correction
         if apply is not True:
             # Before the first applied update both are 0: 0 / 0 must not be stored.

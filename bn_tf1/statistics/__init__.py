@@ -21,6 +21,7 @@ from bn_tf1.statistics.kernels import choose as choose_kernel
 from bn_tf1.statistics.moments import (
     Moments,
     channel_axes,
+    in_dtype,
     parameter_shape,
     reduction_axes,
     static_count,
@@ -44,6 +45,7 @@ __all__ = [
     "batch_moments",
     "channel_axes",
     "choose_kernel",
+    "in_dtype",
     "join_ghost_batches",
     "normalize",
     "normalize_batch",

@@ -38,6 +38,13 @@ def statistics_dtype(dtype: tf.DType) -> tf.DType:
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
+def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """A float or a scalar tensor as a tensor of `dtype`, rounded once."""
+    if tf.is_tensor(number):
+        return tf.cast(number, dtype)
+    return tf.constant(number, dtype)
+
+
 def channel_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     """The channel axes of a tensor of `rank`, ascending and not negative."""
     axes = (axis,) if isinstance(axis, numbers.Integral) else axis

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.statistics.moments import in_dtype
+
 
 class Renormalization(NamedTuple):
     """How to renormalise.
@@ -62,11 +64,11 @@ def renorm_correction(
     r = stddev / renorm_stddev
     d = (mean - renorm_mean) / renorm_stddev
     if renorm.rmin is not None:
-        r = tf.maximum(r, tf.cast(renorm.rmin, r.dtype))
+        r = tf.maximum(r, in_dtype(renorm.rmin, r.dtype))
     if renorm.rmax is not None:
-        r = tf.minimum(r, tf.cast(renorm.rmax, r.dtype))
+        r = tf.minimum(r, in_dtype(renorm.rmax, r.dtype))
     if renorm.dmax is not None:
-        dmax = tf.cast(renorm.dmax, d.dtype)
+        dmax = in_dtype(renorm.dmax, d.dtype)
         d = tf.minimum(tf.maximum(d, -dmax), dmax)
     return Correction(
         tf.stop_gradient(r, name="renorm_r"), tf.stop_gradient(d, name="renorm_d")
