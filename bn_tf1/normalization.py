@@ -109,7 +109,9 @@ def normalize_and_update(
         adjustment,
         kernel,
     )
-    normalized = _normalize(x, variables, is_training, options)
+    # A scope of its own leaves the names of the layer's to the output and the updates.
+    with tf.name_scope("normalize"):
+        normalized = _normalize(x, variables, is_training, options)
     y = normalized.y
     updates = ()
     if update != "skip" and is_training is not False:
