@@ -37,6 +37,7 @@ def update_moving_average(
     *,
     apply: bool | tf.Tensor = True,
     zero_debias: bool = False,
+    rate: tf.Tensor | None = None,
 ) -> tf.Operation:
     """Makes the operation that moves `variable` towards `value`.
 
@@ -51,23 +52,38 @@ def update_moving_average(
             and `local_step`, named as TensorFlow's `assign_moving_average` names
             them. They belong in every checkpoint: without them the first update
             after a restore replaces the average by `value`.
+        rate: what `update_rate` gave for this decay, dtype and `apply`, where several
+            variables share it.
 
     Returns:
         The operation.
     """
+    if rate is None:
+        rate = update_rate(decay, variable.dtype.base_dtype, apply)
     if zero_debias:
-        return _zero_debiased_update(variable, value, decay, apply)
-    return _plain_update(variable, value, decay, apply)
+        return _zero_debiased_update(variable, value, rate, decay, apply)
+    return _plain_update(variable, value, rate, apply)
 
 
-def _plain_update(variable, value, decay, apply):
-    dtype = variable.dtype.base_dtype
+def update_rate(
+    decay: float | tf.Tensor, dtype: tf.DType, apply: bool | tf.Tensor
+) -> tf.Tensor:
+    """1 - decay, a scalar of `dtype`, where `apply` is true, and 0 where it is false."""
+    with tf.name_scope("moving_average_rate"):
+        rate = in_dtype(1 - decay, dtype)
+        return rate if apply is True else rate * tf.cast(apply, dtype)
+
+
+def _plain_update(variable, value, rate, apply):
     with tf.name_scope("AssignMovingAvg") as scope:
         # In a loop, the read must wait for the update of the iteration before.
         with tf.control_dependencies([value]):
-            change = (variable.read_value() - value) * in_dtype(1 - decay, dtype)
-        if apply is not True:
-            change = tf.where_v2(apply, change, tf.zeros_like(change))
+            difference = variable.read_value() - value
+        if apply is True:
+            change = difference * rate
+        else:
+            # Exactly 0 where the rate is, even if the difference is NaN.
+            change = tf.math.multiply_no_nan(difference, rate)
         return variable.assign_sub(change, name=scope).op
 
 
@@ -86,7 +102,7 @@ def assign_moving_value(
         return variable.assign(value, name=scope).op
 
 
-def _zero_debiased_update(variable, value, decay, apply):
+def _zero_debiased_update(variable, value, rate, decay, apply):
     """Written out because TensorFlow's own cannot hold its step counter still."""
     dtype = variable.dtype.base_dtype
     zeros = tf.zeros_initializer()
@@ -95,7 +111,7 @@ def _zero_debiased_update(variable, value, decay, apply):
             "biased", variable.shape, dtype, zeros, trainable=False
         )
         local_step = tf.get_variable("local_step", [], dtype, zeros, trainable=False)
-    accumulate = _plain_update(biased, value, decay, apply)
+    accumulate = _plain_update(biased, value, rate, apply)
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)
     with tf.control_dependencies([accumulate, count]):
         correction = 1 - tf.pow(in_dtype(decay, dtype), local_step.read_value())

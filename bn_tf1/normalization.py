@@ -21,7 +21,11 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.calls import BatchNormCall, record_call
-from bn_tf1.moving_averages import assign_moving_value, update_moving_average
+from bn_tf1.moving_averages import (
+    assign_moving_value,
+    update_moving_average,
+    update_rate,
+)
 
 
 class LayerVariables(NamedTuple):
@@ -347,30 +351,32 @@ def _and(one, other):
 
 
 def _all_finite(normalized):
-    both = tf.stack([normalized.mean, normalized.variance])
-    return tf.reduce_all(tf.is_finite(both))
+    # The variance is made of distances from the mean: finite only if that is.
+    return tf.reduce_all(tf.is_finite(normalized.variance))
 
 
 def _update_operations(
     variables, normalized, decay, zero_debias, renorm, epsilon, apply
 ):
-    def update(key, batch, decay=decay):
+    mean, variance = normalized.mean, normalized.variance
+    rate = update_rate(decay, mean.dtype, apply)
+
+    def update(key, batch, decay=decay, rate=rate):
         moving = getattr(variables, key)
         if moving.shape.ndims != batch.shape.ndims:
             batch = tf.reshape(batch, moving.shape)
         return update_moving_average(
-            moving, batch, decay, apply=apply, zero_debias=key in zero_debias
+            moving, batch, decay, apply=apply, zero_debias=key in zero_debias, rate=rate
         )
 
-    mean, variance = normalized.mean, normalized.variance
     if renorm is None:
         return update("moving_mean", mean), update("moving_variance", variance)
     stddev = tf.sqrt(variance + epsilon)
     # Whoever runs either of the two operations updates these, too.
     with tf.control_dependencies(
         [
-            update("renorm_mean", mean, renorm.decay),
-            update("renorm_stddev", stddev, renorm.decay),
+            update("renorm_mean", mean, renorm.decay, None),
+            update("renorm_stddev", stddev, renorm.decay, None),
         ]
     ):
         mean, stddev = tf.identity(mean), tf.identity(stddev)

@@ -48,11 +48,15 @@ def normalize_batch(
         unbiased: whether the variance is returned as the kernel gives it, divided by
             N - 1 instead of N.
     """
-    outputs, channels = _fused(x, [], [], gamma, beta, axis, epsilon, True)
+    unused = tf.constant([], tf.float32)
+    outputs, channels = _fused(x, unused, unused, gamma, beta, axis, epsilon, True)
     mean, variance = outputs.batch_mean, outputs.batch_variance
     if not unbiased:
         count = count_of(x, reduction_axes(x.shape.ndims, axis))
-        variance *= (count - 1) / count if isinstance(count, int) else 1 - 1 / count
+        if isinstance(count, int):
+            variance *= (count - 1) / count
+        else:
+            variance -= variance / count
     return FusedOutput(channels.leave(outputs.y, x), mean, variance)
 
 
