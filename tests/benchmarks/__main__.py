@@ -1,0 +1,134 @@
+"""Measures all of it and prints one table: see the package's first lines.
+
+The column "bn_tf1/it" is this library's figure over the contender's in the same case:
+below 1 where the library is faster, or smaller.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import allocator
+from tests.benchmarks import graphs, jobs, layers, networks, peers, timing
+
+SECTIONS = ("layers", "shipped", "steps", "inference", "memory", "graphs", "jobs")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    tf.disable_v2_behavior()
+    if not options.leave_memory:
+        allocator.keep_memory()
+    found = []
+    for section in options.only or SECTIONS:
+        found += _measure(section, options)
+    report = {
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "tensorflow": tf.version.VERSION,
+        "python": platform.python_version(),
+        "rows": [row._asdict() for row in found],
+    }
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+    print(f"TensorFlow {report['tensorflow']}, {report['machine']}")
+    print(table(found))
+
+
+def table(rows: list[timing.Row]) -> str:
+    """The rows as a Markdown table, with the ratio to this library in each case."""
+    ours = {
+        (row.case, row.unit): row.value for row in rows if row.contender == peers.OURS
+    }
+    lines = [
+        "| case | contender | median | spread | bn_tf1/it |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for row in rows:
+        own = ours.get((row.case.replace(", shipped allocator", ""), row.unit))
+        ratio = f"{own / row.value:.2f}" if own else ""
+        lines.append(
+            f"| {row.case} | {row.contender} | {row.value:.4g} {row.unit} | "
+            f"{row.spread:.2g} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer shapes and rounds: under 2 minutes"
+    )
+    parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run?")
+    parser.add_argument("--json", metavar="FILE", help="writes the figures there too")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, help="measures these sections alone"
+    )
+    parser.add_argument(
+        "--leave_memory",
+        action="store_true",
+        help="leaves the memory allocator as TensorFlow ships it",
+    )
+    return parser
+
+
+def _measure(section, options):
+    small = options.quick or options.tiny
+    size = {"batch": 4, "size": 8, "blocks": 1} if options.tiny else {}
+    rounds = 2 if options.tiny else 5 if options.quick else 15
+    if section == "layers":
+        return layers.measure(_shapes(options), rounds)
+    if section == "shipped":
+        return _with_the_shipped_allocator(options)
+    if section == "steps":
+        return networks.measure_steps(rounds, **size)
+    if section == "inference":
+        return networks.measure_inference(rounds, **size)
+    if section == "memory":
+        names = [peers.OURS, networks.NONE] if small else list(networks.LAYERS)
+        return networks.measure_memory(names, **size)
+    if section == "graphs":
+        return graphs.measure(5 if small else 20, 3 if small else 7)
+    starts, steps = (
+        (1, 20) if options.tiny else (1, 300) if options.quick else (5, 1000)
+    )
+    return jobs.measure(starts, steps)
+
+
+def _shapes(options):
+    if options.tiny:
+        return layers.TINY
+    if options.quick:
+        return {name: layers.SHAPES[name] for name in layers.QUICK}
+    return layers.SHAPES
+
+
+def _with_the_shipped_allocator(options):
+    """The layers again, in a process that leaves the allocator alone."""
+    command = [sys.executable, "-m", "tests.benchmarks", "--leave_memory"]
+    command += ["--only", "layers", "--json", "/dev/stdout"]
+    command += ["--quick"] * options.quick + ["--tiny"] * options.tiny
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ).stdout.decode()
+    report, _ = json.JSONDecoder().raw_decode(output)
+    return [
+        timing.Row(**{**row, "case": row["case"] + ", shipped allocator"})
+        for row in report["rows"]
+        if "inference" not in row["case"] and row["contender"] != "PyTorch"
+    ]
+
+
+if __name__ == "__main__":
+    main()

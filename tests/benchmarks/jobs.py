@@ -1,0 +1,95 @@
+"""The training job: from its start to its first step, and its speed from there on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import models
+from tests.benchmarks import timing
+
+_IMPORT = "import tensorflow.compat.v1 as tf"
+_BATCH = 64
+
+
+def measure(starts: int, steps: int) -> list[timing.Row]:
+    """Start-up beside `import tensorflow`; images/s beside those of the bare step."""
+    with tempfile.TemporaryDirectory() as folder:
+        number = iter(range(1000))
+
+        def first_step():
+            model_dir = os.path.join(folder, str(next(number)))
+            _step_times(["--max_steps=1", "--log_steps=1", f"--model_dir={model_dir}"])
+
+        def imported():
+            subprocess.run(
+                [sys.executable, "-c", _IMPORT], check=True, env=_environment()
+            )
+
+        timings = timing.in_turns(
+            {"train.py to its first step": first_step, "import tensorflow": imported},
+            starts,
+        )
+        found = timing.rows("start, digits", timings)
+        times = _step_times(
+            [
+                f"--max_steps={steps}",
+                f"--log_steps={steps // 10}",
+                f"--model_dir={os.path.join(folder, 'long')}",
+            ]
+        )
+    case = f"convnet on digits, batch {_BATCH}"
+    job = _BATCH * (steps - steps // 10) / (times[-1] - times[0])
+    found.append(timing.Row(case, "train.py", job, 0.0, "images/s"))
+    bare = timing.in_turns({"bare": _bare_step()}, steps // 2)["bare"]
+    speed = 1e3 * _BATCH / bare.median
+    found.append(timing.Row(case, "bare step", speed, 0.0, "images/s"))
+    return found
+
+
+def _environment():
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def _step_times(arguments):
+    """When each of the job's log lines came."""
+    times = []
+    with subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=_environment(),
+        text=True,
+    ) as job:
+        for line in job.stdout:
+            if line.startswith("step "):
+                times.append(time.perf_counter())
+    if job.returncode != 0:
+        raise RuntimeError(f"train.py {' '.join(arguments)}: exit {job.returncode}")
+    return times
+
+
+def _bare_step():
+    """The same network and optimizer, on one batch that never changes."""
+    with tf.Graph().as_default() as graph:
+        images = tf.get_variable(
+            "images", initializer=tf.random_uniform([_BATCH, 8, 8, 1]), trainable=False
+        )
+        settings = models.Settings(num_classes=10)
+        logits = models.convnet(images, True, settings)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=tf.zeros([_BATCH], tf.int32), logits=logits
+        )
+        minimize = tf.train.MomentumOptimizer(0.01, 0.9).minimize(
+            tf.reduce_mean(losses)
+        )
+        updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+        initialize = tf.global_variables_initializer()
+    session = tf.Session(graph=graph)
+    session.run(initialize)
+    return lambda: session.run([minimize, updates])

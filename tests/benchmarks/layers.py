@@ -1,0 +1,96 @@
+"""One layer by itself: forward, forward and backward, inference, by shape and layout."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from tests.benchmarks import peers, timing
+
+SHAPES = {
+    "NHWC 128x32x32x64": ((128, 32, 32, 64), -1),
+    "NHWC 256x8x8x512": ((256, 8, 8, 512), -1),
+    "NHWC 32x56x56x256": ((32, 56, 56, 256), -1),
+    "NC 1024x512": ((1024, 512), -1),
+    "NWC 64x128x256": ((64, 128, 256), -1),
+    "NDHWC 16x8x16x16x64": ((16, 8, 16, 16, 64), -1),
+    "NCHW 128x64x32x32": ((128, 64, 32, 32), 1),
+    "NCHW 256x512x8x8": ((256, 512, 8, 8), 1),
+    "NCW 64x256x128": ((64, 256, 128), 1),
+}
+QUICK = ("NHWC 128x32x32x64", "NC 1024x512", "NCHW 128x64x32x32")
+TINY = {"NHWC 4x4x4x3": ((4, 4, 4, 3), -1), "NCW 4x3x5": ((4, 3, 5), 1)}
+MODES = ("forward", "forward+backward", "inference")
+
+
+def measure(shapes, rounds: int) -> list[timing.Row]:
+    """The rows of every mode on `shapes`, a mapping from a name to (shape, axis)."""
+    found = []
+    for name, (shape, axis) in shapes.items():
+        for mode in MODES:
+            with tf.Graph().as_default(), tf.Session() as session:
+                calls = _contenders(session, shape, axis, mode)
+                if importlib.util.find_spec("torch"):
+                    calls["PyTorch"] = _torch(shape, axis, mode)
+                timings = timing.in_turns(calls, rounds)
+            found += timing.rows(f"layer {mode}, {name}", timings)
+    return found
+
+
+def _contenders(session, shape, axis, mode):
+    x, dy = (
+        tf.get_variable(name, initializer=_values(shape, seed))
+        for seed, name in enumerate(("x", "dy"))
+    )
+    fetches = {}
+    for name, layer in peers.layers_for(shape, axis).items():
+        before = len(tf.trainable_variables())
+        updates_before = len(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+        y = layer(tf.identity(x), mode != "inference", axis)
+        fetched = [y.op]
+        if mode != "inference":
+            # All but the limits have two updates, of a few numbers each.
+            fetched += tf.get_collection(tf.GraphKeys.UPDATE_OPS)[updates_before:]
+        if mode == "forward+backward" and layer is not peers.copy:
+            inputs = [x, *tf.trainable_variables()[before:]]
+            fetched += [slope.op for slope in tf.gradients(y, inputs, dy)]
+        fetches[name] = fetched
+    session.run(tf.global_variables_initializer())
+    # The operations are fetched, not their values: nothing is copied to NumPy, and
+    # nothing can be optimised away.
+    return {
+        name: lambda fetched=fetched: session.run(fetched)
+        for name, fetched in fetches.items()
+    }
+
+
+def _values(shape, seed):
+    return np.random.RandomState(seed).normal(size=shape).astype(np.float32)
+
+
+def _torch(shape, axis, mode):
+    import torch
+
+    torch.set_num_threads(os.cpu_count())
+    channels = shape[axis]
+    kinds = {4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
+    layer = kinds.get(len(shape), torch.nn.BatchNorm1d)(channels, eps=peers.EPSILON)
+    layer.train(mode != "inference")
+    x, dy = (torch.from_numpy(_values(shape, seed)) for seed in (0, 1))
+    if axis == -1 and len(shape) > 2:
+        # The same bytes, seen with the channels first: PyTorch's channels_last.
+        x, dy = x.movedim(-1, 1), dy.movedim(-1, 1)
+    x.requires_grad_(mode == "forward+backward")
+
+    def call():
+        if mode == "forward+backward":
+            x.grad = None
+            layer(x).backward(dy)
+        else:
+            with torch.no_grad():
+                layer(x)
+
+    return call

@@ -1,0 +1,131 @@
+"""Batch-norm layers to compare with: `layer(x, is_training, axis)` returns the output.
+
+All create their variables and put their updates into `UPDATE_OPS`, except the raw kernel
+and the copy, which are limits and not layers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+
+EPSILON = 1e-3
+DECAY = 0.99
+ON_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
+
+OURS = "bn_tf1"
+
+
+def ours(x, is_training, axis=-1):
+    return bn_tf1.batch_norm(x, is_training, axis=axis)
+
+
+def composed(x, is_training, axis=-1):
+    return bn_tf1.batch_norm(x, is_training, axis=axis, kernel="composed")
+
+
+def switched(x, is_training, axis=-1):
+    """With a tensor in the place of the Python bool."""
+    mode = tf.placeholder_with_default(is_training, [])
+    return bn_tf1.batch_norm(x, mode, axis=axis)
+
+
+def recipe(x, is_training, axis=-1):
+    """As articles give it: tf.nn.moments, a moving average, tf.cond, the formula."""
+    channels = x.shape[axis]
+    axes = [a for a in range(x.shape.ndims) if a != axis % x.shape.ndims]
+    with tf.variable_scope(None, "recipe"):
+        gamma = tf.get_variable("gamma", [channels], initializer=tf.ones_initializer())
+        beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
+        moving_mean = tf.get_variable(
+            "mean", [channels], initializer=tf.zeros_initializer(), trainable=False
+        )
+        moving_variance = tf.get_variable(
+            "variance", [channels], initializer=tf.ones_initializer(), trainable=False
+        )
+        mode = tf.placeholder_with_default(is_training, [])
+        batch = tf.nn.moments(x, axes)
+        for moving, value in zip((moving_mean, moving_variance), batch):
+            update = tf.assign_sub(moving, (1 - DECAY) * (moving - value))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+        moving = (tf.identity(moving_mean), tf.identity(moving_variance))
+        mean, variance = tf.cond(mode, lambda: batch, lambda: moving)
+        by_channel = [1] * x.shape.ndims
+        by_channel[axis] = -1
+        mean, variance, beta, gamma = (
+            tf.reshape(values, by_channel) for values in (mean, variance, beta, gamma)
+        )
+        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+
+
+def raw_kernel(x, is_training, axis=-1):
+    """The fused kernel on an image of the same values, with nothing around it."""
+    channels = tf.dimension_value(x.shape[axis])
+    with tf.variable_scope(None, "raw"):
+        gamma = tf.get_variable("gamma", [channels], initializer=tf.ones_initializer())
+        beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
+    last = axis in (-1, x.shape.ndims - 1)
+    image = x
+    if x.shape.ndims != 4:
+        size = tf.dimension_value(x.shape[0])
+        image = tf.reshape(
+            x, [size, -1, 1, channels] if last else [size, channels, -1, 1]
+        )
+    constant = [] if is_training else tf.ones([channels])
+    y = tf.raw_ops.FusedBatchNormV3(
+        x=image,
+        scale=gamma,
+        offset=beta,
+        mean=constant,
+        variance=constant,
+        epsilon=EPSILON,
+        data_format="NHWC" if last else "NCHW",
+        is_training=is_training,
+    ).y
+    return tf.reshape(y, x.shape) if image is not x else y
+
+
+def copy(x, is_training, axis=-1):
+    """The limit: every byte read once and written once."""
+    return x * 1.0001
+
+
+def tf_layers(x, is_training, axis=-1):
+    return tf.layers.batch_normalization(x, axis=axis, training=is_training)
+
+
+def contrib(x, is_training, axis=-1):
+    # Imported here: it takes seconds, and TensorFlow 2 has none.
+    from tensorflow.contrib import layers
+
+    return layers.batch_norm(x, scale=True, is_training=is_training, fused=True)
+
+
+def tf_keras_layer(x, is_training, axis=-1):
+    import tf_keras
+
+    return tf_keras.layers.BatchNormalization(axis=axis)(x, training=is_training)
+
+
+def layers_for(shape, axis):
+    """The contenders that this TensorFlow has for the shape, by name."""
+    last = axis in (-1, len(shape) - 1)
+    found = {
+        "recipe": recipe,
+        OURS: ours,
+        "bn_tf1 composed": composed,
+        "bn_tf1 tensor mode": switched,
+    }
+    if last or not ON_TENSORFLOW_1:
+        found["raw kernel"] = raw_kernel
+    if ON_TENSORFLOW_1:
+        found["tf.layers"] = tf_layers
+        if last and len(shape) in (2, 4):
+            found["contrib fused"] = contrib
+    elif importlib.util.find_spec("tf_keras"):
+        found["tf_keras"] = tf_keras_layer
+    found["copy"] = copy
+    return found
