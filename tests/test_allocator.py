@@ -4,11 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow.compat.v1 as tf
-
-from bn_tf1.jobs import allocator
-
-ON_TF1 = tf.version.VERSION.startswith("1.")
 
 # 48 MB: up to 32 MB glibc adapts by itself. The first steps find how the memory is best
 # divided: alignment leaves small pieces behind, which block, until there are enough.
@@ -47,7 +42,6 @@ def faults(mode):
     return kept, int(count)
 
 
-@pytest.mark.skipif(not ON_TF1, reason="TensorFlow 2 has no need of it")
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_tensors_no_longer_fault_in_their_memory_at_every_step():
     _, without = faults("leave")
@@ -56,8 +50,3 @@ def test_tensors_no_longer_fault_in_their_memory_at_every_step():
     # 10 steps with at least one new tensor of 48 MB, 12,288 pages of 4 KB.
     assert without > 100_000
     assert with_it < 0.2 * without
-
-
-@pytest.mark.skipif(ON_TF1, reason="for TensorFlow 2")
-def test_tensorflow_2_is_left_alone():
-    assert allocator.keep_memory() is False

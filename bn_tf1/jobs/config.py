@@ -140,8 +140,8 @@ class Config:
 
     keep_memory: bool = _option(
         True,
-        "Keeps freed memory in the process: faster steps on TensorFlow 1.15, where each "
-        "one would map it anew, for a larger process. No effect on TensorFlow 2.",
+        "Keeps freed memory in the process: faster steps, which would map it anew each "
+        "time, for a larger process.",
     )
     save_checkpoint_steps: int = _option(
         200, "Steps between two checkpoints, a count.", minimum=1
