@@ -112,7 +112,10 @@ def analyse(view: GraphView, conditions: Conditions) -> list[Analysis]:
     calls = [
         call for call in find_normalizations(view) if not conditions.is_never(call.node)
     ]
-    updates = find_updates(view, calls)
+    updates: dict[int, list[Update]] = {}
+    for update in find_updates(view, calls):
+        for source in update.sources:
+            updates.setdefault(source, []).append(update)
     by_name = _variables_by_name(view)
     resolved = [_roles(view, call, updates, by_name) for call in calls]
     found = []
@@ -199,8 +202,8 @@ def _is_named(view, node):
 def _updated(view, sources, role, updates, by_name):
     """The variables that the updates from the batch statistics of a call write."""
     found = []
-    for update in updates:
-        if update.role != role or not update.sources & sources[role]:
+    for update in _of_sources(updates, sources[role]):
+        if update.role != role:
             continue
         name = variable_name(view, update.variable)
         if update.debiased:
@@ -208,6 +211,12 @@ def _updated(view, sources, role, updates, by_name):
         elif not _is_auxiliary(view, update.variable):
             found.append(update.variable)
     return sorted(set(found))
+
+
+def _of_sources(updates, sources):
+    """The updates that any of `sources` enters, in the order of their nodes."""
+    found = {update for source in sources for update in updates.get(source, ())}
+    return sorted(found, key=lambda update: update.node)
 
 
 def _beside(view, found, role, by_name):
@@ -273,8 +282,8 @@ def _analysis(view, calls, resolved, updates):
     )
     own = tuple(
         update
-        for update in updates
-        if update.sources & sources and (update.variable in nodes or update.debiased)
+        for update in _of_sources(updates, sources)
+        if update.variable in nodes or update.debiased
     )
     names = {
         role: variable_name(view, nodes[0]) if nodes else None

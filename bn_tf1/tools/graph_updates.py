@@ -105,10 +105,10 @@ def find_updates(
 
 def _known_sources(view, written: Leaves, roles):
     sources = written.reductions | written.statistics
-    for node in written.reductions.difference(roles):
+    for node in [node for node in written.reductions if node not in roles]:
         # Virtual batches: the mean of the means.
         sources |= leaves(view, view.inputs[node][0]).reductions
-    return sources.intersection(roles)
+    return frozenset(source for source in sources if source in roles)
 
 
 def debiased_variable(name: str, variables: Sequence[str]) -> str | None:

@@ -365,15 +365,20 @@ def _collections(meta):
 def _split(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """The inputs and the control inputs, which come after them."""
     names = list(names)
+    if not names or names[-1][:1] != "^":
+        return names, ()
     for i, name in enumerate(names):
-        if name.startswith("^"):
-            return names[:i], tuple(n for n in names[i:] if n.startswith("^"))
+        if name[:1] == "^":
+            return names[:i], tuple(names[i:])
     return names, ()
 
 
 def _references(names: Sequence[str], ids: Mapping[str, int]) -> tuple[int, ...]:
     found = []
     for name in names:
+        if name in ids:
+            found.append(ids[name] << _PORT_BITS)
+            continue
         name, *output = name.split(":")
         if name in ids:
             found.append(reference_to(ids[name], _port(output)))
