@@ -48,7 +48,8 @@ def _training_graph(layers):
         with tf.variable_scope(f"layer{i}"):
             x = tf.matmul(x, tf.get_variable("weights", [4, 4]))
             x = tf.nn.relu(graph_zoo.with_nn(x, True))
-    with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+    updates = tf.group(*tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+    with tf.control_dependencies([updates]):
         tf.train.AdamOptimizer().minimize(tf.reduce_mean(x))
     tf.train.Saver()
     return tf.train.export_meta_graph()

@@ -296,8 +296,9 @@ def _reduces_the_batch(view, node):
     if axes is None:
         # tf.range(tf.rank(x) - 1) begins with 0, whatever the rank.
         source = node_of(origin(view, view.inputs[node][-1]))
-        inputs = view.inputs[source]
-        return view.ops[source] == "Range" and scalars(view, inputs[0]) == {0.0}
+        if view.ops[source] != "Range":
+            return False
+        return scalars(view, view.inputs[source][0]) == {0.0}
     return 0 in axes
 
 

@@ -54,6 +54,25 @@ BRANCHES = ("If", "StatelessIf", "_If", "Case", "StatelessCase")
 LOOPS = ("While", "StatelessWhile", "_While")
 
 
+# How many inputs the checks count on. A node of a damaged graph that has fewer is no
+# such operation: it keeps its place under another name.
+_ARITY = {
+    **dict.fromkeys(
+        ["Identity", "Cast", "Rsqrt", "Sqrt", "Neg", "L2Loss", "Exit", "RefExit"], 1
+    ),
+    **dict.fromkeys(
+        ["Add", "AddV2", "Sub", "Mul", "RealDiv", "Div", "Pow", "BiasAdd", "Maximum"]
+        + ["Minimum", "Reshape", "Mean", "Sum", "Switch", "RefSwitch"]
+        + ["Assign", "AssignAdd", "AssignSub", "AssignVariableOp"]
+        + ["AssignAddVariableOp", "AssignSubVariableOp"],
+        2,
+    ),
+    **dict.fromkeys(["Range", "Select", "SelectV2"], 3),
+    **dict.fromkeys(["If", "StatelessIf", "_If", "Case", "StatelessCase"], 1),
+}
+_DAMAGED = "_Damaged"
+
+
 class Body(NamedTuple):
     """The nodes of the graph itself (name "") or of one function.
 
@@ -194,6 +213,8 @@ class GraphView:
         for node in range(first + len(arguments), len(self.names)):
             inputs, awaited = _split(self.definitions[node].input)
             self.inputs[node] = _references(inputs, ids)
+            if len(self.inputs[node]) < _ARITY.get(self.ops[node], 0):
+                self.ops[node] = _DAMAGED
             if awaited:
                 if awaited not in shared:
                     shared[awaited] = self._shared_controls(awaited, ids, prefix)
