@@ -15,6 +15,7 @@ is imported into TensorFlow, nothing is run, and no depth of nesting matters.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -98,8 +99,6 @@ class GraphView:
     Attributes:
         names: name of each node; those of a function are "function:node".
         ops: operation of each node.
-        definitions: NodeDef of each node; None for those that are not in the file:
-            `_Arg`, `_Ret` and `_Controls`, which stands for many control inputs.
         inputs: references to what each node takes.
         controls: the nodes that each node waits for.
         bodies: the graph itself, then its functions.
@@ -115,7 +114,6 @@ class GraphView:
         self.kind = kind
         self.names: list[str] = []
         self.ops: list[str] = []
-        self.definitions: list[Any] = []
         self.inputs: list[tuple[int, ...]] = []
         self.controls: list[tuple[int, ...]] = []
         self.bodies: list[Body] = []
@@ -131,6 +129,9 @@ class GraphView:
                 for key, signature in meta.signature_def.items()
             }
         self._ids: dict[str, int] = {}
+        # Of each body: its first node that has a NodeDef, and the NodeDefs. A reference
+        # to each of them would keep alive what Python made of it: half of all memory.
+        self._sources: list[tuple[int, Any]] = []
         self._consumers: Any = None
         self._followers: Any = None
         _check_size(graph_def)
@@ -150,10 +151,17 @@ class GraphView:
 
     def attribute(self, node: int, name: str) -> Any:
         """The AttrValue `name` of `node`, or None."""
-        definition = self.definitions[node]
+        definition = self._definition(node)
         if definition is None or name not in definition.attr:
             return None
         return definition.attr[name]
+
+    def _definition(self, node):
+        """The NodeDef; None for `_Arg`, `_Ret` and `_Controls` (many control inputs)."""
+        first, definitions = self._sources[self.body_of(node)]
+        if first <= node < first + len(definitions):
+            return definitions[node - first]
+        return None
 
     def consumers(self, node: int) -> Sequence[int]:
         """The nodes that take an output of `node` as an input."""
@@ -206,12 +214,15 @@ class GraphView:
         prefix = name + ":" if name else ""
         ids = {}
         for argument in arguments:
-            ids[argument] = self._add(prefix + argument, "_Arg", None)
-        for node in nodes:
-            ids.setdefault(node.name, self._add(prefix + node.name, node.op, node))
+            ids[argument] = self._add(prefix + argument, "_Arg")
+        start = len(self.names)
+        self._sources.append((start, nodes))
+        for definition in nodes:
+            own = definition.name
+            ids.setdefault(own, self._add(prefix + own, sys.intern(definition.op)))
         shared: dict[tuple[str, ...], tuple[int, ...]] = {}
-        for node in range(first + len(arguments), len(self.names)):
-            inputs, awaited = _split(self.definitions[node].input)
+        for node, definition in enumerate(nodes, start):
+            inputs, awaited = _split(definition.input)
             self.inputs[node] = _references(inputs, ids)
             if len(self.inputs[node]) < _ARITY.get(self.ops[node], 0):
                 self.ops[node] = _DAMAGED
@@ -221,7 +232,7 @@ class GraphView:
                 self.controls[node] = shared[awaited]
         returned = []
         for key, source in returns.items():
-            node = self._add(prefix + key, "_Ret", None)
+            node = self._add(prefix + key, "_Ret")
             self.inputs[node] = _references([source], ids)
             returned.append(node)
         self.bodies.append(
@@ -246,14 +257,13 @@ class GraphView:
         controls = tuple(ids[name[1:]] for name in names if name[1:] in ids)
         if len(controls) <= _MANY_CONTROLS:
             return controls
-        node = self._add(f"{prefix}{len(controls)} control inputs", "_Controls", None)
+        node = self._add(f"{prefix}{len(controls)} control inputs", "_Controls")
         self.controls[node] = controls
         return (node,)
 
-    def _add(self, name, op, definition):
+    def _add(self, name, op):
         self.names.append(name)
         self.ops.append(op)
-        self.definitions.append(definition)
         self.inputs.append(())
         self.controls.append(())
         return len(self.names) - 1
@@ -264,7 +274,7 @@ class GraphView:
             return
         joined = {}
         for node, op in enumerate(self.ops):
-            called = _called_functions(self.definitions[node], bodies)
+            called = _called_functions(self._definition(node), bodies)
             if not called:
                 continue
             self.called[node] = called
