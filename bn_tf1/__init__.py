@@ -8,8 +8,8 @@ from bn_tf1.tools.audit import audit
 from bn_tf1.tools.divergence import divergence
 from bn_tf1.tools.findings import Finding
 from bn_tf1.tools.graph_lint import lint
+from bn_tf1.tools.linted_train_op import make_train_op
 from bn_tf1.tools.restore import RestoreReport, restore
-from bn_tf1.train_op import make_train_op
 
 __version__ = "0.1.0"
 
