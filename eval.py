@@ -13,7 +13,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import flags
 
-from bn_tf1.jobs import command_line, evaluation
+from bn_tf1.jobs import command_line, diagnosis, evaluation
 from bn_tf1.jobs.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
@@ -47,6 +47,12 @@ def define_flags():
         None,
         "Seconds to wait for a new checkpoint before giving up; for ever by default.",
         lower_bound=0.0,
+    )
+    flags.DEFINE_boolean(
+        "divergence",
+        False,
+        "Also prints the accuracy with batch statistics, and which layer's moving "
+        "statistics cost how much of it.",
     )
 
 
@@ -87,6 +93,8 @@ def main():
             + f"loss {result.loss:.4f} on {result.examples} {result.split} examples",
             flush=True,
         )
+        if FLAGS.divergence:
+            print(diagnosis.diagnose(model_dir, result.checkpoint, result.split))
 
 
 if __name__ == "__main__":

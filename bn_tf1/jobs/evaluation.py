@@ -3,8 +3,9 @@
 Contract: the network is built with `is_training=False`, from the configuration that the
 training run saved, and every one of its variables is restored, the moving statistics
 included; a checkpoint without one of them is an error. On the side it is checked that a
-prediction does not depend on the rest of its batch. Each measurement goes to
-TensorBoard summaries and, as one JSON line, to `results.jsonl` in the evaluation folder.
+prediction does not depend on the rest of its batch, and moving statistics that are
+surely wrong are reported on stderr. Each measurement goes to TensorBoard summaries and,
+as one JSON line, to `results.jsonl` in the evaluation folder.
 
 Following a run, it measures each step once at most, in their order. It begins behind the
 last step in `results.jsonl`, or with the newest checkpoint. A measurement that is the same
@@ -28,6 +29,9 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.jobs import allocator, checkpoints, datasets, network, run_lock
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.checkpoints import Checkpoint, DamagedCheckpoint
+from bn_tf1.tools.checkpoint_audit import audit_file
+from bn_tf1.tools.checkpoint_tensors import open_tensors
+from bn_tf1.tools.checkpoints import CheckpointError as UnreadableCheckpoint
 
 RESULTS_FILE = "results.jsonl"
 _BATCH_SIZE = 256
@@ -137,6 +141,7 @@ def evaluate(request: Request) -> Iterator[Result]:
                 except DamagedCheckpoint as error:
                     _report_skipped(f"step {checkpoint.step}", str(error))
                     continue
+                _report_sick_statistics(checkpoint.path)
                 result = _measure(session, graph, checkpoint.path, request.split)
                 _write(result, writer, eval_dir)
                 yield result
@@ -250,6 +255,23 @@ def _report_gap(request, last, listed):
 
 def _report_skipped(what, reason):
     print(f"skipped {what}: {reason}", file=sys.stderr, flush=True)
+
+
+def _report_sick_statistics(path):
+    """Says on stderr what is surely wrong with the moving statistics of a checkpoint."""
+    try:
+        findings = audit_file(open_tensors(path)).findings
+    except UnreadableCheckpoint as error:  # removed since it was restored
+        print(f"warning: not audited: {error}", file=sys.stderr, flush=True)
+        return
+    for finding in findings:
+        if finding.gravity == "error":
+            print(
+                f"warning: {finding.layer or finding.where}: {finding.what} "
+                f"{finding.remedy}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _build_graph(config, dataset):
