@@ -136,11 +136,11 @@ def _evidence_of_training(layer, checkpoint):
         return "error", certainty, f"but its {' and '.join(trained)} was trained"
     if checkpoint.step:
         return "error", "likely", f"but the global step is {checkpoint.step}"
-    others = sum(
-        other.has_statistics and not other.is_initial for other in checkpoint.layers
-    )
-    if others and checkpoint.step is None:
-        return "error", "likely", f"but those of {others} other layers are not"
+    if not layer.is_initial:
+        return "error", "likely", "but the other statistic was updated"
+    updated = [o for o in checkpoint.layers if o.has_statistics and not o.is_initial]
+    if updated and checkpoint.step is None:
+        return "error", "likely", f"but those of {len(updated)} other layers are not"
     step = "is 0" if checkpoint.step == 0 else "is not in the checkpoint"
     return "note", "possible", f"nothing tells of training, the global step {step}"
 

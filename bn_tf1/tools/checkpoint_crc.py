@@ -38,10 +38,7 @@ class Crc32c:
     def update(self, data: bytes) -> None:
         """Takes in `data`, best in pieces of some megabytes."""
         head = len(data) % 8 if len(data) >= _MIN_LANES_BYTES else len(data)
-        table = _byte_table()
-        remainder = self._remainder
-        for byte in data[:head]:
-            remainder = table[(remainder ^ byte) & 0xFF] ^ (remainder >> 8)
+        remainder = _of_short(self._remainder, data[:head])
         if head < len(data):
             words = np.frombuffer(data, "<u8", offset=head).copy()
             words[0] ^= np.uint64(remainder)
@@ -60,6 +57,16 @@ def masked_crc32c(data: bytes) -> int:
     checksum = Crc32c()
     checksum.update(data)
     return checksum.masked()
+
+
+def _of_short(remainder, data):
+    """The remainder after a few bytes: two at a time, then the last one."""
+    table = _two_bytes_table() if len(data) > 1 else ()
+    for half in np.frombuffer(data, "<u2", len(data) // 2).tolist():
+        remainder = table[(remainder ^ half) & 0xFFFF] ^ (remainder >> 16)
+    if len(data) % 2:
+        remainder = _byte_table()[(remainder ^ data[-1]) & 0xFF] ^ (remainder >> 8)
+    return remainder
 
 
 def _shortened(words):
@@ -110,6 +117,12 @@ def _word_tables():
             word = by_byte[word & np.uint32(0xFF)] ^ (word >> np.uint32(8))
         tables.append(word)
     return tuple(tables)
+
+
+@functools.lru_cache(maxsize=None)
+def _two_bytes_table() -> list[int]:
+    """The remainder of each two bytes: those that are last in a word."""
+    return _word_tables()[1].tolist()
 
 
 @functools.lru_cache(maxsize=256)

@@ -96,11 +96,11 @@ def _table(examination):
 def _cells(row: LayerRow) -> tuple[str, ...]:
     return (
         _shortened(printable(row.name)) or "(no scope)",
-        row.kind,
+        printable(row.kind),
         "" if row.channels is None else str(row.channels),
         number(row.decay),
         number(row.epsilon),
-        "" if row.mode == "unknown" else row.mode,
+        "" if row.mode == "unknown" else printable(row.mode),
         _range(row.mean),
         _range(row.deviation),
     )
@@ -131,7 +131,7 @@ def _groups(findings):
 def _findings(group):
     first = group[0]
     count = f", {len(group)} times" if len(group) > 1 else ""
-    yield f"{first.gravity} ({first.certainty}): {first.check}{count}"
+    yield printable(f"{first.gravity} ({first.certainty}): {first.check}{count}")
     for finding in group[:_MAX_LAYERS]:
         yield from _wrapped("where", _place(finding))
         yield from _wrapped("what", finding.what)

@@ -139,11 +139,9 @@ def _jump(before, after):
     """(deviations that a mean moved, factor that a variance changed by), the largest."""
     epsilon = after.epsilon or _SMALLEST_EPSILON
     means = [state.values["moving_mean"] for state in (before, after)]
-    variances = [
-        np.maximum(state.values["moving_variance"], 0) + epsilon
-        for state in (before, after)
-    ]
-    with np.errstate(invalid="ignore"):
+    variances = [state.values["moving_variance"] + epsilon for state in (before, after)]
+    # What is negative or no number has a finding of its own, and gives NaN here.
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         moved = np.abs(means[1] - means[0]) / np.sqrt(np.maximum(*variances))
         ratio = np.exp(np.abs(np.log(variances[1]) - np.log(variances[0])))
     finite = np.isfinite(moved) & np.isfinite(ratio)
