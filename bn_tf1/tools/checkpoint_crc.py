@@ -60,12 +60,10 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def _of_short(remainder, data):
-    """The remainder after a few bytes: two at a time, then the last one."""
-    table = _two_bytes_table() if len(data) > 1 else ()
-    for half in np.frombuffer(data, "<u2", len(data) // 2).tolist():
-        remainder = table[(remainder ^ half) & 0xFFFF] ^ (remainder >> 16)
-    if len(data) % 2:
-        remainder = _byte_table()[(remainder ^ data[-1]) & 0xFF] ^ (remainder >> 8)
+    """The remainder after a few bytes."""
+    table = _byte_table()
+    for byte in data:
+        remainder = table[(remainder ^ byte) & 0xFF] ^ (remainder >> 8)
     return remainder
 
 
@@ -117,12 +115,6 @@ def _word_tables():
             word = by_byte[word & np.uint32(0xFF)] ^ (word >> np.uint32(8))
         tables.append(word)
     return tuple(tables)
-
-
-@functools.lru_cache(maxsize=None)
-def _two_bytes_table() -> list[int]:
-    """The remainder of each two bytes: those that are last in a word."""
-    return _word_tables()[1].tolist()
 
 
 @functools.lru_cache(maxsize=256)
