@@ -233,6 +233,15 @@ def test_random_bytes_are_unreadable_in_one_line(tmp_path_factory, content, name
         assert str(path) in str(error)
 
 
+def test_the_first_format_is_named(tmp_path, capsys):
+    values = {"bn/moving_mean": np.float32([1, 2]), "bn/gamma": np.float32([1, 2])}
+    path = forge.write(tmp_path / "model.ckpt", values, write_version=1)
+    assert main(["doctor", path]) == 2
+    assert "is a checkpoint in TensorFlow's first format" in capsys.readouterr().err
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"')
+    assert [f.check for f in examine(str(tmp_path)).findings] == ["first-format"]
+
+
 def test_as_a_module_on_nothing(tmp_path):
     command = [sys.executable, "-m", "bn_tf1", "doctor", str(tmp_path)]
     root = str(forge.FIXTURES.parent.parent)

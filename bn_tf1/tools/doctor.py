@@ -1,8 +1,9 @@
 """What is wrong with the batch norm in somebody's files: the examination of one path.
 
-A path is a checkpoint (its prefix or .index file), a .meta file, a frozen graph, the
-directory of a SavedModel, or a training directory. Its content tells what it is, not its
-name. How an examination is shown is the matter of the reports.
+A path is a checkpoint (its prefix or .index file, in the format that TensorFlow has
+written since 0.12), a .meta file, a frozen graph, the directory of a SavedModel, or a
+training directory. Its content tells what it is, not its name. How an examination is
+shown is the matter of the reports.
 
 Contract: no model code, no graph is imported or run. A path that cannot be read is a
 `ValueError` that names it.
@@ -124,7 +125,6 @@ def _examiner(path):
             f"directory {path} has neither a checkpoint nor a SavedModel: give a "
             "training directory, a checkpoint's prefix or a graph"
         )
-    # A checkpoint in the first format, or a graph, has no index beside it.
     if os.path.exists(path + ".index") or _PART.search(path):
         return _examine_checkpoint
     if not os.path.exists(path):
@@ -135,7 +135,11 @@ def _examiner(path):
     if os.path.basename(path) == STATE_FILE:
         return lambda file: _examine_directory(os.path.dirname(file) or ".")
     if is_table(path):
-        return _examine_checkpoint
+        raise CheckpointError(
+            f"{path} is a checkpoint in TensorFlow's first format, which is not examined: "
+            f"write it anew with python -m bn_tf1 convert {path} NEW --from slim --to slim "
+            "(or the library that made it), and examine NEW"
+        )
     return _examine_graph
 
 

@@ -62,6 +62,8 @@ def read_train_state(directory: str) -> TrainState:
         elif here in indexed:
             present.append(here)
             findings.append(_elsewhere(directory, path))
+        elif os.path.isfile(path):
+            findings.append(_first_format(path))
         else:
             missing.append(path)
     findings += [_missing(directory, path, path == listed[-1]) for path in missing]
@@ -179,6 +181,19 @@ def _elsewhere(directory, path):
         why="The directory was moved. " + _WHY_STATE,
         remedy=_WRITE_STATE.format(directory, os.path.basename(path))
         + ", or save with tf.train.Saver(save_relative_paths=True)",
+    )
+
+
+def _first_format(path):
+    return _finding(
+        "first-format",
+        "note",
+        "certain",
+        path,
+        what="It is a checkpoint in TensorFlow's first format, and was not examined.",
+        why="Nothing is known of its statistics.",
+        remedy=f"Write it anew: python -m bn_tf1 convert {path} NEW --from slim --to slim "
+        "(or the library that made it)",
     )
 
 
