@@ -159,9 +159,9 @@ def test_an_absurd_index_is_named(tmp_path, items, message):
 
 def test_shared_prefixes_do_not_explode(tmp_path):
     """A few bytes per entry, each standing for a key of its whole length."""
-    body = forge.varint(0) + forge.varint(60_000) + forge.varint(0) + b"k" * 60_000
-    for i in range(4000):
-        body += forge.varint(60_000 - 3 if i else 60_000) + forge.varint(3)
+    body = forge.varint(0) + forge.varint(4000) + forge.varint(0) + b"k" * 4000
+    for i in range(20_000):
+        body += forge.varint(4000 - 3 if i else 4000) + forge.varint(3)
         body += forge.varint(0) + b"l" + i.to_bytes(2, "big")
     body += b"\0\0\0\0\1\0\0\0\0"
     path = tmp_path / "model.index"
@@ -170,6 +170,14 @@ def test_shared_prefixes_do_not_explode(tmp_path):
     assert path.stat().st_size < 200_000
     with pytest.raises(ValueError, match="the keys exceed"):
         checkpoint_table.read_table(str(path))
+
+
+def test_entries_without_number_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_table, "_MAX_ENTRIES", 100)
+    items = [(b"", forge.HEADER)] + [(b"%04d" % i, b"") for i in range(100)]
+    prefix = forge.forge(tmp_path / "model", items, b"")
+    with pytest.raises(CheckpointError, match="more than 100 entries"):
+        open_tensors(prefix)
 
 
 def test_an_index_that_is_too_large_is_not_read(tmp_path):

@@ -156,17 +156,23 @@ def _layers_by_name(plain, shapes):
 
 
 def _patterns():
+    """By the last part of a leaf, which is quick to look up: roles and patterns."""
+    found: dict[str, list] = {}
     for pair in _PAIRS:
         for role, leaf in zip(STATISTICS, pair):
-            leaf = leaf.replace("@", _AVERAGE).replace("moments", r"moments(_\d+)?")
-            yield role, re.compile(rf"(?P<scope>(?:.*/)?){leaf}{_NUMBER}$")
+            leaf = leaf.replace("@", _AVERAGE)
+            pattern = leaf.replace("moments", r"moments(_\d+)?")
+            pattern = re.compile(rf"(?P<scope>(?:.*/)?){pattern}{_NUMBER}$")
+            found.setdefault(leaf.split("/")[-1], []).append((role, pattern))
+    return found
 
 
-_PATTERNS = tuple(_patterns())
+_PATTERNS = _patterns()
 
 
 def _statistic(name):
-    for role, pattern in _PATTERNS:
+    last = re.sub(r"_\d+$", "", name.rpartition("/")[2])
+    for role, pattern in _PATTERNS.get(last, ()):
         match = pattern.match(name)
         if match:
             return _Statistic(role, match["scope"].rstrip("/"), match["number"])

@@ -126,7 +126,11 @@ def _parameters_alone(file, layers):
     scopes: dict[str, list[str]] = {}
     for plain, full in plain_names(file.tensors).items():
         match = _PARAMETER.match(plain)
-        if match and full not in used:
+        if match is None or full in used:
+            continue
+        # An object is saved whole: what has no statistics there is a layer norm, unless
+        # its name tells otherwise.
+        if full == plain or _BATCH_NORM.search(match["scope"]):
             scopes.setdefault(match["scope"], []).append(match["role"])
     families = {unnumbered(layer.scope) for layer in layers}
     findings = []

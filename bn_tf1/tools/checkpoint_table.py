@@ -27,8 +27,9 @@ _TRAILER_BYTES = 5
 # An index of a hundred thousand tensors has some 10 MB. Keys share prefixes: a small
 # file can stand for a large table.
 MAX_INDEX_BYTES = 1 << 26
-_MAX_KEY_BYTES = 1 << 16
-_MAX_ALL_KEYS_BYTES = 1 << 27
+_MAX_KEY_BYTES = 1 << 12
+_MAX_ALL_KEYS_BYTES = 1 << 26
+_MAX_ENTRIES = 200_000
 
 
 class Place(NamedTuple):
@@ -65,6 +66,8 @@ def read_table(path: str) -> dict[bytes, bytes]:
                 left -= len(key)
                 if left < 0:
                     raise ValueError(f"the keys exceed {_MAX_ALL_KEYS_BYTES} bytes")
+                if len(table) == _MAX_ENTRIES:
+                    raise ValueError(f"it has more than {_MAX_ENTRIES} entries")
                 table[key] = value
     return table
 

@@ -23,32 +23,25 @@ _VARIANCE_JUMP = 1e3
 
 def check_history(checkpoints: Sequence[CheckpointValues]) -> list[Finding]:
     """Findings on layers over the checkpoints of a run, the newest last."""
+    states: dict[str, list] = {}
+    for checkpoint in checkpoints:
+        for layer in checkpoint.layers:
+            if layer.has_statistics:
+                states.setdefault(layer.layer.scope, []).append((checkpoint, layer))
     findings = []
-    for layer in checkpoints[-1].layers if checkpoints else ():
-        states = [
-            (checkpoint, found)
-            for checkpoint in checkpoints
-            for found in checkpoint.layers
-            if _is_same_layer(found, layer)
-        ]
-        findings += _check_still(states)
-        findings += _check_jumps(states)
+    for found in states.values():
+        channels = found[-1][1].values["moving_mean"].size
+        found = [s for s in found if s[1].values["moving_mean"].size == channels]
+        if found[-1][0] is checkpoints[-1]:
+            findings += _check_still(found)
+            findings += _check_jumps(found)
     return findings
-
-
-def _is_same_layer(found, layer):
-    same = found.layer.scope == layer.layer.scope and found.has_statistics
-    return (
-        same
-        and found.values["moving_mean"].size
-        == layer.values.get("moving_mean", np.zeros(0)).size
-    )
 
 
 def _check_still(states):
     """The newest statistics against those of the oldest checkpoint of another step."""
-    checkpoint, newest = states[-1] if states else (None, None)
-    earlier = [state for state in states if state[0].step != (states[-1][0].step)]
+    checkpoint, newest = states[-1]
+    earlier = [state for state in states if state[0].step != checkpoint.step]
     if not earlier or newest.is_initial:
         return  # at the initial values: the matter of "never-updated"
     still = [state for state in earlier if _is_equal(state[1], newest, STATISTICS)]

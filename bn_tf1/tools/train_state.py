@@ -54,12 +54,13 @@ def read_train_state(directory: str) -> TrainState:
     indexed = [name[: -len(".index")] for name in names if name.endswith(".index")]
     indexed = [os.path.join(directory, name) for name in indexed]
     listed, findings = _listed(directory, bool(indexed), names)
+    here_by_name = set(indexed)
     present, missing = [], []
     for path in listed:
         here = os.path.join(directory, os.path.basename(path))
         if os.path.exists(path + ".index"):
             present.append(path)
-        elif here in indexed:
+        elif here in here_by_name:
             present.append(here)
             findings.append(_elsewhere(directory, path))
         elif os.path.isfile(path):
@@ -68,14 +69,12 @@ def read_train_state(directory: str) -> TrainState:
             missing.append(path)
     findings += [_missing(directory, path, path == listed[-1]) for path in missing]
     findings += _torn(directory, names)
-    others = sorted((p for p in indexed if not _is_in(p, present)), key=_by_age)
+    known = {os.path.abspath(path) for path in present}
+    others = [path for path in indexed if os.path.abspath(path) not in known]
+    others.sort(key=_by_age)
     if listed and present:
         findings += _newer_than_state(directory, others, present[-1])
     return TrainState((*others, *present), tuple(findings))
-
-
-def _is_in(path, paths):
-    return os.path.abspath(path) in {os.path.abspath(other) for other in paths}
 
 
 def step_of(prefix: str) -> int | None:
