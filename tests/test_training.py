@@ -1,8 +1,14 @@
 """The training job, in this process: resume, checkpoints, summaries, how it ends."""
 
+import contextlib
 import dataclasses
+import fcntl
 import glob
 import os
+import pty
+import struct
+import sys
+import termios
 
 import numpy as np
 import pytest
@@ -222,6 +228,26 @@ def test_progress_is_printed_as_lines_where_there_is_no_terminal(tmp_path, capsy
     ]
     for word in ("loss", "accuracy", "learning rate", "examples/s"):
         assert word in lines[0]
+
+
+def test_progress_is_one_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    """A pseudo-terminal of 120 columns in the place of stderr."""
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with open(secondary, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        train(_config(tmp_path))
+    text = b""
+    # Linux reports the end of a pseudo-terminal as an error of the device.
+    with contextlib.suppress(OSError):
+        while True:
+            text += os.read(primary, 4096)
+    os.close(primary)
+    bar = text.decode().strip().split("\r")[-1]
+    assert bar.startswith("100%|")
+    assert "| 6/6 [" in bar
+    assert ", loss " in bar
+    assert "step 6/6" not in capsys.readouterr().out
 
 
 def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
