@@ -533,3 +533,19 @@ def test_every_name_is_listed():
         "cifar100",
         "synthetic",
     )
+
+
+def test_more_synthetic_pixels_than_fit_are_refused():
+    """One byte more than a file may have; nothing is allocated for it."""
+    one_byte = {"image_size": 1, "channels": 1}
+    datasets.open_dataset(
+        "synthetic",
+        "train",
+        synthetic=datasets.SyntheticImages(num_examples=2**31 - 1, **one_byte),
+    )
+    with pytest.raises(ValueError, match="2147483648 bytes of pixels, but may be at"):
+        datasets.open_dataset(
+            "synthetic",
+            "train",
+            synthetic=datasets.SyntheticImages(num_examples=2**31, **one_byte),
+        )

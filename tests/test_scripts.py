@@ -127,6 +127,7 @@ def test_training_again_with_another_flag_names_both_values(default_run):
         ("train.py", ["--max_steps=many"], "max_steps"),
         ("train.py", ["digits"], "unexpected argument 'digits'"),
         ("train.py", ["--dataset=mnist"], "--data_dir=FOLDER with train-images"),
+        ("train.py", ["--data_checksum=no"], "--data_checksum is 'no', but must be a"),
         ("eval.py", ["--split=validation"], "split"),
         ("eval.py", ["--timeout_secs=-1"], "timeout_secs"),
         ("eval.py", ["--timeout_secs=nan"], "--timeout_secs is nan, but must be"),

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from typing import Any, Mapping
 
 import tensorflow.compat.v1 as tf
@@ -171,6 +172,11 @@ class Config:
             )
         if not self.model_dir:
             raise ConfigError("--model_dir is '', but must be the name of a folder")
+        if not re.fullmatch("([0-9a-f]{64})?", self.data_checksum):
+            raise ConfigError(
+                f"--data_checksum is {self.data_checksum!r}, but must be a SHA-256: 64 "
+                "digits of 0-9 and a-f"
+            )
 
 
 # What may differ when a run is resumed: nothing that the trained weights depend on,

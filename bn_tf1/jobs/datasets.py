@@ -332,6 +332,12 @@ def _embedded_digits() -> str:
 def _describe_synthetic(split: str, synthetic: SyntheticImages) -> ImageDataset:
     for field in ("image_size", "channels", "num_classes", "num_examples"):
         _check_at_least("synthetic." + field, getattr(synthetic, field), 1)
+    num_values = synthetic.num_examples * synthetic.image_size**2 * synthetic.channels
+    if num_values > image_files.MAX_FILE_BYTES:
+        raise ValueError(
+            f"`synthetic` is {synthetic}, {num_values} bytes of pixels, but may be at "
+            f"most {image_files.MAX_FILE_BYTES}: take fewer or smaller images"
+        )
     return ImageDataset(
         name="synthetic",
         split=split,
