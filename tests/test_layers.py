@@ -1,9 +1,8 @@
 """The drop-in for tf.layers: names, attributes, collections, modes, errors, install.
 
-What it computes is in test_layers_and_slim_recorded.py and test_layers_fixtures.py.
+What it computes is in test_drop_ins.py and test_drop_ins_networks.py.
 """
 
-import inspect
 import subprocess
 import sys
 
@@ -33,22 +32,7 @@ def collection(key):
     return tf.get_collection(key)
 
 
-# --------------------------------------------------------------------------- signature
-
-
-@only_on_tf1
-@pytest.mark.parametrize("name", ["batch_normalization", "BatchNormalization"])
-def test_signature_and_defaults(name):
-    def parameters(function):
-        function = inspect.unwrap(function)
-        if inspect.isclass(function):
-            function = function.__init__
-        return [
-            (p.name, p.kind, type(p.default).__name__, str(p.default)[:5])
-            for p in inspect.signature(function).parameters.values()
-        ]
-
-    assert parameters(getattr(layers, name)) == parameters(getattr(tf.layers, name))
+# --------------------------------------------------------------------------- arguments
 
 
 def test_positional_arguments(start):
