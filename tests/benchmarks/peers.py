@@ -122,7 +122,8 @@ def layers_for(shape, axis):
     if last or not ON_TENSORFLOW_1:
         found["raw kernel"] = raw_kernel
     if ON_TENSORFLOW_1:
-        found["tf.layers"] = tf_layers
+        if last or len(shape) != 4:  # of images it fuses every layout, and then fails
+            found["tf.layers"] = tf_layers
         if last and len(shape) in (2, 4):
             found["contrib fused"] = contrib
     elif importlib.util.find_spec("tf_keras"):
