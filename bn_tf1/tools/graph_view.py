@@ -128,7 +128,6 @@ class GraphView:
                 key: [info.name for info in signature.outputs.values()]
                 for key, signature in meta.signature_def.items()
             }
-        self._ids: dict[str, int] = {}
         # Of each body: its first node that has a NodeDef, and the NodeDefs. A reference
         # to each of them would keep alive what Python made of it: half of all memory.
         self._sources: list[tuple[int, Any]] = []
@@ -143,7 +142,12 @@ class GraphView:
 
     def find(self, name: str) -> int | None:
         """The node of the graph itself that is called `name`, or None."""
-        return self._ids.get(name.lstrip("^").split(":")[0])
+        name = name.lstrip("^").split(":")[0]
+        # A search for each of a few names is cheaper than an index of a million.
+        try:
+            return self.names.index(name, 0, self.bodies[0].end)
+        except ValueError:
+            return None
 
     def body_of(self, node: int) -> int:
         """The index of the body that `node` is in."""
@@ -167,7 +171,7 @@ class GraphView:
         """The nodes that take an output of `node` as an input."""
         if self._consumers is None:
             self._consumers = _reversed_edges(
-                [[r >> _PORT_BITS for r in references] for references in self.inputs]
+                len(self), lambda n: [r >> _PORT_BITS for r in self.inputs[n]]
             )
         starts, targets = self._consumers
         return targets[starts[node] : starts[node + 1]].tolist()
@@ -175,9 +179,7 @@ class GraphView:
     def runs_after(self, node: int) -> Sequence[int]:
         """The nodes one edge further that run only when `node` has run."""
         if self._followers is None:
-            self._followers = _reversed_edges(
-                [list(self.runs_before(node)) for node in range(len(self))]
-            )
+            self._followers = _reversed_edges(len(self), self.runs_before)
         starts, targets = self._followers
         return targets[starts[node] : starts[node + 1]].tolist()
 
@@ -245,8 +247,6 @@ class GraphView:
                 tuple(ids[node] for node in controls.values() if node in ids),
             )
         )
-        if not name:
-            self._ids = ids
 
     def _shared_controls(self, names, ids, prefix):
         """The nodes that `names` stand for, or one node that waits for them all.
@@ -444,13 +444,13 @@ def _returned(view, called):
     return [reference_to(node) for node in view.bodies[longest].returns]
 
 
-def _reversed_edges(earlier):
+def _reversed_edges(size, earlier):
     """(starts, targets): what follows node n is targets[starts[n]:starts[n + 1]]."""
-    counts = np.fromiter((len(nodes) for nodes in earlier), np.int64, len(earlier))
-    sources = np.fromiter(
-        (node for nodes in earlier for node in nodes), np.int32, int(counts.sum())
+    edges = np.fromiter(
+        (number for node in range(size) for e in earlier(node) for number in (e, node)),
+        np.int32,
     )
-    targets = np.repeat(np.arange(len(earlier), dtype=np.int32), counts)
-    order = np.argsort(sources, kind="stable")
-    starts = np.searchsorted(sources[order], np.arange(len(earlier) + 1))
+    sources, targets = edges[::2], edges[1::2]
+    order = np.argsort(sources, kind="stable").astype(np.int32)
+    starts = np.searchsorted(sources[order], np.arange(size + 1))
     return starts, targets[order]
