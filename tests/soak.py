@@ -41,7 +41,9 @@ def main():
     subprocess.check_call(_train(alone, options), stdout=subprocess.DEVNULL)
     seen = set()
     watching = threading.Event()
-    watcher = threading.Thread(target=_watch, args=[killed, seen, watching])
+    watcher = threading.Thread(
+        target=_watch, args=[killed, seen, watching], daemon=True
+    )
     watcher.start()
     evaluation = _start_evaluation(killed)
     kills = _train_with_kills(killed, options)
