@@ -30,6 +30,7 @@ INITIAL_VALUES = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_varianc
 _TF_STATISTICS = {"moving_mean": "moving_mean", "moving_variance": "moving_variance"}
 _TENSORPACK_STATISTICS = {"moving_mean": "mean/EMA", "moving_variance": "variance/EMA"}
 _RENORM = (
+    "moving_stddev",
     "renorm_mean",
     "renorm_mean_weight",
     "renorm_stddev",
