@@ -93,6 +93,14 @@ class Channels(NamedTuple):
             return tf.nn.depthwise_conv2d_native(values, kernel, _STRIDES, "VALID")
         return values * self._broadcast(factor)
 
+    def scale_last_read(self, values: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+        """As `scale`, for values that are read by nothing later.
+
+        TensorFlow then writes the products over the values, where a convolution would
+        take memory for one more tensor.
+        """
+        return values * self._broadcast(factor)
+
     @property
     def data_format(self) -> str:
         """TensorFlow's name of the layout "last" or "middle"."""

@@ -139,7 +139,7 @@ def _gradients(operation, dy, *_, axes, epsilon):
     dgamma = channels.dot(centred, dy) * deviations
     share = slope * _inverse(count)
     direct = channels.scale(dy, slope)
-    through_variance = channels.scale(centred, -share * deviations * dgamma)
+    through_variance = channels.scale_last_read(centred, -share * deviations * dgamma)
     if weighting:
         through_both = channels.add(through_variance, -share * dbeta)
         dx = channels.leave(direct, x) + weights * channels.leave(through_both, x)
@@ -195,6 +195,6 @@ def _output(channels, x, mean, variance, gamma, beta, epsilon):
         ).y
     else:
         centred = channels.add(values, -mean)
-        y = channels.scale(centred, gamma * tf.rsqrt(variance + epsilon))
+        y = channels.scale_last_read(centred, gamma * tf.rsqrt(variance + epsilon))
         y = channels.add(y, beta)
     return channels.leave(y, x)
