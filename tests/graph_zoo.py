@@ -20,8 +20,16 @@ CHANNELS = 4
 # ---------------------------------------------------------------------- written by hand
 
 
-def ours(x, is_training, **options):
-    return bn_tf1.batch_norm(x, is_training, name="bn", **options)
+def ours(x, is_training, kernel="fused", **options):
+    return bn_tf1.batch_norm(x, is_training, kernel=kernel, name="bn", **options)
+
+
+def ours_composed(x, is_training, **options):
+    return ours(x, is_training, kernel="composed", **options)
+
+
+def ours_in_ghost_batches(x, is_training, **options):
+    return ours(x, is_training, kernel="auto", ghost_batch_size=4, **options)
 
 
 def _variables(channels, names=("gamma", "beta", "moving_mean", "moving_variance")):
@@ -225,6 +233,8 @@ MAKERS = {
     maker.__name__: maker
     for maker in (
         ours,
+        ours_composed,
+        ours_in_ghost_batches,
         with_nn,
         with_ema_class,
         with_pop_variables,

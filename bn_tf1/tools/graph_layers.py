@@ -41,7 +41,7 @@ _INNER_SCOPE = re.compile(
     r"Switch.*|switch_.*)$"
 )
 _UNNAMED = re.compile(
-    r"(Const|ones|zeros|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$"
+    r"(Const|(ones|zeros)(_like)?|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$"
 )
 _FOLDED = re.compile(
     r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b"
@@ -290,7 +290,8 @@ def _analysis(view, calls, resolved, updates):
         for role, nodes in variables.items()
     }
     decays = [update.decay for update in own if update.decay is not None]
-    first = calls[0]
+    # Those that compute statistics say more of a layer than those that take them.
+    first = next((call for call in calls if call.mode != "inference"), calls[0])
     layer = GraphLayer(
         name=_layer_name(view, names, first.node),
         kind=first.kind,

@@ -7,7 +7,8 @@
                (x - mean) * rsqrt(...) [* gamma + beta], x * inverse + (beta - mean *
                inverse), with sqrt and division, or with a power of -0.5 or 0.5; mean
                and variance from moments, from E[x^2] - E[x]^2, from variables, or from
-               a condition between them
+               a condition between them; and what `bn_tf1` composes, whose gradient is
+               written by hand and attached to a node that names all operands
 
 Layer, instance and group normalization reduce other axes than the batch; L2
 normalization subtracts no mean; optimizers divide by sqrt(v) what is no difference of
@@ -18,6 +19,7 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from bn_tf1.tools.graph_values import (
@@ -49,6 +51,10 @@ _ADDITIONS = frozenset(["Add", "AddV2", "BiasAdd"])
 _DIVISIONS = frozenset(["RealDiv", "Div"])
 _RECIPROCALS = frozenset(["Reciprocal", "Inv"])
 _SEARCH_STEPS = 200
+# As `bn_tf1.statistics.composed` registers it.
+_OWN_GRADIENT = re.compile(
+    rb"bn_tf1\.normalize_batch\(axes=\(([\d, ]+)\), epsilon=([-+.\de]+)\)$"
+)
 
 
 class Normalization(NamedTuple):
@@ -103,7 +109,7 @@ class _Products(NamedTuple):
 def find_normalizations(view: GraphView) -> list[Normalization]:
     """All places of `view` where a batch norm normalises, in the order of the nodes."""
     examined = _examined_bodies(view)
-    found = []
+    found, inner = [], set()
     for body in examined:
         for node in range(view.bodies[body].first, view.bodies[body].end):
             op = view.ops[node]
@@ -111,11 +117,16 @@ def find_normalizations(view: GraphView) -> list[Normalization]:
                 match = _composed(view, node)
             elif "BatchNorm" in op or op in _FUSED_CONVOLUTIONS:
                 match = _fused(view, node)
+            elif op == "IdentityN":
+                match = _own(view, node)
+                if match is not None:
+                    inner.add(node_of(_through_casts(view, view.inputs[node][0])))
             else:
                 continue
             if match is not None:
                 found.append(match)
-    return found
+    # A kernel may compute the output for the moments that were composed.
+    return [match for match in found if match.node not in inner]
 
 
 def _examined_bodies(view):
@@ -211,6 +222,38 @@ def _number(view, node, name):
 def _text(view, node, name, default):
     value = view.attribute(node, name)
     return default if value is None else value.s.decode("utf-8", "replace")
+
+
+# --------------------------------------------------------------------- bn_tf1's composed
+
+
+def _own(view, node):
+    gradient = view.attribute(node, "_gradient_op_type")
+    named = gradient is not None and _OWN_GRADIENT.match(gradient.s)
+    if not named or len(view.inputs[node]) < 6:
+        return None
+    _, x, mean, variance, gamma, beta = view.inputs[node][:6]
+    shape = static_shape(view, x)
+    channels = {int(axis) for axis in named.group(1).split(b",") if axis.strip()}
+    axes = None
+    if shape is not None:
+        axes = tuple(axis for axis in range(len(shape)) if axis not in channels)
+    return Normalization(
+        node,
+        "composed",
+        view.ops[node],
+        x,
+        gamma,
+        beta,
+        mean,
+        variance,
+        leaves(view, mean),
+        leaves(view, variance),
+        float(named.group(2)),
+        _layout(view, x, axes),
+        "training",
+        axes,
+    )
 
 
 # ---------------------------------------------------------------------------- composed

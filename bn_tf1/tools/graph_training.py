@@ -18,6 +18,7 @@ from typing import Iterable, NamedTuple
 
 from bn_tf1.tools.graph_values import (
     ASSIGNMENTS,
+    REDUCTIONS,
     constant,
     leaves,
     same_values,
@@ -89,7 +90,8 @@ def _applies(view, node):
 
 def is_gradient(view: GraphView, node: int) -> bool:
     """Whether `node` is part of what tf.gradients made."""
-    if _GRADIENT_OP.search(view.ops[node]):
+    # A reduction that is called a gradient may be a sum by channel of `bn_tf1`.
+    if view.ops[node] not in REDUCTIONS and _GRADIENT_OP.search(view.ops[node]):
         return True
     return _GRADIENT.search(view.names[node]) is not None
 

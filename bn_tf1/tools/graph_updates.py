@@ -190,7 +190,7 @@ def _factors(view, reference, variable, depth, known):
     elif op in ("Add", "AddV2", "Sub") and len(inputs) == 2:
         sign = -1 if op == "Sub" else 1
         found = _combined(operand(0), operand(1), lambda a, b: a + sign * b)
-    elif op in ("Mul", "RealDiv", "Div") and len(inputs) == 2:
+    elif op in ("Mul", "MulNoNan", "RealDiv", "Div") and len(inputs) == 2:
         found = _scaled(view, op, inputs, operand)
     elif op == "Neg":
         found = _combined(operand(0), {0.0}, lambda a, b: -a)
@@ -207,12 +207,13 @@ def _scaled(view, op, inputs, operand):
     right = operand(1)
     if left == {0.0} and right == {0.0}:
         return {0.0}
-    if op == "Mul" and left == {0.0}:
+    is_product = op in ("Mul", "MulNoNan")
+    if is_product and left == {0.0}:
         return _combined(scalars(view, inputs[0]) or None, right, lambda a, b: a * b)
     if right != {0.0}:
         return None
     numbers = scalars(view, inputs[1]) or None
-    if op == "Mul":
+    if is_product:
         return _combined(left, numbers, lambda a, b: a * b)
     return _combined(left, numbers, lambda a, b: a / b if b else 0.0)
 

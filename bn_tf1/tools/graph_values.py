@@ -28,7 +28,10 @@ ASSIGNMENTS = frozenset(
     ["Assign", "AssignAdd", "AssignSub"]
     + ["AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"]
 )
-REDUCTIONS = frozenset(["Mean", "Sum"])
+# `bn_tf1` sums by channel with the gradients of a bias and of a depthwise convolution.
+REDUCTIONS = frozenset(
+    ["Mean", "Sum", "BiasAddGrad", "DepthwiseConv2dNativeBackpropFilter"]
+)
 
 # The first input with another shape, dtype or place, but the same numbers.
 _SAME_AS_FIRST_NAMES = """
@@ -53,6 +56,7 @@ _SIZES_NAMES = """
 Shape ShapeN Size Rank Prod Fill ZerosLike OnesLike Range BroadcastGradientArgs NoOp
 """
 _SIZES = frozenset(_SIZES_NAMES.split())
+_BOOL = tf.bool.as_datatype_enum
 _PARTITION = re.compile(r"/part_\d+$")
 _MAX_CONSTANT = 1 << 16
 _STEPS = 300
@@ -64,7 +68,7 @@ class Leaves(NamedTuple):
     """The ends of the walk from a value through arithmetic.
 
     Attributes:
-        reductions: nodes that reduce a tensor (Mean, Sum).
+        reductions: nodes that reduce a tensor (Mean, Sum, ...).
         variables: nodes of variables.
         constants: nodes of constants with more than one number.
         statistics: references to the statistics that fused batch norms give.
@@ -241,6 +245,8 @@ def _scalars(view, reference, depth, known):
     node = node_of(reference)
     if view.ops[node] == "Const":
         found = _scalar_constant(view, node)
+    elif _is_switch(view, node):
+        found = frozenset([1.0])  # what is scaled by it is told as it is when it is on
     elif view.ops[node] in _SCALAR_ARITHMETIC:
         found = _scalar_result(view, node, depth, known)
     else:
@@ -249,6 +255,11 @@ def _scalars(view, reference, depth, known):
         found = frozenset().union(*parts)
     known[reference] = frozenset(sorted(found)[:_SCALAR_VALUES])
     return known[reference]
+
+
+def _is_switch(view, node):
+    source = view.attribute(node, "SrcT")
+    return view.ops[node] == "Cast" and source is not None and source.type == _BOOL
 
 
 def _scalar_constant(view, node):
