@@ -67,9 +67,7 @@ def table(rows: list[timing.Row]) -> str:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer shapes and rounds: under 2 minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--json", metavar="FILE", help="writes the figures there too")
     parser.add_argument(
