@@ -6,14 +6,13 @@
 Measured with float32 on two CPU cores, forward and backward, on tensors of 33 MB; the
 command is `python -m tests.benchmarks`:
 
-- TensorFlow 2, channels last: fused, at half of the recipe's time or less.
+- TensorFlow 2, channels last: fused, at about half of the recipe's time.
 - TensorFlow 1.15, channels last: composed. The fused gradient alone takes longer than
   the whole composed layer. With constant statistics the fused kernel is as fast as
-  anything, and merged with the convolution before it.
+  anything, and what grappler can merge with a convolution before it.
 - Channels not last, on a CPU: composed. 1.15 has no such fused kernel; that of
   TensorFlow 2 takes three times as long as the composed one.
-- On a GPU both versions have the fused kernel for both layouts, and convolutions merge
-  with it. This follows TensorFlow's own layers; it has not been measured here.
+- On a GPU both versions have the fused kernel for both layouts. This follows TensorFlow's own layers; it has not been measured here.
 """
 
 from __future__ import annotations
