@@ -5,6 +5,7 @@ Nothing is filtered: what `bn_tf1` logs or warns about stays visible.
 """
 
 import os
+import re
 
 # C++ information lines only; Python warnings and errors are left alone. It must be
 # set before TensorFlow is loaded.
@@ -95,6 +96,8 @@ def executed_op_types(session):
     """executed_op_types(fetches, feed) is the set of op types that one run executes.
 
     It reads the run's own trace, so that an op in a branch not taken is not in it.
+    Where oneDNN runs an op in TensorFlow's place (by default on CPUs with AVX512-VNNI),
+    it counts under TensorFlow's name.
     """
 
     def run(fetches, feed=None):
@@ -107,7 +110,7 @@ def executed_op_types(session):
             for stats in device.node_stats
         ]
         return {
-            label.split(" = ", 1)[1].split("(", 1)[0]
+            re.sub("^_Mkl(Native)?", "", label.split(" = ", 1)[1].split("(", 1)[0])
             for label in labels
             if " = " in label
         }
