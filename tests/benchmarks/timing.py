@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from typing import Callable, Mapping, NamedTuple
@@ -40,12 +41,17 @@ class Row(NamedTuple):
 def in_turns(
     contenders: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, Timing]:
-    """Calls every contender once in each of `rounds` rounds, and twice before them."""
+    """Calls every contender once in each of `rounds` rounds, and twice before them.
+
+    Each round has an order of its own, so that what a contender leaves behind, in the
+    caches and in the allocator, is not always the same one's burden.
+    """
     seconds = {name: [] for name in contenders}
+    order = random.Random(0)
     for turn in range(rounds + 2):
-        for name, call in contenders.items():
+        for name in order.sample(list(contenders), len(contenders)):
             start = time.perf_counter()
-            call()
+            contenders[name]()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _timing(values) for name, values in seconds.items()}
