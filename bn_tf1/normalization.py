@@ -21,6 +21,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.calls import BatchNormCall, record_call
+from bn_tf1.control_flow import may_switch, switch
 from bn_tf1.moving_averages import (
     assign_moving_value,
     update_moving_average,
@@ -166,30 +167,44 @@ def _normalize(x, variables, is_training, options):
         for variable in (variables.gamma, variables.beta)
     )
 
-    def with_batch_statistics():
+    def with_batch_statistics(x, gamma, beta, *_):
         if _is_plain(options):
             return _plain(x, gamma, beta, kernel, is_training, options)
         return _with_own_statistics(
             x, gamma, beta, variables, channels, is_training, options
         )
 
-    def with_moving_statistics():
-        mean = _read(variables.moving_mean, channels)
-        variance = _read(variables.moving_variance, channels)
+    def with_moving_statistics(x, gamma, beta, mean, variance):
         y = statistics.normalize_constant(
             x, mean, variance, gamma, beta, axis=options.axis, epsilon=options.epsilon
         )
         return statistics.BatchOutput(y, mean, variance)
 
+    def moving():
+        return [
+            _read(variable, channels)
+            for variable in (variables.moving_mean, variables.moving_variance)
+        ]
+
     if is_training is True:
-        normalized = with_batch_statistics()
+        normalized = with_batch_statistics(x, gamma, beta)
     elif is_training is False:
-        normalized = with_moving_statistics()
-    else:
-        normalized = statistics.BatchOutput(
-            *tf.cond(is_training, with_batch_statistics, with_moving_statistics)
+        normalized = with_moving_statistics(x, gamma, beta, *moving())
+    elif _is_plain(options) and may_switch():
+        normalized = switch(
+            is_training,
+            with_batch_statistics,
+            with_moving_statistics,
+            [x, gamma, beta, *moving()],
         )
-        normalized.y.set_shape(x.shape)
+    else:
+        normalized = tf.cond(
+            is_training,
+            lambda: with_batch_statistics(x, gamma, beta),
+            lambda: with_moving_statistics(x, gamma, beta, *moving()),
+        )
+    normalized = statistics.BatchOutput(*normalized)
+    normalized.y.set_shape(x.shape)
     return normalized._replace(y=tf.cast(normalized.y, dtype))
 
 
@@ -335,7 +350,8 @@ def _with_several_values(x, axes, layer, is_training):
     sizes = [tf.dimension_value(x.shape[a]) for a in axes]
     if count != 1 and any(size is not None and size > 1 for size in sizes):
         return x  # an unknown size makes N a multiple of this one
-    shape = tf.shape(x)
+    # Of this very tensor even if it is known: the check must not run without `x`.
+    shape = tf.raw_ops.Shape(input=x)
     several = tf.not_equal(tf.reduce_prod(tf.gather(shape, list(axes))), 1)
     message = problem + ", but batch statistics need 2 or more; shape of `x`:"
     with tf.control_dependencies([tf.Assert(several, [message, shape])]):

@@ -120,3 +120,38 @@ def test_gradients_through_a_tensor_switch_take_the_branch_that_ran(
         )
         actual = session.run(gradient, {is_training: switch})
         reference.assert_within(actual, expected, allowed.x, "gradient of x")
+
+
+@pytest.mark.parametrize("kernel", ["auto", "composed"])
+def test_a_tensor_switch_adds_nothing_to_the_gradients_of_a_branch(
+    kernel, start, executed_op_types
+):
+    """tf.cond would add a tensor of zeros, of the size of x, to its gradient."""
+    is_training = tf.placeholder(tf.bool, [])
+    x = tf.placeholder(tf.float32, [None, 4, 4, 3])
+    y = bn_tf1.batch_norm(x, is_training, kernel=kernel)
+    gradients = tf.gradients(y, [x, *tf.trainable_variables()], tf.sin(x))
+    start()
+    batch = np.random.RandomState(0).normal(size=[5, 4, 4, 3])
+    for switch in (True, False):
+        ops = executed_op_types(gradients, {x: batch, is_training: switch})
+        assert not ops & {"AddN", "ZerosLike", "Fill"}, (switch, ops)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "composed"])
+@pytest.mark.parametrize("mode", [True, False])
+def test_gradients_of_gradients_through_a_tensor_switch(mode, kernel, start):
+    """As those of the layer with a Python bool, whose first ones have an oracle."""
+    rng = np.random.RandomState(0)
+    batch, weights = rng.normal(size=[2, 6, 3, 3, 4]).astype(np.float32)
+    x = tf.constant(batch)
+
+    def second(is_training):
+        y = bn_tf1.batch_norm(x, is_training, kernel=kernel)
+        first = tf.gradients(tf.sin(y), x, weights)[0]
+        return tf.gradients(tf.square(first), x)[0]
+
+    is_training = tf.placeholder(tf.bool, [])
+    switched, plain = second(is_training), second(mode)
+    actual, expected = start().run([switched, plain], {is_training: mode})
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
