@@ -13,8 +13,8 @@ operations have gradients of every order.
 Why these operations (measured on two CPU cores, TensorFlow 1.15.5 and 2.21.0, tensors of
 33 MB): `BiasAddGrad` sums by channel three to twenty times faster than `tf.reduce_sum`,
 whose inner loop runs over the channels; the filter gradient of a depthwise 1x1
-convolution is the sum of products without writing the products; that convolution, and
-`tf.nn.bias_add`, broadcast faster than `*` and `+`.
+convolution is the sum of products without writing the products; a matrix product is a
+weighted sum; that convolution, and `tf.nn.bias_add`, broadcast faster than `*` and `+`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,23 @@ class Channels(NamedTuple):
         )
         return tf.reshape(products, [count])
 
+    def weighted_sum(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """The sum over each channel of weights * values.
+
+        Args:
+            weights: like `values` seen from outside, but of size 1 on the channel axes.
+        """
+        if self.layout == "any":
+            return self.sum(weights * values)
+        if self.layout == "last":
+            channels = self.sizes[-1]
+            values = tf.reshape(values, [-1, channels])
+            return tf.reshape(tf.matmul(tf.reshape(weights, [1, -1]), values), [-1])
+        examples, channels, size, _ = self.sizes
+        weights = tf.reshape(weights, [examples, size, 1])
+        values = tf.reshape(values, [examples, channels, size])
+        return tf.reduce_sum(tf.matmul(values, weights), [0, 2])
+
     def add(self, values: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         """values + offset."""
         if self.layout == "any":
@@ -130,6 +147,14 @@ def plain_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
     """As `channels_of`, with the layout "any": by reductions and broadcasting alone."""
     axes = channel_axes(x.shape.ndims, axis)
     return Channels("any", None, x.shape, axes, dot_by_convolution=False)
+
+
+def fast_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
+    """The view in which arithmetic is the fastest, on the device of `x`.
+
+    The operations that are fast on a CPU are slow on a GPU, or not deterministic.
+    """
+    return plain_channels_of(x, axis) if on_gpu(x) else channels_of(x, axis)
 
 
 def on_gpu(x: tf.Tensor) -> bool:

@@ -29,12 +29,7 @@ from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import (
-    Channels,
-    channels_of,
-    on_gpu,
-    plain_channels_of,
-)
+from bn_tf1.statistics.channels import fast_channels_of
 from bn_tf1.statistics.moments import (
     Moments,
     count_of,
@@ -54,7 +49,7 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
         `Moments` in float32, or float64 for float64 `x`.
     """
     x = tf.cast(x, statistics_dtype(x.dtype))
-    channels = _channels_of(x, reduction_axes(x.shape.ndims, axes))
+    channels = fast_channels_of(x, reduction_axes(x.shape.ndims, axes))
     count = count_of(x, axes)
     share = _inverse(count)
     values = channels.enter(x)
@@ -91,7 +86,7 @@ def normalize_batch(
     """
     mean, variance, count = moments
     x, dtype = tf.cast(x, mean.dtype), x.dtype
-    channels = _channels_of(x, axis)
+    channels = fast_channels_of(x, axis)
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
 
@@ -126,7 +121,7 @@ def _registered_gradient(axes, epsilon):
 def _gradients(operation, dy, *_, axes, epsilon):
     x, mean, variance, gamma = operation.inputs[1:5]
     weighting = operation.inputs[6:]
-    channels = _channels_of(x, axes)
+    channels = fast_channels_of(x, axes)
     if weighting:
         weights, count = weighting
     else:
@@ -172,11 +167,6 @@ def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
 def _inverse(count):
     # A static count of 0 makes what a dynamic one makes, NaN in the end.
     return float("nan") if isinstance(count, int) and count == 0 else 1 / count
-
-
-def _channels_of(x, axis) -> Channels:
-    # The operations that are fast on a CPU are slow on a GPU, or not deterministic.
-    return plain_channels_of(x, axis) if on_gpu(x) else channels_of(x, axis)
 
 
 def _output(channels, x, mean, variance, gamma, beta, epsilon):

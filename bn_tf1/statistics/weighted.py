@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.moments import Moments, statistics_dtype
+from bn_tf1.statistics.channels import fast_channels_of
+from bn_tf1.statistics.moments import Moments, reduction_axes, statistics_dtype
 
 
 def weighted_moments(
@@ -33,16 +34,32 @@ def weighted_moments(
     """
     dtype = statistics_dtype(x.dtype)
     x, weights = tf.cast(x, dtype), tf.cast(weights, dtype)
-    # How many values of a channel share one weight.
-    shared = tf.reduce_prod(tf.gather(tf.shape(x), list(axes))) // tf.size(weights)
-    total = tf.reduce_sum(weights) * tf.cast(shared, dtype)
+    weights = _one_for_each_value(weights, x, axes)
+    total = tf.reduce_sum(weights)
+    channels = fast_channels_of(x, reduction_axes(x.shape.ndims, axes))
 
-    def average(values, keepdims=False):
-        return tf.reduce_sum(weights * values, list(axes), keepdims=keepdims) / total
+    def average(values):
+        return channels.weighted_sum(weights, values) / total
 
-    mean = average(x, keepdims=True)
-    variance = average(tf.square(x - mean))
-    return Moments(tf.squeeze(mean, list(axes)), variance, total)
+    values = channels.enter(x)
+    rough_mean = average(values)
+    centred = channels.add(values, -rough_mean)
+    # As in `composed`: it takes the rounding error of the first sum out of the mean.
+    mean = rough_mean + average(centred)
+    return Moments(mean, average(tf.square(centred)), total)
+
+
+def _one_for_each_value(weights, x, axes):
+    """`weights` with the sizes of `x` on `axes`."""
+    sizes, wanted = (
+        [tf.dimension_value(values.shape[a]) for a in axes] for values in (weights, x)
+    )
+    if None not in wanted and sizes == wanted:
+        return weights
+    shape = tf.unstack(tf.shape(x))
+    return tf.broadcast_to(
+        weights, [size if a in axes else 1 for a, size in enumerate(shape)]
+    )
 
 
 def weights_like(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
