@@ -1,0 +1,114 @@
+"""What can be a mean or variance of a batch norm: statistics per channel, over the batch.
+
+Layer, instance and group normalization reduce other axes than the batch; their
+statistics are none of these.
+"""
+
+from __future__ import annotations
+
+from bn_tf1.tools.graph_values import (
+    Leaves,
+    integers,
+    leaves,
+    origin,
+    scalars,
+    static_shape,
+)
+from bn_tf1.tools.graph_view import GraphView, node_of, reference_to
+
+
+def statistic_leaves(view: GraphView, reference: int) -> Leaves | None:
+    """The leaves of a mean or variance of a batch norm; None if it is no such thing."""
+    found = leaves(view, reference)
+    if found.others or not any(found):
+        return None
+    for node in found.reductions:
+        if not _reduces_the_batch(view, node):
+            return None
+    for node in found.variables | found.constants:
+        if not is_per_channel(view, node):
+            return None
+    return found
+
+
+def _reduces_the_batch(view, node):
+    axes = _reduced_axes(view, node)
+    if axes is None:
+        # tf.range(tf.rank(x) - 1) begins with 0, whatever the rank.
+        source = node_of(origin(view, view.inputs[node][-1]))
+        if view.ops[source] != "Range":
+            return False
+        return scalars(view, view.inputs[source][0]) == {0.0}
+    return 0 in axes
+
+
+def _reduced_axes(view, node):
+    if len(view.inputs[node]) < 2:
+        return None
+    axes = integers(view, view.inputs[node][1])
+    if axes and min(axes) < 0:
+        shape = static_shape(view, view.inputs[node][0])
+        if shape is not None:
+            axes = tuple(axis % len(shape) if shape else axis for axis in axes)
+    return axes
+
+
+def is_per_channel(view: GraphView, node: int) -> bool:
+    """Whether at most one size of a variable or constant is other than 1."""
+    shape = static_shape(view, reference_to(node))
+    return shape is not None and sum(size != 1 for size in shape) <= 1
+
+
+def is_same_statistic(mean: Leaves, variance: Leaves) -> bool:
+    """No mean and variance: the same variable or constant is in both places."""
+    if mean.reductions or variance.reductions:
+        return False
+    return bool(mean.variables & variance.variables) or bool(
+        mean.constants & variance.constants
+    )
+
+
+def is_statistic_like(view: GraphView, reference: int) -> bool:
+    """Whether a value comes from vectors of channels and reductions, of no data."""
+    found = leaves(view, reference)
+    return not found.others and all(
+        is_per_channel(view, node) for node in found.variables | found.constants
+    )
+
+
+def through_casts(view: GraphView, reference: int) -> int:
+    """Where the numbers of `reference` come from, before casts and reshapes."""
+    for _ in range(8):
+        if view.ops[node_of(reference)] not in ("Identity", "Cast", "Reshape"):
+            break
+        reference = view.inputs[node_of(reference)][0]
+    return reference
+
+
+def batch_axes(view: GraphView, found: Leaves) -> tuple[int, ...] | None:
+    """The axes that a statistic reduces, sorted; None where it is not known."""
+    for node in found.reductions:
+        axes = _reduced_axes(view, node)
+        if axes:
+            return tuple(sorted(axes))
+    return None
+
+
+def layout_of(view: GraphView, x: int, axes: tuple[int, ...] | None) -> str:
+    """ "NHWC" or "NCHW" of an `x` of rank 4 or 5 reduced over `axes`; "" if unknown."""
+    shape = static_shape(view, x)
+    if axes is None or shape is None or len(shape) not in (4, 5):
+        return ""
+    channels = set(range(len(shape))) - set(axes)
+    if len(channels) != 1:
+        return ""
+    return {1: "NCHW", len(shape) - 1: "NHWC"}.get(min(channels), "")
+
+
+def mode_of(variance: Leaves, mean: Leaves) -> str:
+    """ "training", "inference" or "switched", by what the statistics come from."""
+    from_batch = variance.reductions or variance.statistics or mean.reductions
+    from_moving = variance.variables or variance.constants
+    if from_batch and from_moving:
+        return "switched"
+    return "training" if from_batch else "inference"

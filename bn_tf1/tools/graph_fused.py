@@ -1,0 +1,103 @@
+"""Batch norms that one kernel computes.
+
+FusedBatchNorm, V2, V3, _FusedBatchNormEx, the oneDNN rewritings (_MklFusedBatchNorm...),
+batch norms fused into a convolution and the old BatchNormWithGlobalNormalization.
+"""
+
+from __future__ import annotations
+
+from bn_tf1.tools.graph_matches import Normalization
+from bn_tf1.tools.graph_values import (
+    integers,
+    is_fused,
+    leaves,
+    origin,
+    scalars,
+    variables_of,
+)
+from bn_tf1.tools.graph_view import GraphView, node_of, reference_to
+
+FUSED_CONVOLUTIONS = (
+    "_FusedConv2D",
+    "_FusedDepthwiseConv2dNative",
+    "_MklFusedConv2D",
+    "_MklNativeFusedConv2D",
+    "_MklFusedDepthwiseConv2dNative",
+    "_MklNativeFusedDepthwiseConv2dNative",
+)
+_GLOBAL = "BatchNormWithGlobalNormalization"
+_GLOBAL = "BatchNormWithGlobalNormalization"
+
+
+def match_fused(view: GraphView, node: int) -> Normalization | None:
+    """The batch norm that the kernel at `node` computes, or None."""
+    op, inputs = view.ops[node], view.inputs[node]
+    if op in FUSED_CONVOLUTIONS:
+        fused = view.attribute(node, "fused_ops")
+        if fused is None or b"FusedBatchNorm" not in fused.list.s or len(inputs) < 6:
+            return None
+        operands = (inputs[0],) + inputs[2:6]
+    elif op == _GLOBAL and len(inputs) >= 5:
+        x, mean, variance, beta, gamma = inputs[:5]
+        operands = (x, gamma, beta, mean, variance)
+    elif is_fused(op) and len(inputs) >= 5:
+        operands = inputs[:5]
+    else:
+        return None
+    x, gamma, beta, mean, variance = operands
+    training = is_fused(op) and _flag(view, node, "is_training", True)
+    if training and _is_layer_norm(view, x, gamma, beta):
+        return None
+    # The moving statistics come in and go out where the kernel averages them itself.
+    averaging = (
+        training and (_number(view, node, "exponential_avg_factor") or 1.0) < 1.0
+    )
+    known = averaging or not training
+    layout = _text(view, node, "data_format", "NHWC")
+    return Normalization(
+        node,
+        "fused",
+        op,
+        x,
+        gamma,
+        beta,
+        mean if known else None,
+        variance if known else None,
+        leaves(view, mean) if known else None,
+        leaves(view, variance) if known else None,
+        _number(view, node, "epsilon" if op != _GLOBAL else "variance_epsilon"),
+        {"NDHWC": "NHWC", "NCDHW": "NCHW"}.get(layout, layout),
+        "training" if training else "inference",
+        (0, 2, 3) if layout.startswith("NC") else (0, 1, 2),
+    )
+
+
+def _is_layer_norm(view, x, gamma, beta):
+    """Layer and group norms reshape to [1, N, ...] and scale after the kernel."""
+    node = node_of(x)
+    if view.ops[node] != "Reshape" or variables_of(view, gamma):
+        return False
+    shape = node_of(origin(view, view.inputs[node][1]))
+    if view.ops[shape] == "Pack" and view.inputs[shape]:
+        first = scalars(view, view.inputs[shape][0])
+    else:
+        sizes = integers(view, reference_to(shape))
+        first = sizes[:1] if sizes else ()
+    return tuple(first) == (1,) and not variables_of(view, beta)
+
+
+def _flag(view, node, name, default):
+    value = view.attribute(node, name)
+    return default if value is None else value.b
+
+
+def _number(view, node, name):
+    value = view.attribute(node, name)
+    if value is None:
+        return 1e-4 if name.endswith("epsilon") else None
+    return float(f"{value.f:.7g}")  # a float32: 0.001 and not 0.0010000000474974513
+
+
+def _text(view, node, name, default):
+    value = view.attribute(node, name)
+    return default if value is None else value.s.decode("utf-8", "replace")

@@ -1,0 +1,49 @@
+"""Batch norms that `bn_tf1` composes, with a gradient that is written by hand.
+
+The gradient is attached to an IdentityN whose inputs are the output, x and the operands,
+and whose name tells the axes and the epsilon.
+"""
+
+from __future__ import annotations
+
+import re
+
+from bn_tf1.tools.graph_batch_statistics import layout_of
+from bn_tf1.tools.graph_matches import Normalization
+from bn_tf1.tools.graph_values import leaves, static_shape
+from bn_tf1.tools.graph_view import GraphView
+
+# As `bn_tf1.statistics.composed` registers it.
+_OWN_GRADIENT = re.compile(
+    rb"bn_tf1\.normalize_batch\(axes=\(([\d, ]+)\), epsilon=([-+.\de]+)\)$"
+)
+
+
+def match_own(view: GraphView, node: int) -> Normalization | None:
+    """The batch norm that the IdentityN at `node` stands for, or None."""
+    gradient = view.attribute(node, "_gradient_op_type")
+    named = gradient is not None and _OWN_GRADIENT.match(gradient.s)
+    if not named or len(view.inputs[node]) < 6:
+        return None
+    _, x, mean, variance, gamma, beta = view.inputs[node][:6]
+    shape = static_shape(view, x)
+    channels = {int(axis) for axis in named.group(1).split(b",") if axis.strip()}
+    axes = None
+    if shape is not None:
+        axes = tuple(axis for axis in range(len(shape)) if axis not in channels)
+    return Normalization(
+        node,
+        "composed",
+        view.ops[node],
+        x,
+        gamma,
+        beta,
+        mean,
+        variance,
+        leaves(view, mean),
+        leaves(view, variance),
+        float(named.group(2)),
+        layout_of(view, x, axes),
+        "training",
+        axes,
+    )

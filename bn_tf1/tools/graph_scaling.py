@@ -1,0 +1,148 @@
+"""What an inverse deviation scales: the way from 1 / sqrt(variance + epsilon) to the data.
+
+(x - mean) * inverse, (x - mean) / deviation, or x * inverse and mean * inverse that are
+added later; with gamma multiplied on the way.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bn_tf1.tools.graph_batch_statistics import (
+    is_per_channel,
+    is_statistic_like,
+    statistic_leaves,
+    through_casts,
+)
+from bn_tf1.tools.graph_values import leaves, same_values, scalars
+from bn_tf1.tools.graph_view import GraphView, node_of, reference_to
+
+_DIVISIONS = frozenset(["RealDiv", "Div"])
+_RECIPROCALS = frozenset(["Reciprocal", "Inv"])
+_SEARCH_STEPS = 200
+
+
+class Scale(NamedTuple):
+    """What the data is multiplied (or divided: `is_root`) by, on its way to the data."""
+
+    node: int
+    is_root: bool
+    gamma: int | None
+
+
+class _Products(NamedTuple):
+    """x * inverse and mean * inverse, which are added later."""
+
+    data: list
+    means: list
+
+
+def normalised_by(
+    view: GraphView, scale: Scale
+) -> tuple[int, int, int | None, int] | None:
+    """(x, mean, gamma, last node) of what is scaled by `scale`, or None."""
+    products = _Products([], [])
+    seen, pending = {scale.node}, [scale]
+    while pending and len(seen) < _SEARCH_STEPS:
+        scale = pending.pop(0)
+        for consumer in view.consumers(scale.node)[:_SEARCH_STEPS]:
+            if consumer in seen:
+                continue
+            seen.add(consumer)
+            following = _follow(view, scale, consumer, products)
+            if isinstance(following, Scale):
+                pending.append(following)
+            elif following is not None:
+                return following
+    for data in products.data:
+        for mean in products.means:
+            joined = _joined(view, data, mean)
+            if joined is not None:
+                return joined
+    return None
+
+
+def _follow(view, scale, consumer, products):
+    """A match, the next `Scale`, or None; products are noted down."""
+    inputs = view.inputs[consumer]
+    op = view.ops[consumer]
+    source = node_of(inputs[0]) == scale.node
+    if op in _RECIPROCALS and scale.is_root:
+        return scale._replace(node=consumer, is_root=False)
+    if op == "Mul" and len(inputs) == 2 and not scale.is_root:
+        return _multiplied(view, scale, consumer, inputs[1 if source else 0], products)
+    if op in _DIVISIONS and len(inputs) == 2 and scale.is_root and not source:
+        return _multiplied(view, scale, consumer, inputs[0], products)
+    if source and same_values(view, reference_to(consumer))[:1] == inputs[:1]:
+        return scale._replace(node=consumer)
+    return None
+
+
+def _multiplied(view, scale, consumer, other, products):
+    centered = _centered(view, other)
+    if centered is not None:
+        return centered + (scale.gamma, consumer)
+    numbers = scalars(view, other)
+    found = leaves(view, other)
+    is_data = bool(found.others) or not all(
+        is_per_channel(view, node) for node in found.variables | found.constants
+    )
+    if is_data and not numbers:
+        products.data.append((other, scale.gamma, consumer))
+        return None
+    if _is_subtracted(view, consumer) or view.ops[node_of(other)] == "Neg":
+        products.means.append((other, consumer))
+        return None
+    gamma = scale.gamma if numbers else other
+    return Scale(consumer, False, gamma)
+
+
+def _centered(view, reference):
+    """(x, mean) where `reference` is x - mean, else None."""
+    node = node_of(through_casts(view, reference))
+    if view.ops[node] != "Sub" or len(view.inputs[node]) != 2:
+        return None
+    x, mean = view.inputs[node]
+    found = statistic_leaves(view, mean)
+    if found is None or not any(found) or is_statistic_like(view, x):
+        return None
+    return x, mean
+
+
+def _is_subtracted(view, node):
+    """Whether `node` is what a Sub subtracts, by way of reshapes or not."""
+    for _ in range(4):
+        consumers = view.consumers(node)[:8]
+        for consumer in consumers:
+            op, inputs = view.ops[consumer], view.inputs[consumer]
+            if op == "Neg" or op == "Sub" and node_of(inputs[1]) == node:
+                return True
+        copies = [
+            c for c in consumers if view.ops[c] in ("Reshape", "Identity", "Cast")
+        ]
+        if not copies:
+            return False
+        node = copies[0]
+    return False
+
+
+def _joined(view, data, mean):
+    """The match of x * inverse and mean * inverse where an addition joins them."""
+    x, gamma, product = data
+    for consumer in view.consumers(product)[:8]:
+        if view.ops[consumer] not in ("Add", "AddV2", "Sub", "BiasAdd"):
+            continue
+        for reference in view.inputs[consumer]:
+            other = node_of(through_casts(view, reference))
+            reached = {other} | {node_of(source) for source in view.inputs[other]}
+            reached |= {
+                node_of(through_casts(view, source)) for source in view.inputs[other]
+            }
+            if mean[1] in reached:
+                return x, _without_sign(view, mean[0]), gamma, consumer
+    return None
+
+
+def _without_sign(view, reference):
+    node = node_of(reference)
+    return view.inputs[node][0] if view.ops[node] == "Neg" else reference
