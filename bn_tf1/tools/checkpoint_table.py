@@ -19,7 +19,7 @@ import os
 from typing import Iterator, NamedTuple
 
 from bn_tf1.tools.checkpoint_crc import masked_crc32c
-from bn_tf1.tools.checkpoint_wire import read_varint
+from bn_tf1.tools.wire_format import read_varint
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES = 48

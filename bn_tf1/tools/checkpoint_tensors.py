@@ -21,9 +21,9 @@ import numpy as np
 
 from bn_tf1.tools import checkpoint_table
 from bn_tf1.tools.checkpoint_crc import Crc32c
-from bn_tf1.tools.checkpoint_wire import by_number, bytes_in, number_in, signed
 from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.names import Shape
+from bn_tf1.tools.wire_format import by_number, bytes_in, number_in, signed
 
 _CHUNK_BYTES = 1 << 23
 _MAX_RANK = 254

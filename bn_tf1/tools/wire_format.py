@@ -1,15 +1,15 @@
 """Protocol buffers read field by field, without their definitions.
 
-The messages inside of a checkpoint's index have no public class in TensorFlow. They are
-few and flat; and whatever bytes are read instead of them, only a `ValueError` can come
-of it.
+The messages inside of a checkpoint's index have no public class in TensorFlow; those of
+a graph are too many to be all parsed at once. Whatever bytes are read instead of them,
+only a `ValueError` can come of it.
 
 Source: the protocol buffers' documentation, "Encoding".
 """
 
 from __future__ import annotations
 
-from typing import Iterator, Union
+from typing import Iterator, NamedTuple, Union
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
@@ -31,6 +31,51 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
     raise ValueError("a number has no end")
 
 
+class Span(NamedTuple):
+    """Where one field of a message lies in its bytes.
+
+    Attributes:
+        number: the number of the field.
+        kind: `VARINT`, `FIXED64`, `BYTES` or `FIXED32`.
+        start: position of the first byte of the field.
+        content: position of the first byte of its value.
+        end: position behind its last byte.
+    """
+
+    number: int
+    kind: int
+    start: int
+    content: int
+    end: int
+
+
+def spans(data: bytes, position: int, end: int) -> Iterator[Span]:
+    """The fields of the message in `data[position:end]`, in their order.
+
+    Raises:
+        ValueError: there is no protocol buffer; positions are those in `data`.
+    """
+    while position < end:
+        start = position
+        key, position = read_varint(data, position)
+        number, kind = key >> 3, key & 7
+        content = position
+        if kind == VARINT:
+            _, position = read_varint(data, position)
+        elif kind == BYTES:
+            length, content = read_varint(data, position)
+            position = content + length
+        elif kind in _FIXED_BYTES:
+            position += _FIXED_BYTES[kind]
+        else:
+            raise ValueError(
+                f"field {number} has the unknown kind {kind} at byte {start}"
+            )
+        if position > end:
+            raise ValueError(f"field {number} is cut off at byte {start}")
+        yield Span(number, kind, start, content, position)
+
+
 def fields(message: bytes) -> Iterator[tuple[int, Value]]:
     """The fields of `message` as (number, value), in their order.
 
@@ -40,25 +85,13 @@ def fields(message: bytes) -> Iterator[tuple[int, Value]]:
     Raises:
         ValueError: `message` is no protocol buffer.
     """
-    position = 0
-    while position < len(message):
-        key, position = read_varint(message, position)
-        number, kind = key >> 3, key & 7
+    for number, kind, _, content, end in spans(message, 0, len(message)):
         if kind == VARINT:
-            value, position = read_varint(message, position)
-            yield number, value
-            continue
-        if kind == BYTES:
-            length, position = read_varint(message, position)
-        elif kind in _FIXED_BYTES:
-            length = _FIXED_BYTES[kind]
+            yield number, read_varint(message, content)[0]
+        elif kind == BYTES:
+            yield number, message[content:end]
         else:
-            raise ValueError(f"field {number} has the unknown kind {kind}")
-        if position + length > len(message):
-            raise ValueError(f"field {number} is cut off")
-        content = message[position : position + length]
-        position += length
-        yield number, content if kind == BYTES else int.from_bytes(content, "little")
+            yield number, int.from_bytes(message[content:end], "little")
 
 
 def by_number(message: bytes) -> dict[int, list[Value]]:
