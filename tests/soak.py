@@ -30,7 +30,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_SKIPPED = re.compile(r"skipped steps? (\d+)(?: to (\d+))?: ")
+_SKIPPED = re.compile(r"skipped steps? ([\d, ]+): ")
 
 
 def main():
@@ -157,9 +157,7 @@ def _lost_measurements(output, errors, seen, last):
     wrong = []
     if measured != sorted(set(measured)):
         wrong.append(f"not in order, each once: {measured}")
-    skipped = set()
-    for first, end in _SKIPPED.findall(errors):
-        skipped.update(range(int(first), int(end or first) + 1))
+    skipped = {int(s) for steps in _SKIPPED.findall(errors) for s in steps.split(", ")}
     begun = {step for step in seen if measured and step > measured[0]}
     lost = sorted(begun - set(measured) - skipped)
     if lost:

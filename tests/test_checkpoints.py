@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -12,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bn_tf1.jobs import checkpoints
+from bn_tf1.jobs import checkpoints, saved_steps
 from bn_tf1.jobs.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -21,6 +22,7 @@ from bn_tf1.jobs.checkpoints import (
 )
 
 _NAMES = ("index", "meta", "data-00000-of-00001")
+_OTHERS = {"checkpoint", "saved_steps.txt"}
 
 
 class Run:
@@ -84,7 +86,7 @@ def _tree(folder):
 
 def test_a_commit_leaves_the_files_of_a_saver_and_nothing_else(saved):
     expected = {f"model.ckpt-{step}.{kind}" for step in (0, 3, 6) for kind in _NAMES}
-    assert set(os.listdir(saved)) == expected | {"checkpoint"}
+    assert set(os.listdir(saved)) == expected | _OTHERS
 
 
 def test_tensorflow_itself_finds_and_reads_what_was_committed(saved):
@@ -357,7 +359,10 @@ def test_a_checkpoint_of_another_name_is_taken_if_the_state_names_it(folder):
 @pytest.mark.parametrize("state", ["named", "missing", "empty"])
 @pytest.mark.parametrize("kind", ["index", "data-00000-of-00001", None])
 def test_with_nothing_left_it_is_an_error_and_nothing_is_removed(folder, state, kind):
-    """Every index, all data, or all files of all checkpoints are gone."""
+    """Every index, all data, or all files of all checkpoints are gone.
+
+    Without any of them, and without a state file, `saved_steps.txt` tells of them.
+    """
     for path in folder.glob(f"model.ckpt-*.{kind or '*'}"):
         path.unlink()
     if state != "named":
@@ -365,12 +370,24 @@ def test_with_nothing_left_it_is_an_error_and_nothing_is_removed(folder, state, 
     if state == "empty":
         (folder / "checkpoint").write_bytes(b"")
     before = _tree(folder)
-    if kind is None and state == "missing":
-        assert checkpoints.recover(str(folder)) is None  # as if it had never been
-        return
     with pytest.raises(CheckpointError, match=f"{folder}.*no checkpoint in it can be"):
         checkpoints.recover(str(folder))
     assert _tree(folder) == before
+
+
+def test_a_folder_from_which_all_was_removed_is_that_of_a_new_run(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    assert checkpoints.recover(str(folder)) is None
+
+
+def test_a_run_killed_before_its_second_checkpoint_may_lose_its_first(tmp_path):
+    """Step 0 is where it would begin anyway."""
+    Run(tmp_path).save(0)
+    for path in tmp_path.glob("model.ckpt-*"):
+        path.unlink()
+    (tmp_path / "checkpoint").unlink()
+    assert checkpoints.recover(str(tmp_path)) is None
 
 
 def test_leftovers_are_swept_and_nothing_else(folder):
@@ -379,6 +396,7 @@ def test_leftovers_are_swept_and_nothing_else(folder):
         "model.ckpt-9.partial/",
         "checkpoint.partial",
         "config.json.partial",
+        "saved_steps.txt.partial",
         "model.ckpt-9_temp/",
         f"model.ckpt-9_temp_{hexadecimal}/",
         "model.ckpt-9.index.tempstate1234567",
@@ -424,6 +442,55 @@ def test_orphans_are_collected_when_newer_checkpoints_come(folder):
         "model.ckpt-7.index",
         "model.ckpt-9.index",
     }
+
+
+# What was ever saved
+
+
+def test_every_step_is_noted_also_when_its_checkpoint_is_gone(tmp_path):
+    run = Run(tmp_path, keep=1)
+    run.save(0, 3, 7, 12)
+    assert _steps(tmp_path) == [12]
+    assert (tmp_path / "saved_steps.txt").read_text() == "0\n3\n7\n12\n"
+
+
+def test_no_step_is_named_before_it_is_noted(tmp_path, monkeypatch):
+    """At any moment of a commit, killed or without power."""
+    (tmp_path / "run").mkdir()
+    disk = _moments_of_a_commit(tmp_path / "run", monkeypatch)
+    for tree in disk.killed + disk.powerless:
+        named = set(re.findall(rb"ckpt-(\d+)", tree["checkpoint"]))
+        assert named <= set(tree["saved_steps.txt"].split())
+
+
+def test_recovery_notes_what_a_kill_or_another_program_did_not(folder):
+    """The newest is damaged: it was saved, but is gone after that."""
+    _truncate(_file(folder, 6, "index"), 0.5)
+    (folder / "saved_steps.txt").unlink()
+    assert checkpoints.recover(str(folder)).step == 3
+    assert saved_steps.read(str(folder)) == {0, 3, 6}
+
+
+@pytest.mark.parametrize(
+    ("content", "steps"),
+    [
+        (b"", set()),
+        (b"0\n30\n6", {0, 6, 30}),
+        (b"\n-1\n 2\n3.0\n\xb2\n4\n" + b"9" * 5000, {4}),
+        (bytes(100), set()),
+    ],
+)
+def test_a_line_that_is_no_step_is_passed_over(tmp_path, content, steps):
+    (tmp_path / "saved_steps.txt").write_bytes(content)
+    assert saved_steps.read(str(tmp_path)) == steps
+
+
+def test_an_endless_file_of_steps_is_none(tmp_path):
+    (tmp_path / "saved_steps.txt").symlink_to("/dev/zero")
+    assert saved_steps.read(str(tmp_path)) == set()
+    saved_steps.record(str(tmp_path), [3])
+    assert not (tmp_path / "saved_steps.txt").is_symlink()
+    assert saved_steps.read(str(tmp_path)) == {3}
 
 
 # Killed between two steps, and without power
@@ -536,7 +603,8 @@ def test_a_kill_between_any_two_steps_of_a_commit_loses_nothing(tmp_path, monkey
         named = b"ckpt-6" in tree["checkpoint"]
         assert steps[-1] == 6 or not named
         allowed = {f"model.ckpt-{step}.{kind}" for step in (0, 3, 6) for kind in _NAMES}
-        assert set(os.listdir(str(tmp_path / "killed"))) <= allowed | {"checkpoint"}
+        assert set(os.listdir(str(tmp_path / "killed"))) <= allowed | _OTHERS
+        assert steps[-1] in saved_steps.read(str(tmp_path / "killed"))
     assert steps == sorted(steps)
     assert set(steps) == {3, 6}
     # folder, save, three renames, folder gone, state half-way, state, three removals

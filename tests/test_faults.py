@@ -23,6 +23,7 @@ from bn_tf1.jobs import (
     evaluation,
     models,
     run_lock,
+    saved_steps,
     training,
 )
 from bn_tf1.jobs import config as configuration
@@ -464,7 +465,11 @@ def test_following_measures_each_new_step_once_in_order(unfinished):
 
 
 def test_following_reports_what_is_removed_before_it_is_measured(unfinished, capsys):
-    """Step 3 while 0 is measured; 6 after it was seen."""
+    """Step 3 while 0 is measured; 6 after it was seen.
+
+    Step 7 is none of the interval: a stopped run saved it, and the next one removed it.
+    """
+    saved_steps.record(str(unfinished), [5, 7])
     _name_in_state(unfinished, 0)
     steps = []
     with pytest.raises(EvaluationTimeout):
@@ -475,7 +480,8 @@ def test_following_reports_what_is_removed_before_it_is_measured(unfinished, cap
             _name_in_state(unfinished, 6, 8)
     errors = capsys.readouterr().err
     assert steps == [0, 8]
-    assert "skipped steps 1 to 5: " in errors
+    assert "skipped steps 3, 5, 7: removed before " in errors
+    assert errors.count("skipped") == 2
     assert "skipped step 6: " in errors
     assert f"there is no {unfinished}/model.ckpt-6.index" in errors
 
@@ -483,6 +489,51 @@ def test_following_reports_what_is_removed_before_it_is_measured(unfinished, cap
 def _remove(folder, step):
     for path in folder.glob(f"model.ckpt-{step}.*"):
         path.unlink()
+
+
+def test_following_from_the_start_counts_what_came_before_the_first_measurement(
+    unfinished, monkeypatch, capsys
+):
+    """Nothing is there at the first look, and much at the second."""
+    listed = checkpoints.listed
+    looks = [[], []]
+    monkeypatch.setattr(
+        checkpoints, "listed", lambda folder: looks.pop() if looks else listed(folder)
+    )
+    _remove(unfinished, 0)
+    _name_in_state(unfinished, 3, 6, 8)
+    results = evaluate(_request(unfinished, timeout_secs=2.0))
+    assert [next(results).step for _ in range(3)] == [3, 6, 8]
+    errors = capsys.readouterr().err
+    assert errors == "skipped step 0: removed before it could be measured\n"
+
+
+def test_nothing_is_reported_where_nothing_was_lost(finished, tmp_path, capsys):
+    """Every checkpoint is there, but not at every look; saved at 3, 6 and the end."""
+    folder = _copy(finished, tmp_path)
+    _name_in_state(folder, 0)
+    steps = []
+    for result in _follow(folder):
+        steps.append(result.step)
+        _name_in_state(folder, *{0: [0, 3, 6], 3: [6], 6: [6, 8], 8: [8]}[steps[-1]])
+    assert steps == [0, 3, 6, 8]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [None, b"", b"0\n8\n"])
+def test_without_a_note_of_the_saved_steps_a_gap_may_hide_one(
+    unfinished, capsys, content
+):
+    """In the folder of an older version's run, or with the file damaged."""
+    _name_in_state(unfinished, 3)
+    results = _follow(unfinished)
+    assert next(results).step == 3
+    (unfinished / "saved_steps.txt").unlink()
+    if content is not None:
+        (unfinished / "saved_steps.txt").write_bytes(content)
+    _name_in_state(unfinished, 8)
+    assert next(results).step == 8
+    assert "skipped steps 4 to 7: " in capsys.readouterr().err
 
 
 def test_following_passes_over_a_damaged_checkpoint(unfinished, capsys):
@@ -540,10 +591,53 @@ def test_a_follower_that_is_started_again_goes_on_behind_its_last_step(unfinishe
     assert evaluation._measured_steps(_request(unfinished)) == [3, 6, 8]
 
 
-def test_a_step_measured_again_is_written_down_once(unfinished):
-    """As by an evaluation that is started again before there is a new checkpoint."""
+def test_a_follower_that_is_started_again_measures_no_step_again(unfinished):
+    """Also where the newest was damaged since, and the one before is the newest."""
+    assert next(_follow(unfinished)).step == 8
+    for newest in (8, 6):
+        _name_in_state(unfinished, newest)
+        with pytest.raises(EvaluationTimeout):
+            next(_follow(unfinished))
+    assert evaluation._measured_steps(_request(unfinished)) == [8]
+
+
+def test_following_a_run_that_is_measured_to_the_end_says_so(
+    finished, tmp_path, capsys
+):
+    folder = _copy(finished, tmp_path)
+    assert [result.step for result in evaluate(_request(folder))] == [8]
+    capsys.readouterr()
+    assert list(evaluate(_request(folder))) == []
+    assert capsys.readouterr().out == (
+        f"step 8, the last one, is measured already: see {folder}/eval/results.jsonl\n"
+    )
+
+
+def test_results_of_another_split_or_run_are_no_measurements(
+    finished, unfinished, tmp_path
+):
+    """In one folder for all results."""
+    eval_dir = str(tmp_path / "results")
+    for model_dir, split in [
+        (unfinished, "test"),
+        (unfinished, "train"),
+        (finished, "train"),
+    ]:
+        request = _request(model_dir, eval_dir=eval_dir, split=split, timeout_secs=0.0)
+        assert next(evaluate(request)).step == 8
+
+
+def test_results_of_a_run_that_was_there_before_are_no_measurements(unfinished):
+    (unfinished / "eval").mkdir()
+    line = {"step": 9, "split": "test", "checkpoint": f"{unfinished}/model.ckpt-9"}
+    (unfinished / "eval" / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert next(_follow(unfinished)).step == 8
+
+
+def test_a_step_measured_again_on_demand_is_written_down_once(unfinished):
     for _ in range(2):
-        assert next(_follow(unfinished)).step == 8
+        (result,) = evaluate(_request(unfinished, run_once=True))
+        assert result.step == 8
     assert evaluation._measured_steps(_request(unfinished)) == [8]
 
 

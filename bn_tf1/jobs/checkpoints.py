@@ -6,7 +6,8 @@ TensorFlow's Saver writes and reads the tensors; this module adds what it lacks:
   tensor back (TensorFlow checks the checksums while it reads), refuses values that are
   not finite, and calls fsync. Only then the files take their names, the index last:
   where `model.ckpt-<step>.index` is, there was a complete checkpoint. The file
-  `checkpoint`, which names the newest one, is replaced at once and at the very end.
+  `checkpoint`, which names the newest one, is replaced at once and at the very end,
+  after `saved_steps` has noted the step.
 - Recovery. `recover` sweeps what a killed process left behind, finds the newest
   checkpoint that can be read, and writes the file `checkpoint` anew if it is missing,
   damaged, or names another one.
@@ -32,7 +33,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
-from bn_tf1.jobs import durable_files
+from bn_tf1.jobs import durable_files, saved_steps
 
 STATE_FILE = "checkpoint"
 PREFIX = "model.ckpt"
@@ -44,7 +45,8 @@ READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError, OSError)
 _OWN_FILE = re.compile(r"model\.ckpt-(\d+)\.(index|meta|data-\d{5}-of-\d{5})")
 _LEFTOVERS = re.compile(
     # of this module
-    r"model\.ckpt-\d+\.partial|(checkpoint|config\.json|train\.holder)\.partial"
+    r"model\.ckpt-\d+\.partial"
+    r"|(checkpoint|config\.json|saved_steps\.txt|train\.holder)\.partial"
     # of TensorFlow: its folder for a save, an index half-way, a text file half-way
     r"|model\.ckpt-\d+_temp(_[0-9a-f]{32})?"
     r"|model\.ckpt-\d+\.(index|data-\d{5}-of-\d{5})\.tempstate\d+"
@@ -155,6 +157,8 @@ def recover(model_dir: str) -> Checkpoint | None:
         _refuse_if_something_was_saved(model_dir, candidates)
         return None
     usable = [c for c in own if c.step < newest.step] + [newest]
+    # Those of a commit that was killed half-way, or of an older version's run.
+    saved_steps.record(model_dir, [c.step for c in own + usable])
     if usable != named:
         _write_state(model_dir, usable)
     # Data whose index never came: the newest may be a torn commit, older ones cannot
@@ -235,6 +239,7 @@ class CommittingSaver(tf.train.Saver):
             shutil.rmtree(folder, ignore_errors=True)
         earlier = [c for c in listed(self._model_dir) if c.step < checkpoint.step]
         kept = (earlier + [checkpoint])[-self._keep :]
+        saved_steps.record(self._model_dir, [c.step for c in kept])
         _write_state(self._model_dir, kept)
         if self._keep:
             steps = [c.step for c in kept]
@@ -269,11 +274,14 @@ def _is_usable(checkpoint):
 
 def _refuse_if_something_was_saved(model_dir, candidates):
     """Starting at step 0 is right only where no checkpoint was ever complete."""
+    # Killed in its first save, a run leaves files of step 0 and names none.
+    later = any(step != 0 for step in saved_steps.read(model_dir))
     remains = [c.path for c in candidates] or [
         os.path.join(model_dir, name)
         for name in sorted(os.listdir(model_dir))
-        # Killed in its first save, a run leaves files of step 0 and names none.
-        if name == STATE_FILE or _step_of(name) not in (None, 0)
+        if name == STATE_FILE
+        or _step_of(name) not in (None, 0)
+        or (name == saved_steps.FILE and later)
     ]
     if remains:
         raise CheckpointError(

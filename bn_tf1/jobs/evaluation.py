@@ -7,10 +7,13 @@ prediction does not depend on the rest of its batch, and moving statistics that 
 surely wrong are reported on stderr. Each measurement goes to TensorBoard summaries and,
 as one JSON line, to `results.jsonl` in the evaluation folder.
 
-Following a run, it measures each step once at most, in their order. It begins behind the
-last step in `results.jsonl`, or with the newest checkpoint. A measurement that is the same
-as the last line of the file, as after a restart, is not written down again. A checkpoint that is damaged,
-or that the training job removed too early, is reported on stderr as skipped.
+Following a run, it measures each step once at most, in their order, also when it is
+started again: it begins behind the last step in `results.jsonl`. Without one it begins
+with the newest checkpoint, or, where there is none yet, with the first that comes. Each
+checkpoint after that is measured, or reported on stderr as skipped: because it is damaged,
+or because the training job, which notes what it saves (see `saved_steps`), removed it too
+early. A measurement asked for by name or by `run_once` is made in any case, but not
+written down again where it is the same as the last line of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import allocator, checkpoints, datasets, network, run_lock
+from bn_tf1.jobs import allocator, checkpoints, datasets, network, run_lock, saved_steps
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.checkpoints import Checkpoint, DamagedCheckpoint
 from bn_tf1.tools.checkpoint_audit import audit_file
@@ -114,7 +117,7 @@ def evaluate(request: Request) -> Iterator[Result]:
 
     Yields:
         One `Result` for `run_once` or `checkpoint_path`, otherwise one for each new
-        checkpoint until that of the last step.
+        checkpoint until that of the last step; none if that was measured before.
 
     Raises:
         EvaluationError: there is no checkpoint that can be read, it lacks a variable,
@@ -123,6 +126,8 @@ def evaluate(request: Request) -> Iterator[Result]:
         bn_tf1.jobs.config.ConfigError: the model directory has no configuration.
         bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged.
     """
+    if _is_measured_to_the_end(request):
+        return
     candidates = _candidates(request)
     first = next(candidates)  # config.json is there once a checkpoint is
     config = configuration.load(request.model_dir)
@@ -153,6 +158,18 @@ def evaluate(request: Request) -> Iterator[Result]:
 def _eval_dir(request):
     default = "eval" if request.split == "test" else "eval_train"
     return request.eval_dir or os.path.join(request.model_dir, default)
+
+
+def _is_measured_to_the_end(request):
+    """Whether there is nothing left to follow; says so on stdout."""
+    if request.run_once or request.checkpoint_path:
+        return False
+    step = _last_measured_step(request)
+    if step is None or step < configuration.load(request.model_dir).max_steps:
+        return False
+    path = os.path.join(_eval_dir(request), RESULTS_FILE)
+    print(f"step {step}, the last one, is measured already: see {path}", flush=True)
+    return True
 
 
 def _is_last(result, request):
@@ -199,15 +216,13 @@ def _named_checkpoint(path):
 
 def _follow(request) -> Iterator[Checkpoint]:
     """Each new checkpoint once, in order, until none has come for `timeout_secs`."""
-    last = None
+    last = _step_to_begin_after(request)
     waiting_since = time.time()
     while True:
         listed = checkpoints.listed(request.model_dir)
-        if listed and last is None:
-            last = _step_to_begin_after(request, listed)
-        new = [c for c in listed if c.step > last]
+        new = sorted(c for c in listed if c.step > last)
         if new:
-            _report_gap(request, last, listed)
+            _report_gap(request.model_dir, last, listed)
         for checkpoint in new:
             last = checkpoint.step
             yield checkpoint
@@ -222,11 +237,25 @@ def _follow(request) -> Iterator[Checkpoint]:
         time.sleep(min(_POLL_SECS, left))
 
 
-def _step_to_begin_after(request, listed):
-    """The last step that an earlier evaluation measured, or the newest but one."""
-    newest = listed[-1].step
-    measured = _measured_steps(request)
-    return measured[-1] if measured and measured[-1] < newest else newest - 1
+def _step_to_begin_after(request):
+    """The last step measured before, the newest but one, or -1 before the first."""
+    measured = _last_measured_step(request)
+    if measured is not None:
+        return measured
+    steps = {checkpoint.step for checkpoint in checkpoints.listed(request.model_dir)}
+    if not steps:
+        return -1
+    newest = max(steps)
+    if min(steps | saved_steps.read(request.model_dir)) < newest:
+        _report(f"beginning with step {newest}: earlier ones are not measured")
+    return newest - 1
+
+
+def _last_measured_step(request):
+    """The last step of this run and split in `results.jsonl`; None for none."""
+    saved = saved_steps.read(request.model_dir)
+    # The folder may hold results of a run that was there before.
+    return max((s for s in _measured_steps(request) if s in saved), default=None)
 
 
 def _measured_steps(request):
@@ -236,25 +265,53 @@ def _measured_steps(request):
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 # A killed evaluation may have left half a line.
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    steps.append(int(json.loads(line)["step"]))
+                with contextlib.suppress(
+                    ValueError, KeyError, TypeError, OverflowError
+                ):
+                    result = json.loads(line)
+                    if _is_of(request, result):
+                        steps.append(int(result["step"]))
     return steps
 
 
-def _report_gap(request, last, listed):
-    """Says so if checkpoints after step `last` may have come and gone unseen."""
-    if any(checkpoint.step == last for checkpoint in listed):
-        return  # they are removed in order: none that is newer is gone
-    first = next(c.step for c in listed if c.step > last)
-    if first > last + configuration.load(request.model_dir).save_checkpoint_steps:
+def _is_of(request, result):
+    """Whether a line of `results.jsonl` is about this split and model directory."""
+    if result["split"] != request.split:
+        return False
+    # What lies in the model directory itself may have been moved with it.
+    folder = os.path.dirname(result["checkpoint"])
+    return request.eval_dir is None or (
+        os.path.realpath(folder) == os.path.realpath(request.model_dir)
+    )
+
+
+def _report_gap(model_dir, last, listed):
+    """Names the checkpoints after step `last` that have come and gone unseen."""
+    steps = {checkpoint.step for checkpoint in listed}
+    saved = saved_steps.read(model_dir)
+    gone = sorted(step for step in saved - steps if last < step < max(steps))
+    if gone:
+        _report_skipped(
+            f"step{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}",
+            "removed before it could be measured",
+        )
+    first = min(step for step in steps if step > last)
+    # They are removed in order: while the last one is there, none that is newer is gone.
+    is_complete = last in saved or last in steps or (last == -1 and saved)
+    if first > last + 1 and not is_complete:
         _report_skipped(
             f"steps {last + 1} to {first - 1}",
-            "what was saved between was removed before it could be measured",
+            f"{os.path.join(model_dir, saved_steps.FILE)} does not tell whether one of "
+            "them was saved and removed before it could be measured",
         )
 
 
 def _report_skipped(what, reason):
-    print(f"skipped {what}: {reason}", file=sys.stderr, flush=True)
+    _report(f"skipped {what}: {reason}")
+
+
+def _report(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 def _report_sick_statistics(path):
@@ -262,16 +319,12 @@ def _report_sick_statistics(path):
     try:
         findings = audit_file(open_tensors(path)).findings
     except UnreadableCheckpoint as error:  # removed since it was restored
-        print(f"warning: not audited: {error}", file=sys.stderr, flush=True)
+        _report(f"warning: not audited: {error}")
         return
     for finding in findings:
         if finding.gravity == "error":
-            print(
-                f"warning: {finding.layer or finding.where}: {finding.what} "
-                f"{finding.remedy}",
-                file=sys.stderr,
-                flush=True,
-            )
+            place = finding.layer or finding.where
+            _report(f"warning: {place}: {finding.what} {finding.remedy}")
 
 
 def _build_graph(config, dataset):
