@@ -327,7 +327,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
         return step._replace(loss=step.loss + late)
 
     monkeypatch.setattr(training, "_build_step", spoilt)
-    with pytest.raises(TrainingError, match=r"the loss is not finite at step [45]:"):
+    words = (
+        rf"the loss is not finite at step [45]: tensor add\w*:0 is {loss}, and after "
+        "the step all variables are finite; try"
+    )
+    with pytest.raises(TrainingError, match=words):
+        train(_config(tmp_path))
+    assert _steps(tmp_path) == [0, 3]
+
+
+def test_a_loss_that_is_not_finite_is_named_with_the_first_such_variable(
+    tmp_path, monkeypatch
+):
+    mlp = models.MODELS["mlp"]
+
+    def spoilt(images, is_training, settings):
+        late = tf.greater_equal(tf.train.get_global_step(), 4)
+        factor = tf.where(late, np.float32(np.nan), np.float32(1))
+        return mlp(images, is_training, settings) * factor
+
+    monkeypatch.setitem(models.MODELS, "mlp", spoilt)
+    words = (
+        r"at step 5: tensor total_loss:0 is nan, and after the step \d+ of \d+ "
+        "variables are not, layer1/weights the first; "
+    )
+    with pytest.raises(TrainingError, match=words):
         train(_config(tmp_path))
     assert _steps(tmp_path) == [0, 3]
 

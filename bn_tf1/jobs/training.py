@@ -15,6 +15,7 @@ import signal
 import time
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
@@ -69,16 +70,33 @@ class TrainingResult(NamedTuple):
 class _FiniteLossHook(tf.train.SessionRunHook):
     """Ends the run at the first loss of NaN or infinity (NanTensorHook lets one pass)."""
 
-    def __init__(self, config, progress):
+    def __init__(self, config, step, progress):
         self._config = config
+        self._loss_name = step.loss.name
         self._progress = progress
 
     def after_run(self, run_context, run_values):
         if not math.isfinite(self._progress.loss):
             raise TrainingError(
-                f"the loss is not finite at step {self._progress.step}: try a smaller "
-                f"--learning_rate than {self._config.learning_rate}"
+                f"the loss is not finite at step {self._progress.step}: tensor "
+                f"{self._loss_name} is {self._progress.loss}, and after the step "
+                f"{_not_finite(run_context.session)}; try a smaller --learning_rate "
+                f"than {self._config.learning_rate}"
             )
+
+
+def _not_finite(session):
+    """Which of the variables are not finite, in words."""
+    variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+    values = session.run(variables)
+    names = [
+        variable.op.name
+        for variable, value in zip(variables, values)
+        if not np.all(np.isfinite(value))
+    ]
+    if not names:
+        return "all variables are finite"
+    return f"{len(names)} of {len(variables)} variables are not, {names[0]} the first"
 
 
 class _Step(NamedTuple):
@@ -121,7 +139,11 @@ def train(config: Config) -> TrainingResult:
             if newest is not None:
                 checkpoints.check_fits(newest, tf.global_variables())
             progress = ProgressHook(step, config)
-            hooks = [progress, _FiniteLossHook(config, progress), StopHook(signals)]
+            hooks = [
+                progress,
+                _FiniteLossHook(config, step, progress),
+                StopHook(signals),
+            ]
             explained = _explained(config, progress)
             with explained, _session(config, newest, hooks) as session:
                 while progress.step < config.max_steps and not session.should_stop():
@@ -160,7 +182,7 @@ def _build_step(config, dataset):
     images, labels = _next_batch(config, dataset, global_step)
     objective = network.build(images, labels, True, config, dataset.num_classes)
     penalty = tf.losses.get_regularization_loss()
-    loss = tf.reduce_mean(objective.losses) + penalty
+    loss = tf.add(tf.reduce_mean(objective.losses), penalty, name="total_loss")
     learning_rate = _learning_rate(config, global_step)
     train_op = bn_tf1.make_train_op(
         loss,
