@@ -25,7 +25,7 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section
 from __future__ import annotations
 
 import functools
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -121,34 +121,75 @@ def _registered_gradient(axes, epsilon):
 def _gradients(operation, dy, *_, axes, epsilon):
     x, mean, variance, gamma = operation.inputs[1:5]
     weighting = operation.inputs[6:]
-    channels = fast_channels_of(x, axes)
     if weighting:
         weights, count = weighting
     else:
-        count = count_of(x, reduction_axes(x.shape.ndims, axes))
+        weights, count = None, count_of(x, reduction_axes(x.shape.ndims, axes))
+    moments = Moments(mean, variance, count)
+    slopes = output_gradients(
+        x, dy, moments, gamma, axis=axes, epsilon=epsilon, weights=weights
+    )
+    gradients = (None, slopes.x, None, None, slopes.gamma, slopes.beta)
+    if not weighting:
+        return gradients
+    deviations = tf.rsqrt(variance + epsilon)
+    dmean = -gamma * deviations * slopes.beta
+    dvariance = -0.5 * gamma * deviations**2 * slopes.gamma
+    channels = fast_channels_of(x, axes)
+    dweights = _weights_gradient(channels, x, moments, weights, dmean, dvariance)
+    return (*gradients, dweights, None)
+
+
+class OutputGradients(NamedTuple):
+    """The gradients for the operands of an output."""
+
+    x: tf.Tensor
+    gamma: tf.Tensor
+    beta: tf.Tensor
+
+
+def output_gradients(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    moments: Moments,
+    gamma: tf.Tensor,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+    weights: tf.Tensor | None = None,
+    dmoments: tuple[tf.Tensor, tf.Tensor] | None = None,
+) -> OutputGradients:
+    """The total derivatives, as they are written at the top of this module.
+
+    Args:
+        x, gamma, axis, epsilon, weights: as for `normalize_batch`.
+        dy: the gradient for its output.
+        moments: of `x`: mean, biased variance, and their count.
+        dmoments: where a loss is on the mean and the biased variance themselves, the
+            gradients for them.
+    """
+    mean, variance, count = moments
+    channels = fast_channels_of(x, axis)
     deviations = tf.rsqrt(variance + epsilon)
     slope = gamma * deviations
     centred = channels.add(channels.enter(x), -mean)
     dy = channels.enter(dy)
     dbeta = channels.sum(dy)
     dgamma = channels.dot(centred, dy) * deviations
-    share = slope * _inverse(count)
+    inverse = _inverse(count)
+    share = slope * inverse
+    offset, factor = -share * dbeta, -share * deviations * dgamma
+    if dmoments is not None:
+        dmean, dvariance = dmoments
+        offset, factor = offset + dmean * inverse, factor + dvariance * (2 * inverse)
     direct = channels.scale(dy, slope)
-    through_variance = channels.scale_last_read(centred, -share * deviations * dgamma)
-    if weighting:
-        through_both = channels.add(through_variance, -share * dbeta)
-        dx = channels.leave(direct, x) + weights * channels.leave(through_both, x)
-    else:
-        dx = channels.add(direct + through_variance, -share * dbeta)
-        dx = channels.leave(dx, x)
-    gradients = (None, dx, None, None, dgamma, dbeta)
-    if not weighting:
-        return gradients
-    dmean = -slope * dbeta
-    dvariance = -0.5 * slope * deviations * dgamma
-    moments = Moments(mean, variance, count)
-    dweights = _weights_gradient(channels, x, moments, weights, dmean, dvariance)
-    return (*gradients, dweights, None)
+    through_variance = channels.scale_last_read(centred, factor)
+    if weights is None:
+        dx = channels.add(direct + through_variance, offset)
+        return OutputGradients(channels.leave(dx, x), dgamma, dbeta)
+    through_both = channels.leave(channels.add(through_variance, offset), x)
+    dx = channels.leave(direct, x) + weights * through_both
+    return OutputGradients(dx, dgamma, dbeta)
 
 
 def _weights_gradient(channels, x, moments, weights, dmean, dvariance):

@@ -3,19 +3,24 @@
 Contract: serves every rank and the layouts that the kernel can take after a reshape,
 which copies nothing. The kernel's unbiased variance becomes the biased one by a factor.
 Its gradient is one operation too, for the output alone: nothing flows from a loss on the
-statistics themselves.
+statistics themselves. Where the version's own gradient is slow, the one that `composed`
+has, written by hand, takes its place; that one knows of such a loss.
 
 `tf.nn.fused_batch_norm` is not used because it raises an epsilon below 1.001e-5 to that.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics.channels import channels_of
-from bn_tf1.statistics.moments import count_of, reduction_axes
+from bn_tf1.statistics.composed import output_gradients
+from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
+
+_KERNEL = "FusedBatchNormV3"
 
 
 class FusedOutput(NamedTuple):
@@ -37,6 +42,7 @@ def normalize_batch(
     axis: int,
     epsilon: float,
     unbiased: bool,
+    gradient_by_hand: bool,
 ) -> FusedOutput:
     """The output with the statistics of the batch `x`, and these statistics.
 
@@ -47,9 +53,13 @@ def normalize_batch(
         epsilon: added to the variance; in the unit of the variance.
         unbiased: whether the variance is returned as the kernel gives it, divided by
             N - 1 instead of N.
+        gradient_by_hand: for float32 `x` with its channels last: whether the gradient
+            is the one of `composed` instead of the kernel's.
     """
     unused = tf.constant([], tf.float32)
-    outputs, channels = _fused(x, unused, unused, gamma, beta, axis, epsilon, True)
+    gradients = {_KERNEL: _registered_gradient(epsilon)} if gradient_by_hand else {}
+    with tf.get_default_graph().gradient_override_map(gradients):
+        outputs, channels = _fused(x, unused, unused, gamma, beta, axis, epsilon, True)
     mean, variance = outputs.batch_mean, outputs.batch_variance
     if not unbiased:
         count = count_of(x, reduction_axes(x.shape.ndims, axis))
@@ -58,6 +68,37 @@ def normalize_batch(
         else:
             variance -= variance / count
     return FusedOutput(channels.leave(outputs.y, x), mean, variance)
+
+
+@functools.lru_cache(maxsize=None)
+def _registered_gradient(epsilon):
+    """The name of the gradient by hand; see `composed` on how it finds its tensors."""
+    name = f"bn_tf1.fused_batch(epsilon={epsilon!r})"
+    try:
+        tf.RegisterGradient(name)(functools.partial(_gradients, epsilon=epsilon))
+    except KeyError:
+        pass  # this module was loaded before, and TensorFlow remembers it
+    return name
+
+
+def _gradients(operation, dy, dmean, dunbiased, *_, epsilon):
+    x, gamma = operation.inputs[:2]
+    mean, unbiased = operation.outputs[1:3]
+    count = count_of(x, (0, 1, 2))
+    # Of one value per channel the kernel divides by 1.
+    less = max(count - 1, 1) if isinstance(count, int) else tf.maximum(count - 1, 1)
+    # The biased variance that the kernel also gives is another thing on a GPU.
+    variance = unbiased * ((count - 1) / count)
+    slopes = output_gradients(
+        x,
+        dy,
+        Moments(mean, variance, count),
+        gamma,
+        axis=-1,
+        epsilon=epsilon,
+        dmoments=(dmean, dunbiased * (count / less)),
+    )
+    return slopes.x, slopes.gamma, slopes.beta, None, None
 
 
 def normalize(
