@@ -1,4 +1,4 @@
-"""Reading a graph from a file: the protocol buffers, parsed and nothing else.
+"""Reading a graph from a file: its protocol buffers are parsed, and nothing else.
 
 Contract: nothing of a file is imported into TensorFlow or run, so that a hostile one can
 at worst get an error. What a file is, is told by its content, not by its name. All that
@@ -9,7 +9,8 @@ can be wrong with it is a `ValueError` that names the file.
     directory of a SavedModel, saved_model.pb                SavedModel: the meta graph
                                                              tagged "serve", or its first
 
-Each of them is taken in the binary and in the text format.
+Each of them is taken in the binary and in the text format. The nodes of a binary one are
+parsed when they are asked for (`graph_wire`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,25 @@ from google.protobuf import (
     symbol_database,
     text_format,
 )
-from google.protobuf.message import DecodeError
+
+from bn_tf1.tools.graph_wire import (
+    Graph,
+    GraphTooLargeError,
+    fields_in,
+    parse,
+    parsed_graph,
+    rest_of,
+    unparsed_graph,
+    whole,
+)
 
 # Protocol buffers are no larger than 2 GiB. Their text is parsed in Python, about 1 MiB
 # in a second, so that it is bounded by time.
 MAX_BYTES = 2**31 - 1
 MAX_TEXT_BYTES = 2**27
+# Numbers of fields: of a SavedModel and a MetaGraphDef.
+_META_GRAPHS = 2
+_GRAPH_DEF = 2
 _SAVED_MODEL_NAMES = ("saved_model.pb", "saved_model.pbtxt")
 _TEXT_START = re.compile(rb"(?:\s|#[^\n]*\n)*([a-z_]+)\s*[:{]")
 _TEXT_FIELDS = {
@@ -51,12 +65,13 @@ class GraphFile(NamedTuple):
 
     Attributes:
         kind: "graph", "meta" or "saved_model".
-        graph_def: the GraphDef.
-        meta: the MetaGraphDef around it; None for kind "graph".
+        graph: the graph.
+        meta: the MetaGraphDef around it, whose graph_def may have been left out; None
+            for kind "graph".
     """
 
     kind: str
-    graph_def: Any
+    graph: Graph
     meta: Any
 
 
@@ -69,17 +84,12 @@ def load_graph_file(path: str) -> GraphFile:
     path = _file_at(os.fspath(path))
     data = _content(path)
     start = _TEXT_START.match(data[:4096])
-    if start and start.group(1) in _TEXT_FIELDS:
-        loaded = _from_text(data, _TEXT_FIELDS[start.group(1)], path)
-    else:
-        loaded = _from_binary(data)
-    if loaded is None:
-        raise ValueError(
-            f"{path} is no MetaGraphDef, GraphDef or SavedModel with a graph, or it is "
-            f"damaged ({len(data)} bytes): give a .meta file, a frozen graph or the "
-            "directory of a SavedModel"
-        )
-    return loaded
+    try:
+        if start and start.group(1) in _TEXT_FIELDS:
+            return _from_text(data, _TEXT_FIELDS[start.group(1)], path)
+        return _from_binary(data, path)
+    except GraphTooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _file_at(path):
@@ -103,7 +113,7 @@ def _content(path):
                 f"{path} has {size} bytes, but a protocol buffer has at most {MAX_BYTES}"
             )
         with open(path, "rb") as file:
-            return file.read(MAX_BYTES)
+            return file.read(size)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -125,47 +135,77 @@ def _from_text(data, kind, path):
     except (text_format.ParseError, UnicodeDecodeError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]
         raise ValueError(f"{path} is damaged: {reason}") from error
-    return _graph_file(kind, message)
+    meta = {"meta": message, "graph": None}.get(kind)
+    if kind == "saved_model":
+        if not message.meta_graphs:
+            raise _no_graph(path, data, "it has no meta_graphs")
+        meta = next(filter(_is_served, message.meta_graphs), message.meta_graphs[0])
+    graph = parsed_graph(message if meta is None else meta.graph_def)
+    if not _is_graph(graph):
+        raise _no_graph(path, data, "it has no node with a name and an operation")
+    return GraphFile(kind, graph, meta)
 
 
-def _from_binary(data):
+def _from_binary(data, path):
     # The first byte of a SavedModel is its version; other graphs have no number there.
     kinds = ("saved_model",) if data[:1] == b"\x08" else ("meta", "graph")
+    reasons = []
     for kind in kinds:
         try:
-            message = _MESSAGES[kind].FromString(data)
-        except (DecodeError, RuntimeError):
-            continue
-        loaded = _graph_file(kind, message)
-        if loaded is not None:
-            return loaded
-    return None
+            return _unparsed(kind, data)
+        except GraphTooLargeError:
+            raise
+        except ValueError as error:
+            reasons.append(f"as a {_MESSAGES[kind].DESCRIPTOR.name}, {error}")
+    raise _no_graph(path, data, "; ".join(reasons))
 
 
-def _graph_file(kind, message):
-    """The `GraphFile`, or None where the message is no graph after all."""
-    meta = None
-    graph_def = message
+def _no_graph(path, data, reason):
+    return ValueError(
+        f"{path} is no MetaGraphDef, GraphDef or SavedModel with a graph, or it is "
+        f"damaged ({len(data)} bytes; {reason}): give a .meta file, a frozen graph or "
+        "the directory of a SavedModel"
+    )
+
+
+def _unparsed(kind, data):
+    message, parts, meta = whole(data), [whole(data)], None
     if kind == "saved_model":
-        meta = _served(message.meta_graphs)
-    elif kind == "meta":
-        meta = message
+        message = _served(data)
     if kind != "graph":
-        if meta is None:
-            return None
-        graph_def = meta.graph_def
-    # What parses by chance has nodes without an operation, or none.
-    nodes = graph_def.node
-    if not nodes or not all(node.op and node.name for node in nodes[:100]):
-        return None
-    return GraphFile(kind, graph_def, meta)
+        parts = fields_in(data, message, _GRAPH_DEF)
+    graph = unparsed_graph(data, parts)
+    # What is read by chance has nodes without an operation, or none.
+    if not _is_graph(graph):
+        raise ValueError("it has no node with a name and an operation")
+    if kind != "graph":
+        meta = _without_graph(data, message)
+    return GraphFile(kind, graph, meta)
 
 
-def _served(meta_graphs):
-    for meta in meta_graphs:
-        if "serve" in meta.meta_info_def.tags:
-            return meta
-    return meta_graphs[0] if meta_graphs else None
+def _is_graph(graph):
+    nodes = graph.nodes[:100]
+    return bool(nodes) and all(node.op and node.name for node in nodes)
+
+
+def _served(data):
+    """The place of the MetaGraphDef that is served, in a SavedModel."""
+    first = None
+    for place in fields_in(data, whole(data), _META_GRAPHS):
+        if _is_served(_without_graph(data, place)):
+            return place
+        first = first or place
+    if first is None:
+        raise ValueError("it has no meta_graphs")
+    return first
+
+
+def _is_served(meta):
+    return "serve" in meta.meta_info_def.tags
+
+
+def _without_graph(data, place):
+    return parse(tf.MetaGraphDef, rest_of(data, place, _GRAPH_DEF), place.content)
 
 
 def _saved_model_message():

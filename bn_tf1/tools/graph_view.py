@@ -22,8 +22,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.tools.graph_files import load_graph_file
-
-MAX_NODES = 4_000_000
+from bn_tf1.tools.graph_wire import Function, Graph, parsed_graph
 
 _MANY_CONTROLS = 16
 _PORT_BITS = 16
@@ -93,6 +92,16 @@ class Body(NamedTuple):
     controls: tuple[int, ...]
 
 
+class _Scope(NamedTuple):
+    """What a `Body` is made from: its name, NodeDefs, and names of nodes in it."""
+
+    name: str
+    nodes: Sequence[Any]
+    arguments: list[str]
+    returns: dict[str, str]
+    controls: dict[str, str]
+
+
 class GraphView:
     """An indexed graph.
 
@@ -110,7 +119,7 @@ class GraphView:
         kind: "graph", "meta" or "saved_model".
     """
 
-    def __init__(self, graph_def: Any, meta: Any = None, kind: str = "graph"):
+    def __init__(self, graph: Graph, meta: Any = None, kind: str = "graph"):
         self.kind = kind
         self.names: list[str] = []
         self.ops: list[str] = []
@@ -128,14 +137,13 @@ class GraphView:
                 key: [info.name for info in signature.outputs.values()]
                 for key, signature in meta.signature_def.items()
             }
-        # Of each body: its first node that has a NodeDef, and the NodeDefs. A reference
-        # to each of them would keep alive what Python made of it: half of all memory.
-        self._sources: list[tuple[int, Any]] = []
+        # Of each body: its first node that has a NodeDef, and the NodeDefs, which are not
+        # kept one by one: parsed, they would be most of all memory.
+        self._sources: list[tuple[int, Sequence[Any]]] = []
         self._consumers: Any = None
         self._followers: Any = None
-        _check_size(graph_def)
-        self._add_bodies(graph_def)
-        self._join_calls(graph_def)
+        self._add_bodies(graph)
+        self._join_calls()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -192,61 +200,72 @@ class GraphView:
             yield from self.bodies[body].returns
             yield from self.bodies[body].controls
 
-    def _add_bodies(self, graph_def):
-        scopes = [("", graph_def.node, (), {}, {})]
-        for function in graph_def.library.function:
-            scopes.append(
-                (
-                    function.signature.name,
-                    function.node_def,
-                    [argument.name for argument in function.signature.input_arg],
-                    {
-                        argument.name: function.ret.get(argument.name, "")
-                        for argument in function.signature.output_arg
-                    },
-                    dict(getattr(function, "control_ret", {})),
-                )
-            )
-        for scope in scopes:
-            self._add_body(*scope)
+    def _add_bodies(self, graph):
+        known = {}
+        for index, function in enumerate(graph.functions, 1):
+            known[function.definition.signature.name] = index
+        known.pop("", None)
+        self._add_body(_Scope("", graph.nodes, [], {}, {}), known)
+        for function in graph.functions:
+            self._add_body(_scope_of(function), known)
         self._firsts = np.array([body.first for body in self.bodies])
 
-    def _add_body(self, name, nodes, arguments, returns, controls):
+    def _add_body(self, scope, known):
         first = len(self.names)
-        prefix = name + ":" if name else ""
+        prefix = scope.name + ":" if scope.name else ""
         ids = {}
-        for argument in arguments:
+        for argument in scope.arguments:
             ids[argument] = self._add(prefix + argument, "_Arg")
-        start = len(self.names)
-        self._sources.append((start, nodes))
-        for definition in nodes:
-            own = definition.name
-            ids.setdefault(own, self._add(prefix + own, sys.intern(definition.op)))
-        shared: dict[tuple[str, ...], tuple[int, ...]] = {}
-        for node, definition in enumerate(nodes, start):
-            inputs, awaited = _split(definition.input)
-            self.inputs[node] = _references(inputs, ids)
-            if len(self.inputs[node]) < _ARITY.get(self.ops[node], 0):
-                self.ops[node] = _DAMAGED
-            if awaited:
-                if awaited not in shared:
-                    shared[awaited] = self._shared_controls(awaited, ids, prefix)
-                self.controls[node] = shared[awaited]
+        self._add_nodes(scope.nodes, prefix, ids, known)
         returned = []
-        for key, source in returns.items():
+        for key, source in scope.returns.items():
             node = self._add(prefix + key, "_Ret")
             self.inputs[node] = _references([source], ids)
             returned.append(node)
         self.bodies.append(
             Body(
-                name,
+                scope.name,
                 first,
                 len(self.names),
-                tuple(ids[argument] for argument in arguments),
+                tuple(ids[argument] for argument in scope.arguments),
                 tuple(returned),
-                tuple(ids[node] for node in controls.values() if node in ids),
+                tuple(ids[node] for node in scope.controls.values() if node in ids),
             )
         )
+
+    def _add_nodes(self, definitions, prefix, ids, known):
+        start = len(self.names)
+        self._sources.append((start, definitions))
+        # What refers to a later node, or to many, is joined when all nodes have a number.
+        later = []
+        for definition in definitions:
+            own = definition.name
+            node = self._add(prefix + own, sys.intern(definition.op))
+            ids.setdefault(own, node)
+            called = _called_functions(definition, known) if known else ()
+            if called:
+                self.called[node] = called
+            inputs, awaited = _split(definition.input)
+            references = _references(inputs, ids)
+            controls = tuple(ids[n[1:]] for n in awaited if n[1:] in ids)
+            if (len(references), len(controls)) != (len(inputs), len(awaited)) or len(
+                controls
+            ) > _MANY_CONTROLS:
+                later.append(node)
+            else:
+                self._connect(node, references, controls)
+        shared: dict[tuple[str, ...], tuple[int, ...]] = {}
+        for node in later:
+            inputs, awaited = _split(definitions[node - start].input)
+            if awaited not in shared:
+                shared[awaited] = self._shared_controls(awaited, ids, prefix)
+            self._connect(node, _references(inputs, ids), shared[awaited])
+
+    def _connect(self, node, references, controls):
+        self.inputs[node] = references
+        self.controls[node] = controls
+        if len(references) < _ARITY.get(self.ops[node], 0):
+            self.ops[node] = _DAMAGED
 
     def _shared_controls(self, names, ids, prefix):
         """The nodes that `names` stand for, or one node that waits for them all.
@@ -268,17 +287,12 @@ class GraphView:
         self.controls.append(())
         return len(self.names) - 1
 
-    def _join_calls(self, graph_def):
-        bodies = {body.name: i for i, body in enumerate(self.bodies) if body.name}
-        if not bodies:
-            return
+    def _join_calls(self):
         joined = {}
-        for node, op in enumerate(self.ops):
-            called = _called_functions(self._definition(node), bodies)
-            if not called:
-                continue
-            self.called[node] = called
-            start = 0 if op in bodies else _CALLS.get(op)
+        functions = {body.name for body in self.bodies[1:]}
+        for node, called in self.called.items():
+            op = self.ops[node]
+            start = 0 if op in functions else _CALLS.get(op)
             for index in called:
                 self.callers.setdefault(index, []).append(node)
                 if start is not None:
@@ -301,7 +315,7 @@ def read_graph(path: str) -> GraphView:
     """
     loaded = load_graph_file(path)
     try:
-        return GraphView(loaded.graph_def, loaded.meta, loaded.kind)
+        return GraphView(loaded.graph, loaded.meta, loaded.kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -314,7 +328,7 @@ def view_of(graph: Any) -> GraphView:
         ValueError: it has too many nodes.
     """
     if isinstance(graph, tf.Graph):
-        view = GraphView(graph.as_graph_def(add_shapes=True))
+        view = GraphView(parsed_graph(graph.as_graph_def(add_shapes=True)))
         view.collections = {
             key: [item.name for item in graph.get_collection(key) if _has_name(item)]
             for key in graph.get_all_collection_keys()
@@ -322,9 +336,9 @@ def view_of(graph: Any) -> GraphView:
         }
         return view
     if isinstance(graph, tf.MetaGraphDef):
-        return GraphView(graph.graph_def, graph, "meta")
+        return GraphView(parsed_graph(graph.graph_def), graph, "meta")
     if isinstance(graph, tf.GraphDef):
-        return GraphView(graph)
+        return GraphView(parsed_graph(graph))
     raise TypeError(
         f"`graph` is a {type(graph).__name__}, but must be a tf.Graph, a GraphDef, a "
         "MetaGraphDef or the path of a file"
@@ -369,14 +383,16 @@ def _closure(size, nodes, next_to):
     return found
 
 
-def _check_size(graph_def):
-    count = len(graph_def.node) + sum(
-        len(function.node_def) for function in graph_def.library.function
+def _scope_of(function: Function) -> _Scope:
+    signature = function.definition.signature
+    returns = function.definition.ret
+    return _Scope(
+        signature.name,
+        function.nodes,
+        [argument.name for argument in signature.input_arg],
+        {a.name: returns.get(a.name, "") for a in signature.output_arg},
+        dict(getattr(function.definition, "control_ret", {})),
     )
-    if count > MAX_NODES:
-        raise ValueError(
-            f"the graph has {count} nodes, but at most {MAX_NODES} are examined"
-        )
 
 
 def _has_name(item):
