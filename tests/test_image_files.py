@@ -245,6 +245,33 @@ def test_memory_does_not_follow_the_claimed_size(tmp_path):
     assert peak < 4 << 20
 
 
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "test_batch.bin.gz"])
+def test_a_gzip_bomb_in_the_right_format_is_refused(tmp_path, monkeypatch, name):
+    """Images of zeros only: 3 MiB, then 100 times what they shrink to, are too many."""
+    monkeypatch.setattr(image_files, "_FREE_CONTENT_BYTES", 3 << 20)
+    if name.startswith("train"):
+        content, check = idx(np.zeros([1 << 16, 8, 8], np.uint8)), check_digits
+        write(tmp_path, "train-labels-idx1-ubyte", idx(np.zeros(1 << 16, np.uint8)))
+    else:
+        content, check = records([(0,)], pixels=0) * 1365, check_cifar10
+    path = write(tmp_path, name, content, compress=True)
+    assert os.path.getsize(path) * 100 < 3 << 20 < len(content)
+    with pytest.raises(DataFileError) as error:
+        check(tmp_path)
+    assert_names(error, path, 3 << 20, "at most 3145728 bytes in a gzip file")
+    os.remove(path)
+    write(tmp_path, name[: -len(".gz")], content)
+    check(tmp_path)
+
+
+def test_a_large_gzip_file_that_shrank_like_images_is_taken(tmp_path, monkeypatch):
+    """Of 16 values at random, which gzip packs to about half."""
+    monkeypatch.setattr(image_files, "_FREE_CONTENT_BYTES", 1 << 10)
+    pixels = np.random.RandomState(0).randint(0, 16, [1 << 12, 8, 8]).astype(np.uint8)
+    images, _ = check_idx(tmp_path, idx(pixels), idx(pixels[:, 0, 0] % 10), True)
+    assert images.num_examples == 1 << 12
+
+
 # Damaged CIFAR files
 
 CIFAR10_DAMAGES = {

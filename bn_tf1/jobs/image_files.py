@@ -9,8 +9,10 @@ promises. Anything else raises `DataFileError`, which names the file, the byte o
 (for a gzip file that of the decompressed stream), what was expected and what was
 found. Files are read in chunks and never unpickled; no memory is allocated from a
 header's claim, and no gzip file is decompressed beyond its expected size plus one
-byte (CIFAR, which states no size: plus one chunk beyond `MAX_FILE_BYTES`). A file
-counts as gzip if it starts with the bytes 1f 8b, whatever its name.
+byte (CIFAR, which states no size: plus one chunk beyond `MAX_FILE_BYTES`), nor beyond
+what images shrink to: content of the right format that is all zeros passes every other
+check, and two megabytes of it would fill gigabytes in TensorFlow. A file counts as gzip if
+it starts with the bytes 1f 8b, whatever its name.
 
 IDX: two zero bytes, the type (8 is uint8), the number of dimensions, each dimension
 as a big-endian uint32, then the values in C order. CIFAR: records of one (CIFAR-10) or
@@ -35,6 +37,11 @@ CIFAR_IMAGE_BYTES = 3 * 32 * 32
 
 # The most that tf.io.decode_compressed returns, hence the largest usable file.
 MAX_FILE_BYTES = 2**31 - 1
+
+# What any gzip file may hold, and how many times its own size it may hold beyond that:
+# MNIST shrinks to a fifth, zeros to a thousandth.
+_FREE_CONTENT_BYTES = 1 << 28
+_MAX_EXPANSION = 100
 
 _CHUNK_BYTES = 1 << 18
 _CHUNK_RECORDS = 64
@@ -345,17 +352,25 @@ class _Stream:
         self._input = file.read(len(_GZIP_MAGIC))
         self.is_gzip = self._input == _GZIP_MAGIC
         self._gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        size = os.fstat(file.fileno()).st_size
+        self._max_content = max(_FREE_CONTENT_BYTES, _MAX_EXPANSION * size)
         self.offset = 0
 
     def read(self, size: int) -> bytes:
         """Returns 1 to `size` bytes, or none at the end of the data.
 
         Raises:
-            DataFileError: if the gzip stream is damaged, truncated or followed by
-                more bytes.
+            DataFileError: if the gzip stream is damaged, truncated, followed by more
+                bytes, or holds far more than images would.
         """
         content = self._decompress(size) if self.is_gzip else self._read_plain(size)
         self.offset += len(content)
+        if self.is_gzip and self.offset > self._max_content:
+            raise self.error(
+                self._max_content,
+                f"at most {self._max_content} bytes in a gzip file of this size",
+                "more, as in a gzip bomb; if they are wanted, decompress the file",
+            )
         return content
 
     def error(self, offset: int, expected: str, found: object) -> DataFileError:
