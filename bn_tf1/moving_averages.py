@@ -76,15 +76,26 @@ def update_rate(
 
 def _plain_update(variable, value, rate, apply):
     with tf.name_scope("AssignMovingAvg") as scope:
-        # In a loop, the read must wait for the update of the iteration before.
-        with tf.control_dependencies([value]):
-            difference = variable.read_value() - value
+        difference = _read_when_there(variable, value) - value
         if apply is True:
             change = difference * rate
         else:
             # Exactly 0 where the rate is, even if the difference is NaN.
             change = tf.math.multiply_no_nan(difference, rate)
         return variable.assign_sub(change, name=scope).op
+
+
+def _read_when_there(variable, value):
+    """`variable`, read after `value` was computed.
+
+    In a loop, the read must wait for the update of the iteration before.
+    """
+    handle = variable.op.outputs[0]
+    if handle.dtype.base_dtype == value.dtype:
+        # What takes a reference reads it when all that it takes is there.
+        return handle
+    with tf.control_dependencies([value]):
+        return variable.read_value()
 
 
 def assign_moving_value(

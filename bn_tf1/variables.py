@@ -45,8 +45,10 @@ def make_variables(
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
     """
+    made_once = {}
     initial = {
-        key: initializers.get(key) or default() for key, default in INITIALIZERS.items()
+        key: _sharing(made_once, initializers.get(key) or default())
+        for key, default in INITIALIZERS.items()
     }
     absent = {"gamma": not scale, "beta": not center}
     made = {key: None if absent.get(key) else make(key, initial[key]) for key in order}
@@ -56,6 +58,22 @@ def make_variables(
         made["renorm_mean"] = make("renorm_mean", initial["moving_mean"])
         made["renorm_stddev"] = make("renorm_stddev", stddev)
     return LayerVariables(**made)
+
+
+def _sharing(made_once, initializer):
+    """`initializer`; all those of zeros, and all those of ones, make one constant."""
+    kind = type(initializer)
+    if kind not in (tf.zeros_initializer, tf.ones_initializer):
+        return initializer
+
+    def initial_value(shape, dtype=None, partition_info=None):
+        sizes = tuple(tf.TensorShape(shape).as_list())
+        key = kind, sizes, dtype, tf.get_default_graph()
+        if key not in made_once:
+            made_once[key] = initializer(shape, dtype, partition_info)
+        return made_once[key]
+
+    return initial_value
 
 
 def _square_root_of(initializer):

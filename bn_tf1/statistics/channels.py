@@ -78,7 +78,7 @@ class Channels(NamedTuple):
         products = tf.nn.depthwise_conv2d_native_backprop_filter(
             values, [1, 1, count, 1], others, _STRIDES, "VALID"
         )
-        return tf.reshape(products, [count])
+        return tf.squeeze(products, [0, 1, 3])
 
     def weighted_sum(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of weights * values.

@@ -51,12 +51,12 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
     x = tf.cast(x, statistics_dtype(x.dtype))
     channels = fast_channels_of(x, reduction_axes(x.shape.ndims, axes))
     count = count_of(x, axes)
-    share = _inverse(count)
+    divisor = tf.convert_to_tensor(count, x.dtype)
     values = channels.enter(x)
-    rough_mean = channels.sum(values) * share
+    rough_mean = channels.sum(values) / divisor
     centred = channels.add(values, -rough_mean)
-    mean = rough_mean + channels.sum(centred) * share
-    variance = channels.dot(centred, centred) * share
+    mean = rough_mean + channels.sum(centred) / divisor
+    variance = channels.dot(centred, centred) / divisor
     return Moments(mean, variance, count)
 
 
