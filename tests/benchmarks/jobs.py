@@ -1,4 +1,4 @@
-"""The training job: from its start to its first step, and its speed from there on."""
+"""The training job: from its start to its first step, its speed from there on, its input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import models
+from bn_tf1.jobs import datasets, models
 from tests.benchmarks import timing
 
 _IMPORT = "import tensorflow.compat.v1 as tf"
@@ -49,6 +49,9 @@ def measure(starts: int, steps: int) -> list[timing.Row]:
     bare = timing.in_turns({"bare": _bare_step()}, steps // 2)["bare"]
     speed = 1e3 * _BATCH / bare.median
     found.append(timing.Row(case, "bare step", speed, 0.0, "images/s"))
+    batch = timing.in_turns({"input": _input_batch()}, steps // 2)["input"]
+    speed = 1e3 * _BATCH / batch.median
+    found.append(timing.Row(case, "input alone", speed, 0.0, "images/s"))
     return found
 
 
@@ -93,3 +96,20 @@ def _bare_step():
     session = tf.Session(graph=graph)
     session.run(initialize)
     return lambda: session.run([minimize, updates])
+
+
+def _input_batch():
+    """The batches that train.py takes, and nothing that reads them."""
+    with tf.Graph().as_default() as graph:
+        batches = datasets.training_batches(
+            datasets.open_dataset("digits", "train"),
+            _BATCH,
+            seed=0,
+            first_step=0,
+            augment=True,
+        )
+        iterator = tf.data.make_initializable_iterator(batches)
+        images, labels = iterator.get_next()
+    session = tf.Session(graph=graph)
+    session.run(iterator.initializer)
+    return lambda: session.run([images.op, labels.op])
