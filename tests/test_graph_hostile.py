@@ -187,6 +187,28 @@ def test_many_functions_with_many_calls():
     lint(graph_def)
 
 
+def test_calls_whose_arguments_multiply(tmp_path):
+    """0.5 MB in which 200 nodes call 100 functions with 300 arguments: 6 million edges."""
+    graph_def = tf.GraphDef()
+    for i in range(100):
+        function = graph_def.library.function.add()
+        function.signature.name = f"f{i}"
+        for j in range(300):
+            function.signature.input_arg.add(name=f"x{j}")
+    graph_def.node.add(name="x", op="Placeholder")
+    for i in range(200):
+        call = graph_def.node.add(name=f"call{i}", op="While", input=["x"] * 300)
+        for j in range(100):
+            call.attr["bodies"].list.func.add().name = f"f{j}"
+    path = written(tmp_path, graph_def.SerializeToString())
+    message = f"{path}: the calls of functions take and give more than 4000000 values"
+    with pytest.raises(ValueError, match=message):
+        lint(path)
+    del graph_def.node[101:]  # 100 calls are within the limit
+    findings = lint(written(tmp_path, graph_def.SerializeToString()))
+    assert [finding.check for finding in findings] == ["no-batch-norm"]
+
+
 def test_absurd_shapes_and_constants():
     graph_def = tf.GraphDef()
     for i, sizes in enumerate([[2**62, 2**62], [-5], [2**31, 2**31], [0], [3]]):

@@ -201,6 +201,12 @@ def variable_name(view: GraphView, node: int) -> str:
 
 def constant_size(view: GraphView, node: int) -> int | None:
     """The number of elements of a Const; None if its shape is absurd."""
+    if node not in view.constant_sizes:
+        view.constant_sizes[node] = _stated_size(view, node)
+    return view.constant_sizes[node]
+
+
+def _stated_size(view, node):
     value = view.attribute(node, "value")
     if value is None:
         return None
@@ -258,8 +264,8 @@ def _scalars(view, reference, depth, known):
 
 
 def _is_switch(view, node):
-    source = view.attribute(node, "SrcT")
-    return view.ops[node] == "Cast" and source is not None and source.type == _BOOL
+    source = view.attribute(node, "SrcT") if view.ops[node] == "Cast" else None
+    return source is not None and source.type == _BOOL
 
 
 def _scalar_constant(view, node):

@@ -22,7 +22,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.tools.graph_files import load_graph_file
-from bn_tf1.tools.graph_wire import Function, Graph, parsed_graph
+from bn_tf1.tools.graph_wire import Function, Graph, GraphTooLargeError, parsed_graph
+
+# A few functions that many nodes call have edges as the product of both.
+MAX_CALL_EDGES = 4_000_000
 
 _MANY_CONTROLS = 16
 _PORT_BITS = 16
@@ -117,9 +120,16 @@ class GraphView:
         saver: the SaverDef of the graph, or None.
         signatures: by signature, the names of the output tensors; of a SavedModel.
         kind: "graph", "meta" or "saved_model".
+        constant_sizes: the sizes of constants that were asked for, most of them often.
     """
 
     def __init__(self, graph: Graph, meta: Any = None, kind: str = "graph"):
+        """Indexes `graph`.
+
+        Raises:
+            GraphTooLargeError: its functions are called too often.
+            ValueError: a node of it is damaged.
+        """
         self.kind = kind
         self.names: list[str] = []
         self.ops: list[str] = []
@@ -140,6 +150,7 @@ class GraphView:
         # Of each body: its first node that has a NodeDef, and the NodeDefs, which are not
         # kept one by one: parsed, they would be most of all memory.
         self._sources: list[tuple[int, Sequence[Any]]] = []
+        self.constant_sizes: dict[int, int | None] = {}
         self._consumers: Any = None
         self._followers: Any = None
         self._add_bodies(graph)
@@ -288,17 +299,24 @@ class GraphView:
         return len(self.names) - 1
 
     def _join_calls(self):
-        joined = {}
+        joined: dict[int, list[int]] = {}
         functions = {body.name for body in self.bodies[1:]}
+        edges = 0
         for node, called in self.called.items():
             op = self.ops[node]
             start = 0 if op in functions else _CALLS.get(op)
+            given = self.inputs[node][start:] if start is not None else ()
+            again = _returned(self, called) if op in LOOPS else ()
             for index in called:
+                edges += _edges_of(self.bodies[index])
+                if edges > MAX_CALL_EDGES:
+                    raise GraphTooLargeError(
+                        "the calls of functions take and give more than "
+                        f"{MAX_CALL_EDGES} values, and no more are examined"
+                    )
                 self.callers.setdefault(index, []).append(node)
-                if start is not None:
-                    self._join(self.inputs[node][start:], index, joined)
-                if op in LOOPS:
-                    self._join(_returned(self, called), index, joined)
+                self._join(given, index, joined)
+                self._join(again, index, joined)
         for argument, references in joined.items():
             self.inputs[argument] = tuple(dict.fromkeys(references))
 
@@ -442,16 +460,20 @@ def _port(output):
 
 
 def _called_functions(definition, bodies):
-    if definition is None:
-        return ()
     called = [definition.op]
-    for value in definition.attr.values():
+    for key in sorted(definition.attr):  # a map, in any order
+        value = definition.attr[key]
         kind = value.WhichOneof("value")
         if kind == "func":
             called.append(value.func.name)
         elif kind == "list":
             called += [function.name for function in value.list.func]
     return tuple(dict.fromkeys(bodies[name] for name in called if name in bodies))
+
+
+def _edges_of(body):
+    """How many edges one call of `body` adds, to it and out of it."""
+    return 1 + len(body.arguments) + len(body.returns) + len(body.controls)
 
 
 def _returned(view, called):

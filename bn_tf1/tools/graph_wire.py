@@ -33,6 +33,7 @@ _NODE_DEF = 3
 # The parsed nodes that are kept were up to so many bytes in the file.
 _KEPT_BYTES = 1 << 19
 
+_NodeDef = tf.NodeDef
 _FunctionDef = type(tf.GraphDef().library.function.add())
 
 
@@ -169,6 +170,11 @@ class Nodes(Sequence):
             raise IndexError(f"node {index} of {len(self)}")
         return self._parser.node(self._places[2 * index], self._places[2 * index + 1])
 
+    def __iter__(self) -> Iterator[Any]:
+        places, data = iter(self._places), self._parser.data
+        for start, end in zip(places, places):  # two by two
+            yield parse(_NodeDef, data[start:end], start)
+
 
 class _NodeParser:
     """Parses nodes, and keeps those that were asked for last."""
@@ -181,7 +187,7 @@ class _NodeParser:
     def node(self, start: int, end: int) -> Any:
         node = self._kept.get(start)
         if node is None:
-            node = parse(tf.NodeDef, self.data[start:end], start)
+            node = parse(_NodeDef, self.data[start:end], start)
             if self._kept_bytes > _KEPT_BYTES:
                 self._kept.clear()
                 self._kept_bytes = 0
