@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 
 from bn_tf1.tools.checkpoint_checks import check_layer
+from bn_tf1.tools.checkpoint_objects import as_in_checkpoint
 from bn_tf1.tools.checkpoint_presence import check_presence
 from bn_tf1.tools.checkpoint_tensors import TensorFile
 from bn_tf1.tools.checkpoint_values import CheckpointValues, read_values
@@ -79,6 +80,7 @@ def unreadable_graph(path: str, error: Exception) -> Finding:
 
 def audit_file(file: TensorFile, graph_layers: Sequence[Any] = ()) -> Audit:
     """Checks the batch-norm layers of an open checkpoint; reads nothing else of it."""
+    graph_layers = as_in_checkpoint(file, graph_layers)
     values = read_values(file, graph_layers)
     findings = [damaged_tensor(file.prefix, *item) for item in values.damaged.items()]
     layers = [layer.layer for layer in values.layers]

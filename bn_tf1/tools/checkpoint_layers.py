@@ -100,7 +100,9 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_checkpoint_layers(
-    shapes: Mapping[str, Shape], graph_layers: Iterable[Any] = ()
+    shapes: Mapping[str, Shape],
+    graph_layers: Iterable[Any] = (),
+    plain: Mapping[str, str] | None = None,
 ) -> list[CheckpointLayer]:
     """The layers among the names of a checkpoint, in natural order of their scopes.
 
@@ -108,8 +110,9 @@ def find_checkpoint_layers(
         shapes: shape by name of every tensor of the checkpoint.
         graph_layers: `GraphLayer`s of the graph that was saved: what they call their
             variables counts before what a name looks like.
+        plain: name in the checkpoint by variable name, where it is known.
     """
-    plain = plain_names(shapes)
+    plain = plain_names(shapes) if plain is None else plain
     by_graph = [_layer_of_graph(layer, plain) for layer in graph_layers]
     layers = {layer.scope: layer for layer in by_graph if layer is not None}
     taken = {name for layer in layers.values() for name in layer.names.values()}

@@ -13,8 +13,8 @@ from typing import Any, Sequence
 from bn_tf1.tools.checkpoint_layers import (
     STATISTICS,
     CheckpointLayer,
-    plain_names,
 )
+from bn_tf1.tools.checkpoint_objects import is_saved_by_object, variable_names
 from bn_tf1.tools.checkpoint_tensors import TensorFile
 from bn_tf1.tools.findings import Finding
 from bn_tf1.tools.names import unnumbered
@@ -47,6 +47,8 @@ def check_presence(
     for layer in layers:
         findings += _half_a_layer(file, layer)
         findings += _sizes(file, layer)
+    if graph_layers and is_saved_by_object(file):
+        return findings  # an object is saved whole, whatever its variables are called
     if graph_layers:
         # It tells which gamma and beta are those of a batch norm with moving statistics.
         return findings + _missing_for_the_graph(file, layers, graph_layers)
@@ -102,7 +104,7 @@ def _sizes(file, layer):
 
 
 def _missing_for_the_graph(file, layers, graph_layers):
-    plain = plain_names(file.tensors)
+    plain = variable_names(file)
     known = {layer.scope for layer in layers}
     findings = []
     for graph_layer in graph_layers:
@@ -124,7 +126,7 @@ def _parameters_alone(file, layers):
     """Scopes with a gamma or beta, but no statistics, that ought to have them."""
     used = {name for layer in layers for name in layer.names.values()}
     scopes: dict[str, list[str]] = {}
-    for plain, full in plain_names(file.tensors).items():
+    for plain, full in variable_names(file).items():
         match = _PARAMETER.match(plain)
         if match is None or full in used:
             continue

@@ -16,8 +16,8 @@ from bn_tf1.tools.checkpoint_layers import (
     STATISTICS,
     CheckpointLayer,
     find_checkpoint_layers,
-    plain_names,
 )
+from bn_tf1.tools.checkpoint_objects import variable_names
 from bn_tf1.tools.checkpoint_tensors import TensorFile
 from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.names import join
@@ -92,7 +92,7 @@ def read_values(file: TensorFile, graph_layers: Iterable[Any] = ()) -> Checkpoin
     by_mean = {layer.moving_mean: layer for layer in graph_layers}
     by_mean.pop(None, None)
     layers = []
-    for layer in find_checkpoint_layers(file.shapes, graph_layers):
+    for layer in find_checkpoint_layers(file.shapes, graph_layers, reader.plain):
         graph_layer = by_mean.get(reader.plain_name(layer.names.get("moving_mean")))
         layers.append(_layer_values(reader, layer, graph_layer))
     return CheckpointValues(file.prefix, _step(reader), tuple(layers), reader.damaged)
@@ -103,7 +103,7 @@ class _Reader:
 
     def __init__(self, file):
         self._file = file
-        self.plain = plain_names(file.tensors)
+        self.plain = variable_names(file)
         self._plain_by_full = {full: plain for plain, full in self.plain.items()}
         self.by_leaves = _by_last_parts(self.plain)
         self.damaged: dict[str, str] = {}

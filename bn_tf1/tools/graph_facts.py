@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Iterable
 
+from bn_tf1.tools.checkpoint_objects import OBJECT_GRAPH
 from bn_tf1.tools.graph_layers import Analysis, analyse, find_folded
 from bn_tf1.tools.graph_normalizations import Normalization
 from bn_tf1.tools.graph_training import Conditions, find_training, is_gradient
 from bn_tf1.tools.graph_updates import statistics_of
-from bn_tf1.tools.graph_values import variable_name, variables_of
+from bn_tf1.tools.graph_values import constant, origin, variable_name, variables_of
 from bn_tf1.tools.graph_view import GraphView, ancestors, node_of
 
 # Where the tensors begin among the inputs of an operation that saves.
@@ -76,9 +77,23 @@ class Facts:
                 saved.update(variables_of(self.view, source))
         return frozenset(saved)
 
+    def is_saved_by_object(self) -> bool:
+        """Whether a saver saves objects with all their variables, and no list of them."""
+        for node in self.saves():
+            names = constant(
+                self.view, node_of(origin(self.view, self.view.inputs[node][1]))
+            )
+            if names is not None and OBJECT_GRAPH.encode() in names.ravel().tolist():
+                return True
+        return False
+
     def saves(self) -> list[int]:
         """The operations that save variables."""
-        return [node for node, op in enumerate(self.view.ops) if op in _SAVES]
+        return [
+            node
+            for node, op in enumerate(self.view.ops)
+            if op in _SAVES and len(self.view.inputs[node]) >= _SAVES[op]
+        ]
 
     def saves_of_saver(self) -> list[int]:
         """Those of the saver that is described beside the graph; may be none."""

@@ -26,8 +26,8 @@ def check_saver(facts: Facts) -> Iterator[Finding]:
     """Moving statistics that the graph's saver leaves out."""
     every = facts.saves()
     own = facts.saves_of_saver() or every
-    if not every:
-        return
+    if not every or facts.is_saved_by_object():
+        return  # a SavedModel of TensorFlow 2 saves copies of the variables it serves
     saved = facts.saved_by(own)
     elsewhere = facts.saved_by(every)
     for analysis in facts.layers:
