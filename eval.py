@@ -56,6 +56,13 @@ def define_flags():
     )
 
 
+def _check_names():
+    for name in ("model_dir", "eval_dir", "checkpoint_path"):
+        if FLAGS[name].value == "":
+            what = "checkpoint" if name == "checkpoint_path" else "folder"
+            raise ConfigError(f"--{name} is '', but must be the name of a {what}")
+
+
 def _check_timeout():
     timeout_secs = FLAGS.timeout_secs
     if timeout_secs is None:
@@ -73,6 +80,7 @@ def _check_timeout():
 
 
 def main():
+    _check_names()
     _check_timeout()
     model_dir = FLAGS.model_dir
     if FLAGS.checkpoint_path and not FLAGS["model_dir"].present:

@@ -22,6 +22,9 @@ from bn_tf1.jobs.config import CHANGEABLE, Config, ConfigError
         ("bn_decay", 1.5, "less than 1.0"),
         ("bn_decay", -0.1, "at least 0.0"),
         ("bn_epsilon", 0.0, "greater than 0.0"),
+        ("bn_epsilon", 1e-60, "greater than 0.0"),
+        ("bn_decay", 1 - 1e-12, "less than 1.0"),
+        ("learning_rate", 1e39, "finite"),
         ("model", "vgg", "one of mlp, convnet, resnet"),
         ("dataset", "imagenet", "one of digits, mnist"),
         ("normalization", "layer", "one of batch, none"),
@@ -99,8 +102,24 @@ def test_a_missing_configuration_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"unknown_option": 1}', '{"batch_size": "many"}'],
-    ids=["empty", "truncated", "list", "unknown option", "wrong type"],
+    [
+        "",
+        "{",
+        "[]",
+        '{"unknown_option": 1}',
+        '{"batch_size": "many"}',
+        '{"momentum": 1' + "0" * 400 + "}",
+        '{"weight_decay": 1' + "0" * 400 + "}",
+    ],
+    ids=[
+        "empty",
+        "truncated",
+        "list",
+        "unknown option",
+        "wrong type",
+        "too large",
+        "larger than a float",
+    ],
 )
 def test_a_damaged_configuration_names_the_file(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

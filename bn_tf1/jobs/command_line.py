@@ -16,6 +16,7 @@ An expected failure prints one line, not a traceback.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from typing import Callable, Sequence
@@ -59,11 +60,40 @@ def run(main: Callable[[], None]) -> None:
 def _parse_flags(argv: Sequence[str]):
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
+    except flags.IllegalFlagValueError as error:
+        _fail(_wrong_value(error), 2)
+    # ValueError: of absl for a value behind --no<flag>.
+    except (flags.Error, ValueError) as error:
         _fail(str(error), 2)
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: every option is a --flag", 2)
     return rest
+
+
+# How absl's messages go on behind a value that cannot be parsed, which may itself hold ": ".
+_REASONS = r"(?:\('Non-boolean|invalid literal|could not|value should|[-\d.e+]+ is not)"
+
+
+def _wrong_value(error):
+    """The message for a value that absl could not parse: flag, value and range.
+
+    Its own holds whatever the parser raised, for a bool a tuple.
+    """
+    match = re.match(rf"flag --(\w+)=(.*): {_REASONS}", str(error), re.DOTALL)
+    if match is None or match.group(1) not in flags.FLAGS:
+        return str(error)
+    name, value = match.groups()
+    flag = flags.FLAGS[name]
+    wanted = {
+        "bool": "true or false",
+        "int": "an integer",
+        "float": "a number",
+        "string enum": "one of " + ", ".join(getattr(flag.parser, "enum_values", [])),
+    }[flag.flag_type()]
+    bound = getattr(flag.parser, "lower_bound", None)
+    if bound is not None:
+        wanted += f", at least {bound:g}"
+    return f"--{name} is {value!r}, but must be {wanted}"
 
 
 def _run_main(main):
@@ -78,5 +108,6 @@ def _run_main(main):
 
 
 def _fail(message, code):
-    print(f"error: {message}", file=sys.stderr)
+    # One line: a value or a path may hold a line break.
+    print("error: " + "\\n".join(message.splitlines()), file=sys.stderr)
     sys.exit(code)

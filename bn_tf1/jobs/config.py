@@ -16,6 +16,7 @@ import os
 import re
 from typing import Any, Mapping
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import durable_files
@@ -241,7 +242,7 @@ def load(model_dir: str) -> Config:
             f"--model_dir is {model_dir!r}, but there is no {path}: train.py writes it "
             "when a run begins"
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path} is not a saved configuration: {error}") from error
 
 
@@ -285,6 +286,16 @@ def _check_range(field, value):
     if limits["choices"] is not None and value not in limits["choices"]:
         choices = ", ".join(limits["choices"])
         raise ConfigError(f"--{field.name} is {value!r}, but must be one of {choices}")
+    _check_bounds(field, value, repr(value))
+    if wanted is float:
+        # What TensorFlow makes of it: 1e-60 is 0 there, and 1e39 is infinite.
+        with np.errstate(over="ignore"):
+            single = float(np.float32(value))
+        _check_bounds(field, single, f"{value!r}, in float32 {single!r}")
+
+
+def _check_bounds(field, value, shown):
+    limits = field.metadata
     # Written so that NaN fails each comparison.
     for key, holds, words in (
         ("minimum", lambda bound: value >= bound, "at least"),
@@ -294,7 +305,7 @@ def _check_range(field, value):
         bound = limits[key]
         if bound is not None and not holds(bound):
             raise ConfigError(
-                f"--{field.name} is {value!r}, but must be {words} {bound!r}"
+                f"--{field.name} is {shown}, but must be {words} {bound!r}"
             )
-    if wanted is float and not math.isfinite(value):
-        raise ConfigError(f"--{field.name} is {value!r}, but must be finite")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"--{field.name} is {shown}, but must be finite")
