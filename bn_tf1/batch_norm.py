@@ -22,7 +22,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.control_flow import check_outside_of_control_flow
-from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_rate
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.statistics import Renormalization
 from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables
@@ -167,8 +167,11 @@ def batch_norm(
         # What an enclosing scope says about weights is not meant for these.
         scope.set_regularizer(None)
         scope.set_partitioner(None)
+        rate = None
+        if updating:
+            rate = update_rate(decay, statistics.statistics_dtype(x.dtype))
         if updating and update == "collection":
-            check_outside_of_control_flow(scope.name)
+            check_outside_of_control_flow(scope.name, made_here=rate.op)
         variables = make_variables(
             _variable_maker(x, axis, regularizers, constraints, trainable),
             center=center,
@@ -183,6 +186,7 @@ def batch_norm(
             layer=scope.name,
             axis=axis,
             decay=decay,
+            rate=rate,
             epsilon=epsilon,
             zero_debias=("moving_mean", "moving_variance") if zero_debias else (),
             ema_variance=ema_variance,

@@ -7,8 +7,12 @@ from typing import Any, Callable, Sequence
 import tensorflow.compat.v1 as tf
 
 
-def inside_of_control_flow() -> bool:
+def inside_of_control_flow(made_here: tf.Operation | None = None) -> bool:
     """Whether operations made now belong to a `tf.cond`, `tf.while_loop` or function.
+
+    Args:
+        made_here: an operation that was just made, for something else. One without
+            inputs spares this function to make its own.
 
     There, an operation never takes an outer tensor directly: TensorFlow puts a Switch,
     an Enter or a captured placeholder in between. No public function tells, but this
@@ -18,16 +22,18 @@ def inside_of_control_flow() -> bool:
         outermost = tf.get_default_graph()
     # Most layers are built where one operation tells: in a body, even one that waits
     # for nothing of its own waits for the body to run.
-    if tf.get_default_graph() is outermost and not tf.no_op().control_inputs:
-        return
+    if made_here is None or made_here.inputs:
+        made_here = tf.no_op()
+    if tf.get_default_graph() is outermost and not made_here.control_inputs:
+        return False
     with tf.init_scope():
         outer = tf.constant(0)
     return tf.identity(outer).op.inputs[0].op is not outer.op
 
 
-def check_outside_of_control_flow(layer):
+def check_outside_of_control_flow(layer: str, made_here: tf.Operation) -> None:
     """Raises where a train op outside could not run an update made here."""
-    if inside_of_control_flow():
+    if inside_of_control_flow(made_here):
         raise ValueError(
             f'`update` is "collection", but the layer {layer!r} is built inside of a '
             "tf.cond, tf.while_loop or function body: its update operations would "

@@ -50,7 +50,7 @@ from bn_tf1.drop_in import (
     with_original_name,
 )
 from bn_tf1.legacy_layer import InputSpec, LegacyLayer
-from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_rate
 from bn_tf1.normalization import LayerVariables, normalize_and_update
 from bn_tf1.variables import LEARNED, make_variables
 
@@ -267,11 +267,11 @@ class BatchNormalization(LegacyLayer):
                 f"`inputs` has dtype {inputs.dtype.name}, but must be a float tensor"
             )
         mode = checked_mode("training", training)
-        update = "collection"
-        if self.trainable is False:
-            update = "skip"
-        elif inside_of_control_flow():
-            update = "in_place"
+        update, rate = "skip", None
+        if self.trainable is not False and mode is not False:
+            rate = update_rate(self.momentum, self.moving_mean.dtype.base_dtype)
+            inside = inside_of_control_flow(made_here=rate.op)
+            update = "in_place" if inside else "collection"
         unbiased = self.fused and self._bessels_correction_test_only
         y = normalize_and_update(
             inputs,
@@ -280,6 +280,7 @@ class BatchNormalization(LegacyLayer):
             layer=self.scope_name,
             axis=tuple(self.axis),
             decay=self.momentum,
+            rate=rate,
             epsilon=self.epsilon,
             zero_debias=(),
             ema_variance="unbiased" if unbiased else "biased",

@@ -52,26 +52,31 @@ def update_moving_average(
             and `local_step`, named as TensorFlow's `assign_moving_average` names
             them. They belong in every checkpoint: without them the first update
             after a restore replaces the average by `value`.
-        rate: what `update_rate` gave for this decay, dtype and `apply`, where several
+        rate: what `applied_rate` gave for this decay, dtype and `apply`, where several
             variables share it.
 
     Returns:
         The operation.
     """
     if rate is None:
-        rate = update_rate(decay, variable.dtype.base_dtype, apply)
+        rate = applied_rate(update_rate(decay, variable.dtype.base_dtype), apply)
     if zero_debias:
         return _zero_debiased_update(variable, value, rate, decay, apply)
     return _plain_update(variable, value, rate, apply)
 
 
-def update_rate(
-    decay: float | tf.Tensor, dtype: tf.DType, apply: bool | tf.Tensor
-) -> tf.Tensor:
-    """1 - decay, a scalar of `dtype`, where `apply` is true, and 0 where it is false."""
+def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """1 - decay, a scalar of `dtype`."""
     with tf.name_scope("moving_average_rate"):
-        rate = in_dtype(1 - decay, dtype)
-        return rate if apply is True else rate * tf.cast(apply, dtype)
+        return in_dtype(1 - decay, dtype)
+
+
+def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:
+    """`rate`, a scalar, where `apply` is true, and 0 where it is false."""
+    if apply is True:
+        return rate
+    with tf.name_scope("moving_average_rate"):
+        return rate * tf.cast(apply, rate.dtype)
 
 
 def _plain_update(variable, value, rate, apply):

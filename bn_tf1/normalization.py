@@ -23,6 +23,7 @@ from bn_tf1 import statistics
 from bn_tf1.calls import BatchNormCall, record_call
 from bn_tf1.control_flow import may_switch, switch
 from bn_tf1.moving_averages import (
+    applied_rate,
     assign_moving_value,
     update_moving_average,
     update_rate,
@@ -79,6 +80,7 @@ def normalize_and_update(
     update: str,
     updates_collection: Any,
     skip_nonfinite: bool,
+    rate: tf.Tensor | None = None,
     kernel: str = "auto",
     trainable: bool | tf.Tensor = True,
     weights: tf.Tensor | None = None,
@@ -96,6 +98,7 @@ def normalize_and_update(
         axis: the channel axis, or several of them.
         zero_debias: which of "moving_mean" and "moving_variance" are bias-corrected.
         updates_collection: a collection, or a list of them.
+        rate: what `update_rate` gave for `decay`, where it was made before.
         trainable: a scalar bool tensor switches the gradients of gamma and beta, and
             the updates, at run time. Whether the variables are trainable is theirs.
 
@@ -123,8 +126,10 @@ def normalize_and_update(
         apply = _and(is_training, trainable)
         if skip_nonfinite:
             apply = _and(apply, _all_finite(normalized))
+        if rate is None:
+            rate = update_rate(decay, normalized.mean.dtype)
         updates = _update_operations(
-            variables, normalized, decay, zero_debias, renorm, epsilon, apply
+            variables, normalized, decay, rate, zero_debias, renorm, epsilon, apply
         )
     if updates and update == "collection":
         for operation in updates:
@@ -372,10 +377,10 @@ def _all_finite(normalized):
 
 
 def _update_operations(
-    variables, normalized, decay, zero_debias, renorm, epsilon, apply
+    variables, normalized, decay, rate, zero_debias, renorm, epsilon, apply
 ):
     mean, variance = normalized.mean, normalized.variance
-    rate = update_rate(decay, mean.dtype, apply)
+    rate = applied_rate(rate, apply)
 
     def update(key, batch, decay=decay, rate=rate):
         moving = getattr(variables, key)

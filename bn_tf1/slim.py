@@ -62,6 +62,7 @@ from bn_tf1.drop_in import (
     unpartitioned,
     with_original_name,
 )
+from bn_tf1.moving_averages import update_rate
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.variables import LEARNED, make_variables
 
@@ -191,11 +192,12 @@ def batch_norm(
             variables_collections,
             _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST,
         )
-        update = "in_place"
-        if way.name == _LAYER and trainable is False:
-            update = "skip"
-        elif updates_collections is not None and not inside_of_control_flow():
-            update = "collection"
+        update, rate = "skip", None
+        if mode is not False and not (way.name == _LAYER and trainable is False):
+            rate = update_rate(decay, variables.moving_mean.dtype.base_dtype)
+            inside = inside_of_control_flow(made_here=rate.op)
+            in_place = updates_collections is None or inside
+            update = "in_place" if in_place else "collection"
         with unpartitioned(variable_scope):
             y = normalize_and_update(
                 x,
@@ -204,6 +206,7 @@ def batch_norm(
                 layer=variable_scope.name,
                 axis=axis,
                 decay=decay,
+                rate=rate,
                 epsilon=epsilon,
                 zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
                 ema_variance="unbiased" if way.unbiased else "biased",

@@ -175,6 +175,18 @@ def test_a_collection_in_a_cond(switch, control_flow):
     assert_explains(caught, "bn")
 
 
+def test_a_collection_in_a_cond_with_a_decay_from_outside(control_flow):
+    x, decay = tf.zeros([8, 3]), tf.constant(0.9)
+
+    def layer():
+        return bn_tf1.batch_norm(x, True, decay=decay, name="bn")
+
+    with pytest.raises(ValueError) as caught:
+        tf.cond(tf.placeholder(tf.bool, []), layer, lambda: x)
+    assert_explains(caught, "bn")
+    layer()  # outside there is nothing to refuse
+
+
 def test_a_collection_in_a_cond_in_a_loop(control_flow):
     def body(step, h):
         h = tf.cond(step > 0, lambda: build(h, True), lambda: h)

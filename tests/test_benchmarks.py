@@ -72,11 +72,21 @@ def test_four_times_the_layers_take_no_more_than_linear_time():
     assert whole / quarter < 8, (quarter, whole)
 
 
-@pytest.mark.parametrize("is_training, most", [(True, 51), (False, 18), ("tensor", 62)])
-def test_nodes_of_a_layer(is_training, most, graph):
-    """tf.layers' fused layer on 1.15 has 30, 18 and 52; see the README on the gap."""
-    x = tf.placeholder(tf.float32, [None, 8, 8, 16])
+@pytest.mark.parametrize(
+    "is_training, shape, options, most",
+    [
+        # tf.layers' fused layer on 1.15 has 30, 18 and 52; see the README on the gap.
+        (True, [None, 8, 8, 16], {}, 43 if peers.ON_TENSORFLOW_1 else 34),
+        (True, [4, 8, 8, 16], {}, 41 if peers.ON_TENSORFLOW_1 else 30),
+        (True, [None, 8, 8, 16], {"kernel": "fused", "ema_variance": "unbiased"}, 28),
+        (False, [None, 8, 8, 16], {}, 15),
+        ("tensor", [None, 8, 8, 16], {}, 60 if peers.ON_TENSORFLOW_1 else 51),
+    ],
+    ids=["training", "known_batch", "unbiased", "inference", "tensor"],
+)
+def test_nodes_of_a_layer(is_training, shape, options, most, graph):
+    x = tf.placeholder(tf.float32, shape)
     mode = tf.placeholder(tf.bool, []) if is_training == "tensor" else is_training
     before = len(graph.get_operations())
-    bn_tf1.batch_norm(x, mode)
+    bn_tf1.batch_norm(x, mode, **options)
     assert len(graph.get_operations()) - before <= most
