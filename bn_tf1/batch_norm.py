@@ -55,6 +55,7 @@ def batch_norm(
     updates_collection: str = UPDATE_OPS_COLLECTION,
     skip_nonfinite: bool = True,
     kernel: str = "auto",
+    fold: bool = False,
     name: str | None = None,
     reuse: Any = None,
 ) -> tf.Tensor:
@@ -122,6 +123,10 @@ def batch_norm(
             is written by hand; "auto" takes the faster one for the dtype, the layout,
             the device and the version of TensorFlow. All mean the same, but a loss on
             the statistics themselves (`batch_norm_calls`) needs "composed".
+        fold: with `is_training=False`, scales the weights of the convolution or matrix
+            product that `x` comes straight from, in place of its output: float32 or
+            float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. Inference then takes
+            as long as with a bias and no batch norm. (`bn_tf1.statistics.folded`)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again: choose for one of the calls `update="skip"` where the
@@ -157,6 +162,7 @@ def batch_norm(
     trainable = _checked_switch("trainable", trainable)
     _check_ghost_batch_size(ghost_batch_size, x, axis, weights, adjustment)
     _check_renorm(renorm, ema_variance, zero_debias)
+    _check_fold(fold, x, axis, is_training)
     if weights is not None:
         weights = _checked_weights(weights, x, axis)
     updating = update != "skip" and is_training is not False
@@ -199,6 +205,7 @@ def batch_norm(
             renorm=renorm,
             adjustment=adjustment,
             kernel=kernel,
+            fold=fold,
         )
 
 
@@ -313,6 +320,21 @@ def _check_renorm(renorm, ema_variance, zero_debias):
             'with `renorm` they must be "biased" and False: its averages correct the '
             "biased statistics"
         )
+
+
+def _check_fold(fold, x, axis, is_training):
+    if not isinstance(fold, bool):
+        raise TypeError(f"`fold` is {fold!r}, but must be a Python bool")
+    if not fold:
+        return
+    if is_training is not False:
+        raise ValueError(
+            f"`fold` is True, but `is_training` is {is_training!r}: only statistics that "
+            "do not change with the batch can be folded; use is_training=False"
+        )
+    obstacle = statistics.why_not_folded(x, axis)
+    if obstacle is not None:
+        raise ValueError(f"`fold` is True, but cannot be: {obstacle}; use fold=False")
 
 
 def _checked_weights(weights, x, axis):

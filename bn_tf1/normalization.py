@@ -15,6 +15,7 @@ Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); those 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
@@ -64,6 +65,7 @@ class _Options(NamedTuple):
     renorm: Any
     adjustment: Any
     kernel: str
+    fold: bool
 
 
 def normalize_and_update(
@@ -87,6 +89,7 @@ def normalize_and_update(
     ghost_batch_size: int | None = None,
     renorm: statistics.Renormalization | None = None,
     adjustment: Callable | None = None,
+    fold: bool = False,
 ) -> tf.Tensor:
     """The output of a layer; makes and records its updates.
 
@@ -116,6 +119,7 @@ def normalize_and_update(
         renorm,
         adjustment,
         kernel,
+        fold,
     )
     # A scope of its own leaves the names of the layer's to the output and the updates.
     with tf.name_scope("normalize"):
@@ -180,9 +184,10 @@ def _normalize(x, variables, is_training, options):
         )
 
     def with_moving_statistics(x, gamma, beta, mean, variance):
-        y = statistics.normalize_constant(
-            x, mean, variance, gamma, beta, axis=options.axis, epsilon=options.epsilon
-        )
+        normalize = functools.partial(statistics.normalize_constant, axis=options.axis)
+        if options.fold:
+            normalize = statistics.normalize_folded
+        y = normalize(x, mean, variance, gamma, beta, epsilon=options.epsilon)
         return statistics.BatchOutput(y, mean, variance)
 
     def moving():

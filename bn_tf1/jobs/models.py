@@ -137,6 +137,8 @@ def _normalize(x, is_training, settings):
         decay=settings.bn_decay,
         epsilon=settings.bn_epsilon,
         regularizers={"gamma": penalty, "beta": penalty},
+        # Folded weights would be rounded to bfloat16.
+        fold=is_training is False and settings.precision == "float32",
         name="batch_norm",
     )
 

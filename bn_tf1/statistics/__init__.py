@@ -10,6 +10,8 @@ its own module. Which kernel computes what is chosen in `kernels` alone.
 
 from bn_tf1.statistics.composed import batch_moments
 from bn_tf1.statistics.composed import normalize_batch as normalize_with_moments
+from bn_tf1.statistics.folded import normalize as normalize_folded
+from bn_tf1.statistics.folded import why_not_folded
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
 from bn_tf1.statistics.kernels import (
     KERNELS,
@@ -50,6 +52,7 @@ __all__ = [
     "normalize",
     "normalize_batch",
     "normalize_constant",
+    "normalize_folded",
     "normalize_with_moments",
     "parameter_shape",
     "reduction_axes",
@@ -61,4 +64,5 @@ __all__ = [
     "unbiased_variance",
     "weighted_moments",
     "weights_like",
+    "why_not_folded",
 ]

@@ -1,0 +1,89 @@
+"""Constant statistics, folded into the weights of the linear operation before them.
+
+    gamma * (conv(x, w) - mean) / sqrt(variance + epsilon) + beta
+        = conv(x, w * scale) + (beta - mean * scale),
+    scale = gamma / sqrt(variance + epsilon)
+
+Contract: for the output of a convolution or matrix product this is what
+`output.normalize` gives, up to rounding, with no pass over the output but the one that
+adds a bias. The product with the weights costs their size, whatever the batch. The first
+operation stays in the graph, where nothing runs it unless something else needs it.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks", 2017
+(arXiv:1712.05877), section 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.moments import channel_axes
+
+_FOLDABLE = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+
+
+def why_not_folded(x: tf.Tensor, axis: int | Sequence[int]) -> str | None:
+    """What keeps `x` from being folded into what made it, in words; None if nothing."""
+    if x.op.type not in _FOLDABLE:
+        return f"`x` is made by {x.op.type}, and not by one of {', '.join(_FOLDABLE)}"
+    if x.dtype.base_dtype not in (tf.float32, tf.float64):
+        return f"`x` has dtype {x.dtype.name}, in which folded weights would be rounded"
+    if channel_axes(x.shape.ndims, axis) != (_output_axis(x),):
+        return f"the channels of {x.op.type} are on axis {_output_axis(x)}, not {axis}"
+    return None
+
+
+def normalize(
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    epsilon: float,
+) -> tf.Tensor:
+    """As `output.normalize`, for an `x` of which `why_not_folded` says None.
+
+    Args:
+        x: the output of a convolution or matrix product.
+        mean, variance: tensors of the dtype of `x` and shape [channels].
+        gamma, beta: tensors like `mean`, or None for 1 and 0.
+        epsilon: added to the variance; in the unit of the variance.
+
+    Returns:
+        A tensor of the shape and dtype of `x`.
+    """
+    scale = tf.rsqrt(variance + epsilon)
+    if gamma is not None:
+        scale *= gamma
+    offset = -mean * scale
+    if beta is not None:
+        offset += beta
+    data_format = "NCHW" if _output_axis(x) != x.shape.ndims - 1 else "NHWC"
+    return tf.nn.bias_add(_with_scaled_weights(x.op, scale), offset, data_format)
+
+
+def _output_axis(x):
+    is_middle = x.op.type != "MatMul" and x.op.get_attr("data_format") == b"NCHW"
+    return 1 if is_middle else x.shape.ndims - 1
+
+
+def _with_scaled_weights(operation, scale):
+    """The output of `operation` with its weights times `scale`, by output channel."""
+    x, weights = operation.inputs
+    if operation.type == "DepthwiseConv2dNative":
+        # Its channels are those of the input times a multiplier, in this order.
+        scale = tf.reshape(scale, tf.shape(weights)[2:])
+    elif operation.type == "MatMul" and operation.get_attr("transpose_b"):
+        scale = tf.expand_dims(scale, 1)
+    definition = operation.op_def
+    inputs = [argument.name for argument in definition.input_arg]
+    settings = {
+        attribute.name: operation.get_attr(attribute.name)
+        for attribute in definition.attr
+        if attribute.name != "T"
+    }
+    settings.update(zip(inputs, (x, weights * scale)))
+    return getattr(tf.raw_ops, operation.type)(**settings)

@@ -1,0 +1,150 @@
+"""Batch norm folded into the weights before it: the same output, and what is refused."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+from bn_tf1.train_op import ancestors
+from tests import reference
+
+EPSILON = 1e-3
+CHANNELS = 6
+
+
+def array(*shape, seed=0, mean=0.0):
+    return mean + np.random.RandomState(seed).normal(size=shape)
+
+
+def convolution(dtype, **options):
+    x, weights = (
+        tf.constant(a, dtype) for a in (array(2, 7, 6, 4), array(3, 2, 4, CHANNELS))
+    )
+    return tf.nn.conv2d(x, weights, **{"strides": 1, "padding": "SAME", **options})
+
+
+def depthwise(dtype):
+    x, weights = (tf.constant(a, dtype) for a in (array(2, 5, 5, 3), array(2, 2, 3, 2)))
+    return tf.nn.depthwise_conv2d(x, weights, [1, 1, 1, 1], "VALID")
+
+
+def product(dtype, **options):
+    sizes = [CHANNELS, 4] if options.get("transpose_b") else [4, CHANNELS]
+    x, weights = (tf.constant(a, dtype) for a in (array(8, 4), array(*sizes)))
+    return tf.matmul(x, weights, **options)
+
+
+LINEAR = {
+    "conv": convolution,
+    "strided_conv": lambda dtype: convolution(dtype, strides=[1, 2, 2, 1]),
+    "dilated_conv": lambda dtype: convolution(
+        dtype, padding="VALID", dilations=[1, 2, 2, 1]
+    ),
+    "explicit_padding": lambda dtype: convolution(
+        dtype, padding=[[0, 0], [2, 1], [1, 0], [0, 0]]
+    ),
+    "depthwise_conv": depthwise,
+    "matmul": product,
+    "matmul_transposed": lambda dtype: product(dtype, transpose_b=True),
+}
+
+
+def make_statistics():
+    # Means of tens of deviations, as after a long training with large weights.
+    return {
+        "gamma": array(CHANNELS, seed=1, mean=1.0),
+        "beta": array(CHANNELS, seed=2),
+        "moving_mean": array(CHANNELS, seed=3, mean=20.0),
+        "moving_variance": array(CHANNELS, seed=4) ** 2 + 0.1,
+    }
+
+
+def make_layer(x, values, **options):
+    initializers = {key: tf.constant_initializer(a) for key, a in values.items()}
+    return bn_tf1.batch_norm(
+        x, False, initializers=initializers, epsilon=EPSILON, fold=True, **options
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sorted(LINEAR))
+def test_the_output_is_that_of_the_unfolded_layer(name, dtype, start):
+    values = make_statistics()
+    x = LINEAR[name](dtype)
+    y = make_layer(x, values)
+    exact_x = LINEAR[name]("float64")
+    output, exact_x = start().run([y, exact_x])
+    expected = reference.normalize(
+        exact_x,
+        values["moving_mean"],
+        values["moving_variance"],
+        values["gamma"],
+        values["beta"],
+        epsilon=EPSILON,
+    )
+    assert output.shape == expected.shape
+    tolerance = {"float32": 1e-5, "float64": 1e-13}[dtype]
+    error = np.abs(output - expected).max() / np.abs(expected).max()
+    assert error <= tolerance, error
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("scale", [False, True])
+def test_without_gamma_or_beta(center, scale, start):
+    values = make_statistics()
+    x = product("float64")
+    y = make_layer(x, values, center=center, scale=scale)
+    output, x = start().run([y, x])
+    expected = reference.normalize(
+        x,
+        values["moving_mean"],
+        values["moving_variance"],
+        values["gamma"] if scale else 1.0,
+        values["beta"] if center else 0.0,
+        epsilon=EPSILON,
+    )
+    np.testing.assert_allclose(output, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_output_needs_no_unfolded_product(graph):
+    x = convolution("float32")
+    needed = ancestors([make_layer(x, make_statistics()).op])
+    assert x.op not in needed
+    types = [op.type for op in needed]
+    assert types.count("Conv2D") == 1
+    assert not any("BatchNorm" in op for op in types), types
+
+
+def test_the_variables_are_those_of_the_unfolded_layer(graph):
+    make_layer(product("float32"), make_statistics(), name="one")
+    names = sorted(v.op.name for v in tf.global_variables())
+    assert names == sorted(f"one/{key}" for key in make_statistics())
+    (call,) = bn_tf1.batch_norm_calls()
+    assert call.name == "one" and call.updates == ()
+
+
+@pytest.mark.parametrize(
+    "x, options, reason",
+    [
+        (lambda: tf.nn.relu(product("float32")), {}, "Relu"),
+        (lambda: tf.cast(product("float32"), tf.float16), {}, "Cast"),
+        (lambda: product("bfloat16"), {}, "bfloat16"),
+        (lambda: convolution("float32"), {"axis": 1}, "axis 3"),
+    ],
+    ids=["relu", "cast", "bfloat16", "axis"],
+)
+def test_what_cannot_be_folded(x, options, reason):
+    with pytest.raises(ValueError, match="`fold` is True.*" + reason):
+        bn_tf1.batch_norm(x(), False, fold=True, **options)
+
+
+@pytest.mark.parametrize("switch", ["python_bool", "tensor"])
+def test_batch_statistics_cannot_be_folded(switch):
+    is_training = True if switch == "python_bool" else tf.placeholder(tf.bool, [])
+    with pytest.raises(ValueError, match="`fold` is True, but `is_training`"):
+        bn_tf1.batch_norm(product("float32"), is_training, fold=True)
+
+
+def test_fold_must_be_a_bool():
+    with pytest.raises(TypeError, match="`fold` is 1"):
+        bn_tf1.batch_norm(product("float32"), False, fold=1)
