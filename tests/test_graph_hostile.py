@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import sys
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bn_tf1.tools.graph_layers import find_layers
-from bn_tf1.tools.graph_lint import lint
+from bn_tf1.tools.graph_lint import lint, lint_view
 from bn_tf1.tools.graph_view import read_graph, view_of
 from tests import graph_zoo
 
@@ -257,3 +258,110 @@ def test_text_is_read_as_well(tmp_path, graph):
     tf.train.write_graph(graph, str(tmp_path), "graph.pbtxt")
     path = os.path.join(str(tmp_path), "graph.pbtxt")
     assert [f.check for f in lint(path)] == [f.check for f in lint(graph)]
+
+
+# ------------------------------------------------------------------- what all nodes share
+
+
+def assignments_in_a_function(count):
+    graph_def = tf.GraphDef()
+    function = graph_def.library.function.add()
+    function.signature.name = "f"
+    function.signature.input_arg.add(name="x")
+    for i in range(count):
+        value = f"a{i - 1}:o:0" if i else "x"
+        function.node_def.add(name=f"a{i}", op="AssignVariableOp", input=["x", value])
+    graph_def.node.add(name="x", op="VarHandleOp")
+    call = graph_def.node.add(name="call", op="PartitionedCall", input=["x"])
+    call.attr["f"].func.name = "f"
+    step = ["x", "x", "x", "^call"]
+    graph_def.node.add(name="step", op="ApplyGradientDescent", input=step)
+    return graph_def
+
+
+def many_that_share_wide_inputs(count, op):
+    """Each walk back from one of `count` nodes meets a node with `count` inputs."""
+    graph_def = tf.GraphDef()
+    inputs = [f"p{i}" for i in range(count)]
+    for name in inputs:
+        graph_def.node.add(name=name, op="Placeholder")
+    graph_def.node.add(name="wide", op=op, input=inputs)
+    for i in range(count):
+        graph_def.node.add(name=f"root{i}", op="Rsqrt", input=["wide"])
+        graph_def.node.add(name=f"w{i}", op="AssignSub", input=["wide", "wide"])
+    return graph_def
+
+
+def many_that_share_a_wide_call(count):
+    graph_def = tf.GraphDef()
+    call = graph_def.node.add(name="call", op="Case")
+    graph_def.node.add(name="x", op="Placeholder")
+    call.input.append("x")
+    for i in range(count):
+        function = graph_def.library.function.add()
+        function.signature.name = f"f{i}"
+        function.signature.output_arg.add(name="y")
+        function.node_def.add(name="r", op="Placeholder")
+        function.ret["y"] = "r:y:0"
+        call.attr["branches"].list.func.add().name = f"f{i}"
+        graph_def.node.add(name=f"root{i}", op="Rsqrt", input=["call"])
+    return graph_def
+
+
+class Lines:
+    """Counts the lines of Python that run in the modules of the tools."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __enter__(self):
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(self._before)
+
+    def _call(self, frame, event, argument):
+        return self._line if "tools" in frame.f_code.co_filename else None
+
+    def _line(self, frame, event, argument):
+        self.count += event == "line"
+        return self._line
+
+
+WIDE = {
+    "assignments": assignments_in_a_function,
+    "sums": lambda count: many_that_share_wide_inputs(count, "AddN"),
+    "merges": lambda count: many_that_share_wide_inputs(count, "Merge"),
+    "calls": many_that_share_a_wide_call,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(WIDE))
+def test_work_grows_as_the_graph(kind):
+    """Counted in lines, not in seconds, which depend on the machine."""
+    counts = []
+    for count in (350, 700):
+        view = view_of(WIDE[kind](count))
+        with Lines() as lines:
+            lint_view(view)
+        counts.append(lines.count)
+    assert counts[0] > 350
+    assert counts[1] < 2.5 * counts[0]
+
+
+def test_conditions_that_nest_too_deeply(tmp_path):
+    """3,000 nested conditions: the last of them depends on all, the sum is 4.5 million."""
+    graph_def = tf.GraphDef()
+    graph_def.node.add(name="s0", op="Placeholder")
+    for i in range(1, 3001):
+        graph_def.node.add(name=f"p{i}", op="Placeholder")
+        graph_def.node.add(name=f"s{i}", op="Switch", input=[f"s{i - 1}", f"p{i}"])
+    path = written(tmp_path, graph_def.SerializeToString())
+    message = "nested or joined so often that its nodes depend on more than 4000000"
+    with pytest.raises(ValueError, match=f"{path}: the conditions .* {message}"):
+        lint(path)
+    del graph_def.node[2001:]
+    findings = lint(written(tmp_path, graph_def.SerializeToString()))
+    assert [finding.check for finding in findings] == ["no-batch-norm"]

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 import bn_tf1
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.training import train
+from bn_tf1.tools import graph_training
 from tests import checkpoint_forge as forge
 
 _STEPS = (1000, 2000, 3000)
@@ -237,6 +238,17 @@ def test_the_tail_of_a_live_run_and_an_event_file_of_anything(run):
 
 def test_a_damaged_graph_does_not_hide_the_checkpoint(run):
     (run / "model.ckpt-3000.meta").write_bytes(b"\x0a\xff\xff")
+    assert _checks(run) == {("graph-unreadable", "")}
+
+
+def test_a_graph_too_large_to_be_told_does_not_hide_the_checkpoint(run, monkeypatch):
+    monkeypatch.setattr(graph_training, "MAX_CONDITIONS", 0)
+    meta = tf.MetaGraphDef()
+    for name, op in (("x", "Placeholder"), ("p", "Placeholder"), ("s", "Switch")):
+        meta.graph_def.node.add(name=name, op=op)
+    meta.graph_def.node[-1].input.extend(["x", "p"])
+    meta.graph_def.node.add(name="y", op="Identity", input=["s"])
+    (run / "model.ckpt-3000.meta").write_bytes(meta.SerializeToString())
     assert _checks(run) == {("graph-unreadable", "")}
 
 

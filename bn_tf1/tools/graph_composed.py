@@ -137,7 +137,7 @@ def _offset(view, addition):
 
 def _only_scaled(view, node):
     """(consumer, parameter) where a node's result meets a vector of parameters."""
-    for consumer in view.consumers(node)[:8]:
+    for consumer in view.consumers(node, 8):
         op, inputs = view.ops[consumer], view.inputs[consumer]
         if op != "Mul" and op not in _ADDITIONS or len(inputs) != 2:
             continue

@@ -45,7 +45,7 @@ def normalised_by(
     seen, pending = {scale.node}, [scale]
     while pending and len(seen) < _SEARCH_STEPS:
         scale = pending.pop(0)
-        for consumer in view.consumers(scale.node)[:_SEARCH_STEPS]:
+        for consumer in view.consumers(scale.node, _SEARCH_STEPS):
             if consumer in seen:
                 continue
             seen.add(consumer)
@@ -112,7 +112,7 @@ def _centered(view, reference):
 def _is_subtracted(view, node):
     """Whether `node` is what a Sub subtracts, by way of reshapes or not."""
     for _ in range(4):
-        consumers = view.consumers(node)[:8]
+        consumers = view.consumers(node, 8)
         for consumer in consumers:
             op, inputs = view.ops[consumer], view.inputs[consumer]
             if op == "Neg" or op == "Sub" and node_of(inputs[1]) == node:
@@ -129,7 +129,7 @@ def _is_subtracted(view, node):
 def _joined(view, data, mean):
     """The match of x * inverse and mean * inverse where an addition joins them."""
     x, gamma, product = data
-    for consumer in view.consumers(product)[:8]:
+    for consumer in view.consumers(product, 8):
         if view.ops[consumer] not in ("Add", "AddV2", "Sub", "BiasAdd"):
             continue
         for reference in view.inputs[consumer]:

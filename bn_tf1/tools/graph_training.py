@@ -33,6 +33,7 @@ from bn_tf1.tools.graph_view import (
     node_of,
     port_of,
 )
+from bn_tf1.tools.graph_wire import GraphTooLargeError
 
 _APPLY = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]|ResourceSparseApply[A-Z]")
 _ACCUMULATE = re.compile(r"(Resource|Sparse)?AccumulatorApplyGradient$")
@@ -40,6 +41,8 @@ _GRADIENT = re.compile(r"(^|/)gradients(_\d+)?/|_grad(_\d+)?/")
 _GRADIENT_OP = re.compile(r"Grad(V\d+)?$|Backprop")
 _DEFAULT = "PlaceholderWithDefault"
 _STEPS = 300
+# Conditions that are nested or joined have sets as the square of their number.
+MAX_CONDITIONS = 4_000_000
 
 # (reference to the predicate, branch 0 or 1)
 Condition = tuple
@@ -97,11 +100,16 @@ def is_gradient(view: GraphView, node: int) -> bool:
 
 
 def _run_body(view, body, runs):
-    for node in range(body.first, body.end):
-        if view.ops[node] in ASSIGNMENTS and not runs[node]:
-            earlier = ancestors(view, [node])
-            for other in range(body.first, body.end):
-                runs[other] |= earlier[other]
+    pending = [
+        node
+        for node in range(body.first, body.end)
+        if view.ops[node] in ASSIGNMENTS and not runs[node]
+    ]
+    while pending:
+        node = pending.pop()
+        if body.first <= node < body.end and not runs[node]:
+            runs[node] = 1
+            pending.extend(view.runs_before(node))
 
 
 class Conditions:
@@ -126,7 +134,7 @@ class Conditions:
             self._dead = _dead_branches(self._view, lambda view, control: True)
         none: frozenset = frozenset()
         return none.union(
-            *((self._dead.get(node, none) - self.of(node)) & own for node in nodes)
+            *((own & self._dead.get(node, none)) - self.of(node) for node in nodes)
         )
 
     def is_never(self, node: int) -> bool:
@@ -201,18 +209,32 @@ def _is_pivot(view, node):
 
 
 def _dead_branches(view, counts) -> dict[int, frozenset]:
-    """The conditions of each node that has any; a control counts if `counts` says so."""
+    """The conditions of each node that has any; a control counts if `counts` says so.
+
+    Raises:
+        GraphTooLargeError: they are too many to be told.
+    """
     switches = [n for n, op in enumerate(view.ops) if op in ("Switch", "RefSwitch")]
     found: dict[int, frozenset] = {}
     if not switches:
         return found
     waiting = _waiting(view, switches)
+    sets: dict[frozenset, frozenset] = {}
+    held = 0
     ready = [node for node, count in waiting.items() if count == 0]
     while ready:
         node = ready.pop()
         conditions = _conditions_of(view, node, found, counts)
         if conditions:
-            found[node] = conditions
+            if conditions not in sets:
+                sets[conditions] = conditions
+                held += len(conditions)
+                if held > MAX_CONDITIONS:
+                    raise GraphTooLargeError(
+                        f"{view.path}the conditions of the graph are nested or joined so "
+                        f"often that its nodes depend on more than {MAX_CONDITIONS}"
+                    )
+            found[node] = sets[conditions]
         if view.ops[node] in _NEXT:
             continue
         for later in view.runs_after(node):
@@ -246,16 +268,20 @@ def _conditions_of(view, node, found, counts):
     op = view.ops[node]
     none = frozenset()
     data = [_condition_of_input(view, r, found) for r in view.inputs[node]]
-    controls = none.union(
-        *(found.get(c, none) for c in view.controls[node] if counts(view, c))
-    )
+    awaited = [found.get(c, none) for c in view.controls[node] if counts(view, c)]
     if op in ("Merge", "RefMerge"):
-        return (data[0].intersection(*data[1:]) if data else none) | controls
-    conditions = none.union(*data) | controls
+        return (data[0].intersection(*data[1:]) if data else none) | _joined(awaited)
+    conditions = _joined(data + awaited)
     if op in ("Exit", "RefExit"):
         loops = {c for c in conditions if view.ops[node_of(c[0])] == "LoopCond"}
         return conditions - loops
     return conditions
+
+
+def _joined(parts):
+    """The union; of a chain of nodes, the same set for each of them."""
+    distinct = list({id(part): part for part in parts if part}.values())
+    return distinct[0] if len(distinct) == 1 else frozenset().union(*distinct)
 
 
 def _condition_of_input(view, reference, found):

@@ -105,7 +105,7 @@ def same_values(view: GraphView, reference: int) -> tuple[int, ...]:
         return inputs[port_of(reference) : port_of(reference) + 1]
     return tuple(
         reference_to(view.bodies[body].returns[port_of(reference)])
-        for body in view.called.get(node, ())
+        for body in view.called.get(node, ())[:_STEPS]
         if port_of(reference) < len(view.bodies[body].returns)
     )
 
@@ -118,7 +118,7 @@ def origins(view: GraphView, reference: int) -> list[int]:
         earlier = same_values(view, current)
         if not earlier:
             found.append(current)
-        for source in earlier:
+        for source in earlier[:_STEPS]:
             if source not in seen:
                 seen.add(source)
                 pending.append(source)
@@ -148,11 +148,11 @@ def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
             earlier = view.inputs[node]
         if not earlier:
             _sort_leaf(view, current, found)
-        for source in earlier:
+        for source in earlier[:steps]:
             if source not in seen:
                 seen.add(source)
                 pending.append(source)
-        if len(seen) > steps:
+        if len(seen) > steps or len(earlier) > steps:
             found["others"].add(node)
             break
     return Leaves(*(frozenset(found[field]) for field in Leaves._fields))

@@ -120,6 +120,7 @@ class GraphView:
         saver: the SaverDef of the graph, or None.
         signatures: by signature, the names of the output tensors; of a SavedModel.
         kind: "graph", "meta" or "saved_model".
+        path: "PATH: " of the file that was read, for errors; "" of a graph in memory.
         constant_sizes: the sizes of constants that were asked for, most of them often.
     """
 
@@ -131,6 +132,7 @@ class GraphView:
             ValueError: a node of it is damaged.
         """
         self.kind = kind
+        self.path = ""
         self.names: list[str] = []
         self.ops: list[str] = []
         self.inputs: list[tuple[int, ...]] = []
@@ -186,14 +188,14 @@ class GraphView:
             return definitions[node - first]
         return None
 
-    def consumers(self, node: int) -> Sequence[int]:
-        """The nodes that take an output of `node` as an input."""
+    def consumers(self, node: int, most: int | None = None) -> Sequence[int]:
+        """The nodes, the first `most` of them, that take an output of `node`."""
         if self._consumers is None:
             self._consumers = _reversed_edges(
                 len(self), lambda n: [r >> _PORT_BITS for r in self.inputs[n]]
             )
         starts, targets = self._consumers
-        return targets[starts[node] : starts[node + 1]].tolist()
+        return targets[starts[node] : starts[node + 1]][:most].tolist()
 
     def runs_after(self, node: int) -> Sequence[int]:
         """The nodes one edge further that run only when `node` has run."""
@@ -333,9 +335,11 @@ def read_graph(path: str) -> GraphView:
     """
     loaded = load_graph_file(path)
     try:
-        return GraphView(loaded.graph, loaded.meta, loaded.kind)
+        view = GraphView(loaded.graph, loaded.meta, loaded.kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    view.path = f"{path}: "
+    return view
 
 
 def view_of(graph: Any) -> GraphView:

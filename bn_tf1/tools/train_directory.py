@@ -90,9 +90,9 @@ def _newest_graph(directory, prefixes):
         if os.path.isfile(path):
             try:
                 view = read_graph(path)
+                return layers_of(view), lint_view(view)
             except ValueError as error:
                 return [], [unreadable_graph(path, error)]
-            return layers_of(view), lint_view(view)
     return [], []
 
 
