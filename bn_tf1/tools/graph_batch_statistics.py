@@ -69,11 +69,11 @@ def is_same_statistic(mean: Leaves, variance: Leaves) -> bool:
 
 
 def is_statistic_like(view: GraphView, reference: int) -> bool:
-    """Whether a value comes from vectors of channels and reductions, of no data."""
+    """Whether it has one number for each channel; what is pooled for each example has not."""
     found = leaves(view, reference)
-    return not found.others and all(
-        is_per_channel(view, node) for node in found.variables | found.constants
-    )
+    if found.others or not all(_reduces_the_batch(view, n) for n in found.reductions):
+        return False
+    return all(is_per_channel(view, node) for node in found.variables | found.constants)
 
 
 def through_casts(view: GraphView, reference: int) -> int:

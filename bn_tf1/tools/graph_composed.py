@@ -59,6 +59,10 @@ def match_composed(view: GraphView, node: int) -> Normalization | None:
     if mean_leaves is None or is_same_statistic(mean_leaves, variance_leaves):
         return None
     gamma, beta, last = _affine(view, gamma, last, mean)
+    has_variables = mean_leaves.variables or variance_leaves.variables
+    if not (gamma or beta or epsilon or has_variables):
+        # The constants that an input is scaled by have no number to protect them.
+        return None
     axes = batch_axes(view, mean_leaves) or batch_axes(view, variance_leaves)
     return Normalization(
         last,

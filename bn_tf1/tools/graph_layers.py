@@ -46,6 +46,8 @@ _UNNAMED = re.compile(
 _FOLDED = re.compile(
     r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b"
 )
+# What TensorFlow 2 calls the constant in the place of a variable: after who reads it.
+_FROZEN_READ = re.compile(r"ReadVariableOp(_\d+)?/resource(_\d+)?$")
 _AUXILIARY = ("biased", "local_step", "moving_stddev")
 _FOLDED_OPS = ("BiasAdd", "Add", "AddV2", "Sub")
 
@@ -318,6 +320,8 @@ def _common_mode(calls):
 
 def _layer_name(view, names, node):
     """The scope that the variables share; without one, that of the node."""
+    if any(name and _FROZEN_READ.search(name) for name in names.values()):
+        return _scope_of_node(view, node) or view.names[node]
     for roles in (("gamma", "beta"), ("moving_mean", "moving_variance")):
         known = [names[role] for role in roles if names[role]]
         scopes = [name.rpartition("/")[0] for name in known]

@@ -6,6 +6,7 @@ from typing import Iterator
 
 from bn_tf1.tools.findings import Finding
 from bn_tf1.tools.graph_facts import PARAMETERS, STATISTICS, Facts
+from bn_tf1.tools.graph_fused import FUSED_CONVOLUTIONS
 from bn_tf1.tools.graph_values import (
     VARIABLES,
     constant_size,
@@ -190,7 +191,9 @@ def check_bias(facts: Facts) -> Iterator[Finding]:
     """Biases that the subtraction of the mean takes away again."""
     for analysis in facts.layers:
         for call in analysis.calls:
-            bias = _added_bias(facts.view, call.x)
+            # What a fused convolution takes is convolved before it is normalised.
+            is_next = call.op not in FUSED_CONVOLUTIONS
+            bias = _added_bias(facts.view, call.x) if is_next else None
             if bias is not None:
                 name = facts.view.names[bias]
                 yield Finding(

@@ -8,12 +8,15 @@ from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.tools.findings import Finding
 from bn_tf1.tools.graph_facts import STATISTICS, Facts
 from bn_tf1.tools.graph_values import VARIABLES, variable_name
-from bn_tf1.tools.graph_view import ancestors
+from bn_tf1.tools.graph_view import ancestors, descendants
 
 _INITIAL = (
     "moving statistics that are never updated keep their initial values, a mean of 0 and "
     "a variance of 1: training looks healthy, evaluation is garbage"
 )
+
+# How values leave a condition or a loop of control flow v1.
+_WAYS_OUT = ("Merge", "RefMerge", "Exit", "RefExit")
 
 
 def check_updates_run(facts: Facts) -> Iterator[Finding]:
@@ -156,7 +159,11 @@ def _is_loose(facts, node):
     """In a branch or loop body whose result does not depend on it."""
     view = facts.view
     if not facts.conditions.in_called_body(node):
-        return False
+        in_training = facts.training.applies and not facts.training.runs[node]
+        if not (in_training and facts.conditions.of(node)):
+            return False
+        after = descendants(view, [node])
+        return not any(after[n] and op in _WAYS_OUT for n, op in enumerate(view.ops))
     body = view.bodies[view.body_of(node)]
     return not ancestors(view, body.returns + body.controls)[node]
 

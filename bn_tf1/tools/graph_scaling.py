@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bn_tf1.tools.graph_batch_statistics import (
-    is_per_channel,
     is_statistic_like,
     statistic_leaves,
     through_casts,
@@ -83,11 +82,7 @@ def _multiplied(view, scale, consumer, other, products):
     if centered is not None:
         return centered + (scale.gamma, consumer)
     numbers = scalars(view, other)
-    found = leaves(view, other)
-    is_data = bool(found.others) or not all(
-        is_per_channel(view, node) for node in found.variables | found.constants
-    )
-    if is_data and not numbers:
+    if not numbers and not is_statistic_like(view, other):
         products.data.append((other, scale.gamma, consumer))
         return None
     if _is_subtracted(view, consumer) or view.ops[node_of(other)] == "Neg":
@@ -104,9 +99,15 @@ def _centered(view, reference):
         return None
     x, mean = view.inputs[node]
     found = statistic_leaves(view, mean)
-    if found is None or not any(found) or is_statistic_like(view, x):
+    if found is None or is_statistic_like(view, x) or _is_weights(view, x):
         return None
     return x, mean
+
+
+def _is_weights(view, reference):
+    """Whether it is computed from variables alone: standardised weights are no data."""
+    found = leaves(view, reference)
+    return bool(found.variables) and not any(found._replace(variables=()))
 
 
 def _is_subtracted(view, node):
