@@ -19,6 +19,11 @@ def finding(check, graph=None):
     findings = lint(graph or tf.get_default_graph())
     (found,) = [f for f in findings if f.check == check]
     assert all(found._asdict().values())
+    for text in (found.what, found.why):
+        assert text[0].isupper() or text[0].isdigit(), text
+        assert text.endswith("."), text
+    assert found.remedy[0].isupper(), found.remedy
+    assert len(found.what) + len(found.where) < 600
     return found
 
 
@@ -272,7 +277,7 @@ def test_several_values_per_channel(batch, size):
 def test_unusual_decays(decay):
     training_graph(graph_zoo.with_nn, decay=decay)
     found = finding("unusual-decay")
-    assert (found.layer, found.what.split(";")[0]) == ("bn", f"decay is {decay:g}")
+    assert (found.layer, found.what.split(";")[0]) == ("bn", f"The decay is {decay:g}")
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.99, 0.997, 0.999, 0.9997, 0.9999])
@@ -285,7 +290,7 @@ def test_usual_decays(decay):
 def test_unusual_epsilons(epsilon):
     training_graph(graph_zoo.with_nn, epsilon=epsilon)
     found = finding("unusual-epsilon")
-    assert (found.layer, found.what.split(";")[0]) == ("bn", f"epsilon is {epsilon:g}")
+    assert (found.layer, found.what.split(";")[0]) == ("bn", f"Epsilon is {epsilon:g}")
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1.001e-5, 1e-5, 1e-4, 1e-3, 1e-2])

@@ -28,7 +28,7 @@ def test_updates_of_another_maker_that_are_in_no_collection(warnings):
     tf.get_default_graph().clear_collection(tf.GraphKeys.UPDATE_OPS)
     bn_tf1.make_train_op(loss, tf.train.AdamOptimizer())
     (line,) = warnings
-    assert line.startswith("batch norm bn: no train op runs the 2 update operations")
+    assert line.startswith("batch norm bn: No train op runs the 2 update operations")
     assert "tf.control_dependencies" in line
 
 

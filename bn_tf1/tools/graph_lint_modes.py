@@ -34,14 +34,15 @@ def _inference_in_training(analysis, trained):
         certainty="likely",
         layer=analysis.layer.name,
         where=analysis.layer.node,
-        what=f"the training graph normalises with the moving statistics (is_training is "
-        f"false for good), while {' and '.join(trained)} of the layer are trained",
-        why="the moving statistics are never updated: trained from the start they stay at "
-        "0 and 1 and the layer normalises nothing; only a restored, deliberately "
-        "frozen layer is meant to be like this",
-        remedy="pass the mode: bn_tf1.batch_norm(x, is_training=True) in the training "
-        "graph (training=True for tf.layers); to freeze the layer altogether add "
-        "trainable=False",
+        what="The training graph normalises with the moving statistics, since is_training "
+        f"is always false, but {' and '.join(trained)} of the layer "
+        f"{'are' if len(trained) > 1 else 'is'} trained.",
+        why="The moving statistics are never updated. Trained from the start, they stay "
+        "at 0 and 1, and the layer normalises nothing. Only a layer that was restored and "
+        "frozen on purpose is meant to be like this.",
+        remedy="Build the training graph in training mode: bn_tf1.batch_norm(x, "
+        "is_training=True), or training=True in tf.layers. To freeze the layer altogether, "
+        "add trainable=False.",
     )
 
 
@@ -67,20 +68,19 @@ def _is_baked(facts: Facts, call: Normalization) -> bool:
 
 def _training_in_inference(facts, analysis, frozen):
     certain = facts.served is not None or frozen
-    place = "the served outputs use" if facts.served is not None else "the graph uses"
+    place = "The served outputs use" if facts.served is not None else "The graph uses"
     return Finding(
         check="training-mode-in-inference",
         gravity="error",
         certainty="certain" if certain else "likely",
         layer=analysis.layer.name,
         where=analysis.layer.node,
-        what=f"{place} batch statistics (is_training is true for good), and nothing in it "
-        "is trained",
-        why="a prediction depends on the other examples of its batch, and for a batch of "
-        "one it is wrong; the moving statistics that were learned are not used",
-        remedy="build the graph to export or evaluate with is_training=False, in a fresh "
-        "tf.Graph(), and restore the checkpoint into it: "
-        "bn_tf1.batch_norm(x, is_training=False)",
+        what=f"{place} batch statistics: is_training is always true.",
+        why="A prediction depends on the other examples of its batch, and is wrong for a "
+        "batch of one. The moving statistics that were learned are not used.",
+        remedy="Build the graph anew for evaluation or export, and restore the checkpoint "
+        "into it: with tf.Graph().as_default(): y = bn_tf1.batch_norm(x, "
+        "is_training=False)",
     )
 
 
@@ -113,10 +113,10 @@ def _one_value(facts: Facts, analysis: Analysis, call: Normalization) -> Finding
         certainty="certain",
         layer=analysis.layer.name,
         where=facts.view.names[call.node],
-        what="batch statistics of an input of shape "
-        f"{list(static_shape(facts.view, call.x))}: one value per channel",
-        why="the variance of one value is 0, so that the output is beta whatever the "
-        "input, and the moving variance decays to 0 (NaN in cuDNN's kernel)",
-        remedy="use a larger batch, or normalise with the moving statistics here: "
-        "is_training=False",
+        what="Batch statistics are taken over one value per channel: the input has shape "
+        f"{list(static_shape(facts.view, call.x))}.",
+        why="The variance of one value is 0. The output is beta whatever the input, and "
+        "the moving variance decays to 0, or becomes NaN in cuDNN's kernel.",
+        remedy="Use a larger batch, or normalise with the moving statistics here: "
+        "bn_tf1.batch_norm(x, is_training=False)",
     )

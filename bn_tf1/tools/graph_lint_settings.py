@@ -45,9 +45,9 @@ def check_saver(facts: Facts) -> Iterator[Finding]:
 
 def _not_saved(facts, analysis, missing, count, by_another):
     names = facts.names_of(missing)
-    what = f"the graph's saver saves {count} variables, but not {names}"
+    what = f"The graph's saver saves {count} variables, but not {names}."
     if by_another:
-        what += " (another saver of the graph does)"
+        what += " Another saver of the graph does."
     return Finding(
         check="statistics-not-saved",
         gravity="warning" if by_another else "error",
@@ -55,9 +55,9 @@ def _not_saved(facts, analysis, missing, count, by_another):
         layer=analysis.layer.name,
         where=names,
         what=what,
-        why="moving statistics are not trainable, so that a saver of the trainable "
-        "variables drops them: evaluation starts from a mean of 0 and a variance of 1",
-        remedy="saver = tf.train.Saver(tf.global_variables())",
+        why="Moving statistics are not trainable, so that a saver of the trainable "
+        "variables drops them. Evaluation starts from a mean of 0 and a variance of 1.",
+        remedy="Save all variables: saver = tf.train.Saver(tf.global_variables())",
     )
 
 
@@ -70,15 +70,15 @@ def check_decay(facts: Facts) -> Iterator[Finding]:
         never = decay >= 1 or decay < 0
         if decay < _DECAYS[0]:
             why = (
-                "the moving statistics are those of the last few batches; a momentum "
-                "of PyTorch is 1 - decay, such as 0.1 for a decay of 0.9"
+                "The moving statistics are those of the last few batches. A momentum "
+                "of PyTorch is 1 - decay: its 0.1 is a decay of 0.9."
             )
         elif never:
-            why = "the moving statistics never move, or run away"
+            why = "The moving statistics never move, or run away."
         else:
             why = (
-                f"the initial values weigh 37 % after {1 / (1 - decay):.0f} steps: a "
-                "shorter run evaluates with a mean near 0 and a variance near 1"
+                f"The initial values still weigh 37% after {1 / (1 - decay):.0f} steps. A "
+                "shorter run evaluates with a mean near 0 and a variance near 1."
             )
         yield Finding(
             check="unusual-decay",
@@ -86,10 +86,10 @@ def check_decay(facts: Facts) -> Iterator[Finding]:
             certainty="certain" if never else "likely",
             layer=analysis.layer.name,
             where=facts.view.names[analysis.updates[0].node],
-            what=f"decay is {decay:g}; usual are 0.9 to 0.9999",
+            what=f"The decay is {decay:g}; usual are 0.9 to 0.9999.",
             why=why,
-            remedy="bn_tf1.batch_norm(x, is_training, decay=0.99) (momentum= in "
-            "tf.layers and Keras)",
+            remedy="Give a usual one: bn_tf1.batch_norm(x, is_training, decay=0.99), or "
+            "momentum=0.99 in tf.layers and Keras.",
         )
 
 
@@ -108,14 +108,14 @@ def check_epsilon(facts: Facts) -> Iterator[Finding]:
             certainty="certain" if epsilon <= 0 else "likely",
             layer=analysis.layer.name,
             where=analysis.layer.node,
-            what=f"epsilon is {epsilon:g}; usual are 1e-5 to 1e-3",
-            why="a channel whose variance is near 0 is divided by almost 0: its output "
-            "and gradient explode or become NaN"
+            what=f"Epsilon is {epsilon:g}; usual are 1e-5 to 1e-3.",
+            why="A channel whose variance is near 0 is divided by almost 0: its output "
+            "and its gradient explode or become NaN."
             if small
-            else "an epsilon of the order of the variance shrinks the output of channels "
-            "with a small one, and evaluation differs when it is not the same",
-            remedy="bn_tf1.batch_norm(x, is_training, epsilon=1e-3), the same in "
-            "training and evaluation",
+            else "An epsilon of the order of the variance shrinks the output of channels "
+            "with a small one.",
+            remedy="Give a usual one, the same in training and evaluation: "
+            "bn_tf1.batch_norm(x, is_training, epsilon=1e-3)",
         )
 
 
@@ -139,10 +139,10 @@ def check_weight_decay(facts: Facts) -> Iterator[Finding]:
                 certainty="certain" if certain else "likely",
                 layer=analysis.layer.name,
                 where=facts.names_of(n for n in nodes if n in penalised),
-                what=f"weight decay on {' and '.join(roles)}",
-                why="a penalty on gamma and beta pulls the layer's output to 0 instead of "
-                "making the function smoother; most training recipes leave them out",
-                remedy="take the penalty over the other variables: [tf.nn.l2_loss(v) for "
+                what=f"There is weight decay on {' and '.join(roles)}.",
+                why="A penalty on gamma and beta pulls the layer's output to 0 and makes "
+                "no function smoother. Most training recipes leave them out.",
+                remedy="Take the penalty over the other variables: [tf.nn.l2_loss(v) for "
                 "v in tf.trainable_variables() if not v.op.name.endswith(('gamma', "
                 "'beta'))]",
             )
@@ -202,10 +202,11 @@ def check_bias(facts: Facts) -> Iterator[Finding]:
                     certainty="certain",
                     layer=analysis.layer.name,
                     where=name,
-                    what=f"the bias {name} is added just before the layer",
-                    why="the layer subtracts the mean, and the bias with it: it has no "
-                    "gradient and costs memory and time; beta takes its place",
-                    remedy="leave it out: tf.layers.conv2d(..., use_bias=False)",
+                    what=f"The bias {name} is added just before the layer.",
+                    why="The layer subtracts the mean, and the bias with it. The bias "
+                    "has no effect in training, and costs memory and time; beta takes "
+                    "its place.",
+                    remedy="Leave it out: tf.layers.conv2d(..., use_bias=False)",
                 )
                 break
 
@@ -233,10 +234,12 @@ def check_presence(facts: Facts) -> Iterator[Finding]:
         return
     folded = len(facts.folded)
     weights = sum(op in _CONVOLUTIONS for op in facts.view.ops)
-    what = f"no batch-norm layer in {len(facts.view)} nodes, {weights} of which are "
-    what += "convolutions or matrix products"
+    what = (
+        f"There is no batch-norm layer in {len(facts.view)} nodes, {weights} of which "
+    )
+    what += "are convolutions or matrix products."
     if folded:
-        what += f"; {folded} biases are what batch norms folded into them left behind"
+        what += f" {folded} biases are what batch norms folded into them left behind."
     yield Finding(
         check="no-batch-norm",
         gravity="note",
@@ -244,7 +247,8 @@ def check_presence(facts: Facts) -> Iterator[Finding]:
         layer="",
         where="",
         what=what,
-        why="a batch norm that was folded into a convolution, or optimised away, cannot "
-        "be checked any more",
-        remedy="check the graph from before the folding, or the training graph's .meta",
+        why="A batch norm that was folded into a convolution, or optimised away, cannot "
+        "be checked any more.",
+        remedy="Check the graph from before the folding, or the training graph: "
+        "python -m bn_tf1 doctor model.ckpt.meta",
     )

@@ -11,8 +11,8 @@ from bn_tf1.tools.graph_values import VARIABLES, variable_name
 from bn_tf1.tools.graph_view import ancestors, descendants
 
 _INITIAL = (
-    "moving statistics that are never updated keep their initial values, a mean of 0 and "
-    "a variance of 1: training looks healthy, evaluation is garbage"
+    "Moving statistics that are never updated keep their initial values, a mean of 0 and "
+    "a variance of 1. Training looks healthy, and evaluation is far worse."
 )
 
 # How values leave a condition or a loop of control flow v1.
@@ -58,10 +58,10 @@ def _without_statistics(facts, analysis):
         certainty="possible",
         layer=analysis.layer.name,
         where=analysis.layer.node,
-        what="the layer normalises with batch statistics and has no moving ones",
-        why="evaluation must use batch statistics too, so that a prediction depends on "
-        "the other examples of its batch, and one example alone cannot be normalised",
-        remedy="keep moving statistics: y = bn_tf1.batch_norm(x, is_training)",
+        what="The layer normalises with batch statistics and has no moving ones.",
+        why="Evaluation must use batch statistics too: a prediction depends on the other "
+        "examples of its batch, and one example alone cannot be normalised.",
+        remedy="Keep moving statistics: y = bn_tf1.batch_norm(x, is_training)",
     )
 
 
@@ -72,11 +72,11 @@ def _no_update(facts, analysis, lost):
         certainty="certain",
         layer=analysis.layer.name,
         where=facts.names_of(lost),
-        what=f"the layer is trained with batch statistics, but no operation of the graph "
-        f"updates {facts.names_of(lost)}",
+        what="The layer is trained with batch statistics, but no operation of the graph "
+        f"updates {facts.names_of(lost)}.",
         why=_INITIAL,
-        remedy="use a layer whose updates are part of the graph: "
-        "y = bn_tf1.batch_norm(x, is_training, name=...) restores the same variables",
+        remedy="Use a layer whose updates are part of the graph, with the same variables: "
+        f"y = bn_tf1.batch_norm(x, is_training, name={analysis.layer.name!r})",
     )
 
 
@@ -87,13 +87,15 @@ def _not_run(facts, analysis, lost, updates):
     custom = sorted(set(collections) - {UPDATE_OPS_COLLECTION})
     if custom and UPDATE_OPS_COLLECTION not in collections:
         check, key = "update-collection-not-run", repr(custom[0])
-        place = f"are in the collection {key}, from which nothing takes them"
+        place = f"They are in the collection {key}, from which nothing takes them."
     elif collections:
         check, key = "update-not-run", "tf.GraphKeys.UPDATE_OPS"
-        place = f"are in the collection {UPDATE_OPS_COLLECTION!r}"
+        place = f"They are in the collection {UPDATE_OPS_COLLECTION!r}."
     else:
         check, key = "update-not-run", None
-        place = "are in no collection, as those of a Keras layer in a graph"
+        place = "They are in no collection, as those of a Keras layer in a graph."
+    if grouped:
+        place += " Only a tf.group apart from the train op waits for them."
     names = ", ".join(view.names[node] for node in updates[:4])
     return Finding(
         check=check,
@@ -101,13 +103,8 @@ def _not_run(facts, analysis, lost, updates):
         certainty="possible" if grouped else "likely",
         layer=analysis.layer.name,
         where=names,
-        what=f"no train op runs the {len(updates)} update operations of "
-        f"{facts.names_of(lost)}, {names}; they {place}"
-        + (
-            ", and only a group apart from the train op waits for them"
-            if grouped
-            else ""
-        ),
+        what=f"No train op runs the {len(updates)} update operations of "
+        f"{facts.names_of(lost)}. {place}",
         why=_INITIAL,
         remedy=_run_updates(key),
     )
@@ -116,15 +113,14 @@ def _not_run(facts, analysis, lost, updates):
 def _run_updates(key):
     if key is None:
         return (
-            "make the train op wait for them: with tf.control_dependencies(layer.updates)"
-            ": train_op = optimizer.minimize(loss); or use bn_tf1.batch_norm and "
-            "bn_tf1.make_train_op(loss, optimizer)"
+            "Make the train op wait for them: with tf.control_dependencies(layer.updates)"
+            ": train_op = optimizer.minimize(loss). Or use bn_tf1.batch_norm, and "
+            "train_op = bn_tf1.make_train_op(loss, optimizer)."
         )
     return (
-        f"train_op = bn_tf1.make_train_op(loss, optimizer, update_ops="
-        f"tf.get_collection({key})), or make it under "
-        f"tf.control_dependencies(tf.get_collection({key})); nothing is to be done if "
-        "the program fetches them in each step by itself"
+        "Make the train op wait for them: with tf.control_dependencies("
+        f"tf.get_collection({key})): train_op = optimizer.minimize(loss). Nothing is to be "
+        "done if the program fetches them in every step by itself."
     )
 
 
@@ -171,10 +167,10 @@ def _is_loose(facts, node):
 def _in_branch(facts, analysis, nodes, misled):
     names = ", ".join(facts.view.names[node] for node in nodes[:4])
     consequence = (
-        "the train op waits for it: where the branch is not taken, the step does nothing "
-        "at all, without an error"
+        "The train op waits for it: where the branch is not taken, the step does nothing "
+        "at all, without an error."
         if misled
-        else "nothing in the branch or loop waits for it, and what is outside cannot"
+        else "Nothing in the branch or loop waits for it, and what is outside cannot."
     )
     return Finding(
         check="update-in-branch",
@@ -182,10 +178,10 @@ def _in_branch(facts, analysis, nodes, misled):
         certainty="certain" if misled else "likely",
         layer=analysis.layer.name,
         where=names,
-        what=f"the update {names} is inside of a condition or loop",
+        what=f"The update {names} is inside of a condition or loop.",
         why=consequence,
-        remedy='update in place: bn_tf1.batch_norm(x, is_training, update="in_place"), '
-        "or call the layer outside of tf.cond and tf.while_loop",
+        remedy='Update in place: bn_tf1.batch_norm(x, is_training, update="in_place"). '
+        "Or call the layer outside of tf.cond and tf.while_loop.",
     )
 
 
@@ -232,7 +228,7 @@ def _several(facts, analysis, nodes, variable):
     decay = analysis.layer.decay
     rate = ""
     if decay is not None:
-        rate = f": {len(nodes)} times with decay {decay:g} make one of {decay ** len(nodes):g}"
+        rate = f" ({len(nodes)} times decay {decay:g} is {decay ** len(nodes):g})"
     return Finding(
         check="several-updates",
         gravity="warning",
@@ -240,11 +236,12 @@ def _several(facts, analysis, nodes, variable):
         layer=analysis.layer.name,
         where=name,
         what=f"{len(nodes)} operations update {name} in one training step{rate}: "
-        + ", ".join(facts.view.names[node] for node in nodes[:4]),
-        why="a layer that is called several times (towers, a discriminator on real and "
-        "generated data) mixes the statistics of all calls, in no certain order",
-        remedy='choose the calls whose statistics count, and pass update="skip" to '
-        "bn_tf1.batch_norm in the others; or collect the updates of one tower alone: "
+        + ", ".join(facts.view.names[node] for node in nodes[:4])
+        + ".",
+        why="A layer that is called several times (towers, a discriminator on real and "
+        "generated data) mixes the statistics of all calls, in no certain order.",
+        remedy="Choose the calls whose statistics count. In the others, bn_tf1.batch_norm("
+        'x, is_training, update="skip"). For towers, take the updates of the first alone: '
         "tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)",
     )
 
@@ -261,10 +258,10 @@ def check_zero_debias(facts: Facts) -> Iterator[Finding]:
                 certainty="possible",
                 layer=analysis.layer.name,
                 where=names,
-                what=f"the moving statistics are zero-debiased, by {names} and a counter",
-                why="a checkpoint restored without these variables loses its moving "
-                "statistics at the first update: the mean becomes that of one batch",
-                remedy="pass zero_debias=False (assign_moving_average) or "
-                "zero_debias_moving_mean=False (slim), or see that every checkpoint "
-                "holds them: tf.train.Saver(tf.global_variables())",
+                what=f"The moving statistics are zero-debiased, by {names} and a counter.",
+                why="A checkpoint restored without these variables loses its moving "
+                "statistics at the first update: the mean becomes that of one batch.",
+                remedy="Pass zero_debias=False to assign_moving_average, or "
+                "zero_debias_moving_mean=False in slim. Or see that every checkpoint "
+                "holds them: saver = tf.train.Saver(tf.global_variables())",
             )

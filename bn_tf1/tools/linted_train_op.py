@@ -36,6 +36,6 @@ def make_train_op(
         is_grave = finding.gravity != "note" and finding.check in checks
         if is_grave and finding.layer not in ignored_layers:
             tf.logging.warning(
-                "batch norm %s: %s. %s", finding.layer, finding.what, finding.remedy
+                "batch norm %s: %s %s", finding.layer, finding.what, finding.remedy
             )
     return operation
