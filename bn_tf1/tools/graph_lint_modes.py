@@ -8,7 +8,8 @@ from bn_tf1.tools.findings import Finding
 from bn_tf1.tools.graph_facts import PARAMETERS, Facts
 from bn_tf1.tools.graph_layers import Analysis
 from bn_tf1.tools.graph_normalizations import Normalization
-from bn_tf1.tools.graph_values import VARIABLES, static_shape
+from bn_tf1.tools.graph_values import VARIABLES, static_shape, ways_to
+from bn_tf1.tools.graph_view import reference_to
 
 
 def check_inference_mode(facts: Facts) -> Iterator[Finding]:
@@ -53,9 +54,12 @@ def check_training_mode(facts: Facts) -> Iterator[Finding]:
     frozen = not any(op in VARIABLES for op in facts.view.ops)
     for analysis in facts.layers:
         calls = [call for call in analysis.calls if _is_served(facts, call)]
-        if not calls or not all(_is_baked(facts, call) for call in calls):
+        if not calls:
             continue
-        yield _training_in_inference(facts, analysis, frozen)
+        if all(_is_baked(facts, call) for call in calls):
+            yield _training_in_inference(facts, analysis, frozen)
+        elif facts.served is not None and _trains_by_default(facts, calls):
+            yield _training_by_default(analysis)
 
 
 def _is_served(facts, call):
@@ -81,6 +85,39 @@ def _training_in_inference(facts, analysis, frozen):
         remedy="Build the graph anew for evaluation or export, and restore the checkpoint "
         "into it: with tf.Graph().as_default(): y = bn_tf1.batch_norm(x, "
         "is_training=False)",
+    )
+
+
+def _trains_by_default(facts, calls):
+    """Whether a condition that nobody feeds chooses the batch statistics."""
+    return any(
+        facts.conditions.by_default(reference) is True
+        for call in calls
+        if call.mode != "inference"
+        for reference in _ways_of_the_batch(facts, call)
+    )
+
+
+def _ways_of_the_batch(facts, call):
+    """What there is, in a condition, only when `call` uses batch statistics."""
+    if call.mode == "switched":
+        return ways_to(facts.view, call.mean, VARIABLES)
+    return {reference_to(call.node)}
+
+
+def _training_by_default(analysis):
+    return Finding(
+        check="training-mode-by-default",
+        gravity="warning",
+        certainty="likely",
+        layer=analysis.layer.name,
+        where=analysis.layer.node,
+        what="The served outputs use batch statistics unless somebody feeds is_training: "
+        "its default is true.",
+        why="Who asks for a prediction feeds the inputs of the signature alone. It then "
+        "depends on the other examples of the batch, and is wrong for a batch of one.",
+        remedy="Export with is_training=False, or with a default of False: is_training = "
+        "tf.placeholder_with_default(False, [])",
     )
 
 

@@ -150,6 +150,32 @@ class Conditions:
             return True
         return any(flag is None for flag, _ in self._flags(node))
 
+    def by_default(self, reference: int) -> bool | None:
+        """Whether a value is there when nobody feeds a predicate; None: not known, or always.
+
+        A `tf.placeholder_with_default` of a constant has a default.
+        """
+        conditions = list(_condition_of_input(self._view, reference, self._of))
+        conditions += self._called_for(node_of(reference))
+        flags = [
+            (_default_flag(self._view, predicate), bool(branch))
+            for predicate, branch in conditions
+        ]
+        if any(flag is not None and flag != branch for flag, branch in flags):
+            return False
+        is_known = flags and all(flag is not None for flag, _ in flags)
+        return True if is_known else None
+
+    def _called_for(self, node):
+        """(predicate, branch) of the `If` that the body of `node` is a branch of."""
+        body = self._view.body_of(node)
+        name = self._view.bodies[body].name
+        for caller in self._view.callers.get(body, ()):
+            chosen = self._view.attribute(caller, "then_branch")
+            if chosen is not None and self._view.ops[caller] in BRANCHES:
+                branch = int(chosen.func.name == name)
+                yield self._view.inputs[caller][0], branch
+
     def in_called_body(self, node: int) -> bool:
         """Whether `node` is in a branch or a loop of control flow v2."""
         return self._view.body_of(node) in self._bodies or any(
@@ -166,6 +192,15 @@ def constant_flag(view: GraphView, reference: int) -> bool | None:
     """The value of a constant bool; None if it can be fed or is computed."""
     value = constant(view, node_of(_predicate(view, reference)))
     return bool(value) if value is not None and value.size == 1 else None
+
+
+def _default_flag(view, reference):
+    """The value of a bool that is constant, or what it is when nobody feeds it."""
+    source = _predicate(view, reference)
+    node = node_of(source)
+    if view.ops[node] == _DEFAULT and view.inputs[node]:
+        source = view.inputs[node][0]
+    return constant_flag(view, source)
 
 
 def _predicate(view, reference):

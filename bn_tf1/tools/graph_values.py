@@ -125,6 +125,21 @@ def origins(view: GraphView, reference: int) -> list[int]:
     return found
 
 
+def ways_to(view: GraphView, reference: int, ends: frozenset[str]) -> frozenset[int]:
+    """References to the copies on the ways to `reference`, but from operations `ends`."""
+    found: set[int] = set()
+    pending: list[tuple[int, tuple[int, ...]]] = [(reference, ())]
+    for _ in range(_STEPS):
+        if not pending:
+            break
+        current, passed = pending.pop()
+        earlier = [r for r in same_values(view, current) if r not in passed]
+        if not earlier and view.ops[node_of(current)] not in ends:
+            found.update(passed)
+        pending += [(source, (*passed, current)) for source in earlier]
+    return frozenset(found)
+
+
 def origin(view: GraphView, reference: int) -> int:
     """As `origins`, following the first way only, and not out of copies."""
     for _ in range(_STEPS):
