@@ -34,7 +34,7 @@ class Run:
             self.weights = tf.get_variable(
                 "weights", [20, 30], initializer=tf.ones_initializer()
             )
-            tf.train.get_or_create_global_step()
+            self.global_step = tf.train.get_or_create_global_step()
             self.saver = CommittingSaver(self.folder, keep, newest=None)
             self.session = tf.Session()
             self.session.run(tf.global_variables_initializer())
@@ -42,6 +42,7 @@ class Run:
     def save(self, *steps):
         for step in steps:
             self.weights.load(np.full([20, 30], step, np.float32), self.session)
+            self.global_step.load(step, self.session)
             self.saver.save(self.session, "unused", global_step=step)
 
     def path(self, step):
@@ -133,6 +134,7 @@ def test_a_value_that_is_not_finite_is_named_and_never_becomes_the_newest(
     weights = np.ones([20, 30], np.float32)
     weights[19, 29] = value
     run.weights.load(weights, run.session)
+    run.global_step.load(7, run.session)
     with pytest.raises(CheckpointError, match="of step 7 .*tensor weights is not fin"):
         run.saver.save(run.session, "unused", global_step=7)
     assert _tree(tmp_path) == before
@@ -257,6 +259,23 @@ def test_a_value_that_is_not_finite_is_named(tmp_path):
         path = tf.train.Saver().save(session, str(tmp_path / "other"))
     with pytest.raises(DamagedCheckpoint, match="other: tensor c is not finite"):
         checkpoints.verify(path)
+
+
+def test_the_files_of_another_step_are_found_and_the_steps_named(folder):
+    for kind in _NAMES:
+        shutil.copy(str(_file(folder, 3, kind)), str(_file(folder, 6, kind)))
+    with pytest.raises(DamagedCheckpoint, match="ckpt-6: tensor global_step is 3"):
+        checkpoints.verify(str(folder / "model.ckpt-6"))
+    assert checkpoints.recover(str(folder)).step == 3
+
+
+@pytest.mark.parametrize("kind", ["index", "data-00000-of-00001"])
+def test_a_named_pipe_is_never_waited_for(folder, kind):
+    path = _file(folder, 6, kind)
+    path.unlink()
+    os.mkfifo(str(path))
+    with pytest.raises(DamagedCheckpoint, match=f"ckpt-6: {path} is no regular file"):
+        checkpoints.verify(str(folder / "model.ckpt-6"))
 
 
 # Recovery

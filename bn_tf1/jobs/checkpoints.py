@@ -22,6 +22,7 @@ described in tensorflow/tensorflow#15844, #16293 and #39033.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -41,6 +42,8 @@ PREFIX = "model.ckpt"
 # What TensorFlow raises for a damaged or missing file, on one version or the other:
 # 2.21's reader has a bare IndexError and RuntimeError among them.
 READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError, OSError)
+
+_STEP_NAME = tf.GraphKeys.GLOBAL_STEP
 
 _OWN_FILE = re.compile(r"model\.ckpt-(\d+)\.(index|meta|data-\d{5}-of-\d{5})")
 _LEFTOVERS = re.compile(
@@ -97,6 +100,9 @@ def listed(model_dir: str) -> list[Checkpoint]:
 def verify(path: str) -> None:
     """Reads every tensor of a checkpoint, and with it every checksum.
 
+    A `global_step` in it must be that of the name: files of another checkpoint may have
+    been put in the place of these.
+
     Args:
         path: the path without `.index`.
 
@@ -104,6 +110,7 @@ def verify(path: str) -> None:
         DamagedCheckpoint: something cannot be read or is not finite; the message begins
             with `path`, and names the file or the tensor.
     """
+    _check_files(path)
     try:
         reader = tf.train.NewCheckpointReader(path)
         names = sorted(reader.get_variable_to_shape_map())
@@ -111,12 +118,27 @@ def verify(path: str) -> None:
             value = reader.get_tensor(name)
             if _is_floating(value) and not np.all(np.isfinite(value)):
                 raise DamagedCheckpoint(path, f"tensor {name} is not finite")
+            if name == _STEP_NAME:
+                _check_step(path, value)
     except DamagedCheckpoint:
         raise
     except READ_ERRORS as error:
         raise DamagedCheckpoint(path, _reason(path, error)) from error
     if not names:
         raise DamagedCheckpoint(path, f"there is no tensor in {path}.index")
+
+
+def _check_files(path):
+    """Refuses what would be read for ever, such as a named pipe."""
+    for name in [path + ".index", *glob.glob(glob.escape(path) + ".data-*")]:
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise DamagedCheckpoint(path, f"{name} is no regular file")
+
+
+def _check_step(path, global_step):
+    named = _step_of(os.path.basename(path) + ".index")
+    if named is not None and not np.array_equal(global_step, named):
+        raise DamagedCheckpoint(path, f"tensor {_STEP_NAME} is {global_step}")
 
 
 def check_fits(checkpoint: Checkpoint, variables: Iterable[tf.Variable]) -> None:
