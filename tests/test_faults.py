@@ -103,6 +103,22 @@ def _at_save_of(step, act, monkeypatch):
         yield
 
 
+@contextlib.contextmanager
+def _after_save_of(step, act, monkeypatch):
+    """Calls act() when the checkpoint of a step is complete."""
+    save = checkpoints.CommittingSaver.save
+
+    def save_and_act(saver, session, path, global_step, **options):
+        result = save(saver, session, path, global_step=global_step, **options)
+        if global_step == step:
+            act()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.CommittingSaver, "save", save_and_act)
+        yield
+
+
 # Interrupted and resumed
 
 
@@ -213,6 +229,14 @@ def test_a_file_size_limit_in_a_save_is_an_error_and_costs_nothing(
     _assert_same_values(config.model_dir, finished, 8)
 
 
+def test_a_file_size_limit_at_the_start_is_an_error(tmp_path):
+    """TensorFlow writes the graph before anything is saved."""
+    reason = r"ended at step 0 of 8: .*graph\.pbtxt.*File too large"
+    with _file_size_limit(20000), pytest.raises(TrainingError, match=reason):
+        train(_config(tmp_path))
+    assert train(_config(tmp_path)).step == 8
+
+
 @contextlib.contextmanager
 def _mounted(folder, *arguments):
     """mount(8) with these arguments at a folder, until the block ends."""
@@ -283,6 +307,25 @@ def test_a_folder_that_vanishes_is_an_error(tmp_path, monkeypatch):
     with _at_save_of(6, lambda: shutil.rmtree(config.model_dir), monkeypatch), error:
         train(config)
     assert not os.path.exists(config.model_dir)
+
+
+def test_another_folder_in_the_place_of_the_runs_is_an_error(
+    tmp_path, finished, monkeypatch
+):
+    """Its lock is free: a second training may be in it."""
+    config = _config(tmp_path / "run")
+
+    def replace():
+        os.rename(config.model_dir, str(tmp_path / "moved"))
+        os.mkdir(config.model_dir)
+
+    # It is noticed at the save after that, or at the end of the run.
+    error = pytest.raises(TrainingError, match="at step 6 of 8: .*another folder has")
+    with _after_save_of(3, replace, monkeypatch), error:
+        train(config)
+    assert [n for n in os.listdir(config.model_dir) if "tfevents" not in n] == []
+    assert train(_config(tmp_path / "moved")).step == 8
+    _assert_same_values(tmp_path / "moved", finished, 8)
 
 
 # NaN

@@ -206,6 +206,7 @@ class CommittingSaver(tf.train.Saver):
         """
         super().__init__(max_to_keep=None)
         self._model_dir = model_dir
+        self._identity = _identity(model_dir)
         self._keep = keep
         self._newest = newest
 
@@ -239,6 +240,9 @@ class CommittingSaver(tf.train.Saver):
         return path
 
     def _commit(self, sess, checkpoint):
+        # In another one, neither the lock is held nor are the earlier checkpoints.
+        if _identity(self._model_dir) not in (self._identity, None):
+            raise OSError("another folder has taken the place of the run's")
         folder = checkpoint.path + durable_files.PARTIAL
         shutil.rmtree(folder, ignore_errors=True)
         os.mkdir(folder)
@@ -266,6 +270,15 @@ class CommittingSaver(tf.train.Saver):
         if self._keep:
             steps = [c.step for c in kept]
             _remove_own(self._model_dir, keep=steps, below=checkpoint.step)
+
+
+def _identity(folder):
+    """What tells a folder from another of the same name; None if there is none."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_floating(value):

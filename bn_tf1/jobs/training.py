@@ -34,13 +34,16 @@ from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import ProgressHook
 from bn_tf1.jobs.stop_signals import StopHook
 
-# What TensorFlow raises where a folder is gone, read-only or on a full disk.
+# What TensorFlow raises where a folder is gone, read-only or on a full disk, a file is
+# larger than allowed (OutOfRangeError), or the disk fails (UnknownError).
 _FILE_ERRORS = (
     OSError,
     tf.errors.FailedPreconditionError,
     tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,
     tf.errors.PermissionDeniedError,
     tf.errors.ResourceExhaustedError,
+    tf.errors.UnknownError,
 )
 
 
