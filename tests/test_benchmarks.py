@@ -25,6 +25,7 @@ def test_networks_measures_steps_and_inference():
     rows = networks.measure_steps(1, **size) + networks.measure_inference(1, **size)
     contenders = {row.contender for row in rows}
     assert {peers.OURS, networks.NONE, "recipe", "raw kernel"} <= contenders
+    assert {"mlp", "convnet", "ResNet-8"} <= {row.case.split()[0] for row in rows}
     assert any("bfloat16" in row.case for row in rows) != peers.ON_TENSORFLOW_1
 
 

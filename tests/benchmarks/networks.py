@@ -1,4 +1,4 @@
-"""ResNet-20: a train step, inference, and what the step takes in memory.
+"""Networks: a train step of ResNet-20 and its memory; inference of all the models.
 
 The same network each time, with another layer in the place of `bn_tf1.batch_norm`, or
 with none.
@@ -21,6 +21,7 @@ from bn_tf1.jobs import allocator, models
 from tests.benchmarks import peers, timing
 
 NONE = "no batch norm"
+BIAS = "bias_add in its place"
 LAYERS = {
     peers.OURS: None,
     NONE: None,
@@ -51,12 +52,19 @@ def measure_steps(rounds: int, *, batch=128, size=32, blocks=3) -> list[timing.R
 
 
 def measure_inference(rounds: int, *, batch=128, size=32, blocks=3) -> list[timing.Row]:
-    calls = {
-        name: _inference(name, batch, size, blocks)
-        for name in (peers.OURS, NONE, "recipe")
-    }
-    case = f"ResNet-{6 * blocks + 2} inference, batch {batch}, {size}x{size}"
-    return timing.rows(case, timing.in_turns(calls, rounds))
+    """Inference of each model, as `eval.py` builds it."""
+    found = []
+    for model in models.MODELS:
+        calls = {
+            name: _inference(name, model, batch, size, blocks)
+            for name in (peers.OURS, NONE, BIAS, "recipe")
+        }
+        # More rounds for what takes no time: the ratios are close to 1.
+        turns = rounds if model == "resnet" else 4 * rounds
+        kind = f"ResNet-{6 * blocks + 2}" if model == "resnet" else model
+        case = f"{kind} inference, batch {batch}, {size}x{size}"
+        found += timing.rows(case, timing.in_turns(calls, turns))
+    return found
 
 
 def measure_memory(names, *, batch=128, size=32, blocks=3) -> list[timing.Row]:
@@ -79,7 +87,7 @@ def train_step(name: str, precision: str, batch: int, size: int, blocks: int):
     """A function that takes one step of the contender `name`."""
     with tf.Graph().as_default() as graph:
         images, labels = _data(batch, size)
-        logits = _network(name, images, True, precision, blocks)
+        logits = _network(name, "resnet", images, True, precision, blocks)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels=labels, logits=logits
         )
@@ -92,10 +100,10 @@ def train_step(name: str, precision: str, batch: int, size: int, blocks: int):
     return lambda: session.run([minimize, updates])
 
 
-def _inference(name, batch, size, blocks):
+def _inference(name, model, batch, size, blocks):
     with tf.Graph().as_default() as graph:
         images, _ = _data(batch, size)
-        logits = _network(name, images, False, "float32", blocks)
+        logits = _network(name, model, images, False, "float32", blocks)
         initialize = tf.global_variables_initializer()
     session = tf.Session(graph=graph)
     session.run(initialize)
@@ -112,22 +120,23 @@ def _data(batch, size):
     )
 
 
-def _network(name, images, is_training, precision, blocks):
+def _network(name, model, images, is_training, precision, blocks):
     settings = models.Settings(
         num_classes=10,
         normalization="none" if name == NONE else "batch",
         resnet_n=blocks,
         precision=precision,
     )
-    layer = LAYERS[name]
+    build = models.MODELS[model]
+    layer = peers.bias if name == BIAS else LAYERS[name]
     if layer is None:
-        return models.resnet(images, is_training, settings)
+        return build(images, is_training, settings)
 
     def replacement(x, is_training, **_):
         return layer(x, is_training)
 
     with mock.patch.object(bn_tf1, "batch_norm", replacement):
-        return models.resnet(images, is_training, settings)
+        return build(images, is_training, settings)
 
 
 def _torch_step(precision, batch, size, blocks):

@@ -93,6 +93,14 @@ def copy(x, is_training, axis=-1):
     return x * 1.0001
 
 
+def bias(x, is_training, axis=-1):
+    """The limit of a layer in inference: what a network without batch norm has."""
+    channels = tf.dimension_value(x.shape[axis])
+    with tf.variable_scope(None, "bias"):
+        offset = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
+    return tf.nn.bias_add(x, offset)
+
+
 def tf_layers(x, is_training, axis=-1):
     return tf.layers.batch_normalization(x, axis=axis, training=is_training)
 
