@@ -125,8 +125,9 @@ def batch_norm(
             the statistics themselves (`batch_norm_calls`) needs "composed".
         fold: with `is_training=False`, scales the weights of the convolution or matrix
             product that `x` comes straight from, in place of its output: float32 or
-            float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. Inference then takes
-            as long as with a bias and no batch norm. (`bn_tf1.statistics.folded`)
+            float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. It costs one pass over
+            the weights, and a bias: it pays where the output is larger than the weights.
+            (`bn_tf1.statistics.folded`)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again: choose for one of the calls `update="skip"` where the
