@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -18,6 +19,20 @@ def test_layers_measures_every_contender_in_every_mode():
             for contender in (peers.OURS, "recipe", "copy"):
                 assert (f"layer {mode}, {shape}", contender) in measured
     assert all(row.value > 0 and row.unit == "ms" for row in rows)
+
+
+def test_masked_layers_are_measured_beside_the_recipe():
+    rows = layers.measure_masked(layers.TINY, rounds=1)
+    assert [row.contender for row in rows] == [peers.OURS, "recipe"] * len(layers.TINY)
+    assert all("masked" in row.case and row.value > 0 for row in rows)
+
+
+def test_the_masked_recipe_is_the_masked_layer(session):
+    x = tf.random.stateless_normal([6, 5, 4, 3], [1, 2])
+    ours, recipe = peers.ours_masked(x, True), peers.recipe_masked(x, True)
+    session.run(tf.global_variables_initializer())
+    one, other = session.run([ours, recipe])
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_networks_measures_steps_and_inference():

@@ -21,7 +21,16 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.jobs import allocator
 from tests.benchmarks import graphs, jobs, layers, networks, peers, timing
 
-SECTIONS = ("layers", "shipped", "steps", "inference", "memory", "graphs", "jobs")
+SECTIONS = (
+    "layers",
+    "masked",
+    "shipped",
+    "steps",
+    "inference",
+    "memory",
+    "graphs",
+    "jobs",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,6 +96,8 @@ def _measure(section, options):
     rounds = 2 if options.tiny else 5 if options.quick else 15
     if section == "layers":
         return layers.measure(_shapes(options), rounds)
+    if section == "masked":
+        return layers.measure_masked(_shapes(options), rounds)
     if section == "shipped":
         return _with_the_shipped_allocator(options)
     if section == "steps":

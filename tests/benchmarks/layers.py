@@ -32,7 +32,8 @@ def measure(shapes, rounds: int) -> list[timing.Row]:
     for name, (shape, axis) in shapes.items():
         for mode in MODES:
             with tf.Graph().as_default(), tf.Session() as session:
-                calls = _contenders(session, shape, axis, mode)
+                contenders = peers.layers_for(shape, axis)
+                calls = _calls(contenders, session, shape, axis, mode)
                 if importlib.util.find_spec("torch"):
                     calls["PyTorch"] = _torch(shape, axis, mode)
                 timings = timing.in_turns(calls, rounds)
@@ -40,13 +41,25 @@ def measure(shapes, rounds: int) -> list[timing.Row]:
     return found
 
 
-def _contenders(session, shape, axis, mode):
+def measure_masked(shapes, rounds: int) -> list[timing.Row]:
+    """As `measure`, in training, with a mask over the values."""
+    contenders = {peers.OURS: peers.ours_masked, "recipe": peers.recipe_masked}
+    found = []
+    for name, (shape, axis) in shapes.items():
+        with tf.Graph().as_default(), tf.Session() as session:
+            calls = _calls(contenders, session, shape, axis, "forward+backward")
+            timings = timing.in_turns(calls, rounds)
+        found += timing.rows(f"masked layer forward+backward, {name}", timings)
+    return found
+
+
+def _calls(contenders, session, shape, axis, mode):
     x, dy = (
         tf.get_variable(name, initializer=_values(shape, seed))
         for seed, name in enumerate(("x", "dy"))
     )
     fetches = {}
-    for name, layer in peers.layers_for(shape, axis).items():
+    for name, layer in contenders.items():
         before = len(tf.trainable_variables())
         updates_before = len(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
         y = layer(tf.identity(x), mode != "inference", axis)

@@ -60,7 +60,7 @@ def measure_inference(rounds: int, *, batch=128, size=32, blocks=3) -> list[timi
             for name in (peers.OURS, NONE, BIAS, "recipe")
         }
         # More rounds for what takes no time: the ratios are close to 1.
-        turns = rounds if model == "resnet" else 4 * rounds
+        turns = 4 * rounds if model == "mlp" else rounds
         kind = f"ResNet-{6 * blocks + 2}" if model == "resnet" else model
         case = f"{kind} inference, batch {batch}, {size}x{size}"
         found += timing.rows(case, timing.in_turns(calls, turns))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
@@ -33,7 +34,7 @@ def switched(x, is_training, axis=-1):
     return bn_tf1.batch_norm(x, mode, axis=axis)
 
 
-def recipe(x, is_training, axis=-1):
+def recipe(x, is_training, axis=-1, moments=tf.nn.moments):
     """As articles give it: tf.nn.moments, a moving average, tf.cond, the formula."""
     channels = x.shape[axis]
     axes = [a for a in range(x.shape.ndims) if a != axis % x.shape.ndims]
@@ -47,7 +48,7 @@ def recipe(x, is_training, axis=-1):
             "variance", [channels], initializer=tf.ones_initializer(), trainable=False
         )
         mode = tf.placeholder_with_default(is_training, [])
-        batch = tf.nn.moments(x, axes)
+        batch = moments(x, axes)
         for moving, value in zip((moving_mean, moving_variance), batch):
             update = tf.assign_sub(moving, (1 - DECAY) * (moving - value))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
@@ -59,6 +60,33 @@ def recipe(x, is_training, axis=-1):
             tf.reshape(values, by_channel) for values in (mean, variance, beta, gamma)
         )
         return tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+
+
+def mask_of(x, axis=-1):
+    """1 for seven values in eight of the first two axes but the channels', 0 for the rest.
+
+    Of an image, whole rows; of a sequence, steps.
+    """
+    channels = axis % x.shape.ndims
+    sizes = [1] * x.shape.ndims
+    for a in [a for a in range(x.shape.ndims) if a != channels][:2]:
+        sizes[a] = tf.dimension_value(x.shape[a])
+    counts = np.random.RandomState(0).randint(0, 8, sizes)
+    return tf.constant(counts > 0, x.dtype)
+
+
+def ours_masked(x, is_training, axis=-1):
+    return bn_tf1.batch_norm(x, is_training, axis=axis, weights=mask_of(x, axis))
+
+
+def recipe_masked(x, is_training, axis=-1):
+    """The recipe, with tf.nn.weighted_moments."""
+    mask = mask_of(x, axis)
+
+    def weighted(x, axes):
+        return tf.nn.weighted_moments(x, axes, mask)
+
+    return recipe(x, is_training, axis, moments=weighted)
 
 
 def raw_kernel(x, is_training, axis=-1):
