@@ -146,10 +146,17 @@ def test_nodes_are_a_sequence(monkeypatch):
 # ------------------------------------------------------------------------- what is damaged
 
 
-def test_a_damaged_node_far_behind_the_first(tmp_path):
+@pytest.mark.parametrize(
+    "node",
+    [
+        b"\x0a\x03\xff\xff\xff",  # a name that is no UTF-8
+        b"\x0a\x01n\x12\x01o\x5c",  # the end of a group that was never begun
+        b"\x0a\x7fn",
+    ],
+)
+def test_a_damaged_node_far_behind_the_first(node, tmp_path):
     good = small_graph(150).SerializeToString()
-    bad_name = b"\x0a\x05\x0a\x03\xff\xff\xff"  # no UTF-8
-    path = written(tmp_path, good + bad_name)
+    path = written(tmp_path, good + b"\x0a" + bytes([len(node)]) + node)
     message = f"{path}: the NodeDef at byte {len(good) + 2} is damaged"
     with pytest.raises(ValueError, match=message):
         lint(path)

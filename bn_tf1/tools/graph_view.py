@@ -16,6 +16,7 @@ is imported into TensorFlow, nothing is run, and no depth of nesting matters.
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -333,11 +334,14 @@ def read_graph(path: str) -> GraphView:
     Raises:
         ValueError: `path` cannot be read or holds no graph, or too large a one.
     """
-    loaded = load_graph_file(path)
-    try:
-        view = GraphView(loaded.graph, loaded.meta, loaded.kind)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with warnings.catch_warnings():
+        # protobuf 3, which 1.15 needs, warns of this damage and takes what is before it.
+        warnings.filterwarnings("error", "Unexpected end-group tag", RuntimeWarning)
+        loaded = load_graph_file(path)
+        try:
+            view = GraphView(loaded.graph, loaded.meta, loaded.kind)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     view.path = f"{path}: "
     return view
 

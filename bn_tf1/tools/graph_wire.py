@@ -141,7 +141,8 @@ def parse(message_class: Any, data: bytes, start: int) -> Any:
     """
     try:
         return message_class.FromString(data)
-    except (DecodeError, RuntimeError):
+    # protobuf 3 makes a SystemError of its own warning where that is an error.
+    except (DecodeError, RuntimeError, SystemError):
         name = message_class.DESCRIPTOR.name
         raise ValueError(f"the {name} at byte {start} is damaged") from None
 
