@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shutil
 import sys
 from typing import Sequence
 
@@ -168,7 +169,7 @@ def _run_doctor(options):
     if options.json:
         print(json_report(examinations, unreadable))
     elif examinations:
-        print(text_report(examinations))
+        print(text_report(examinations, shutil.get_terminal_size((100, 24)).columns))
     for _, error in unreadable:
         print(f"doctor: {error}", file=sys.stderr)
     if unreadable:

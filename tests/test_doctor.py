@@ -216,6 +216,17 @@ def test_hundreds_of_layers_stay_readable():
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
+@pytest.mark.parametrize("columns", [80, 60, 1000, 0])
+def test_findings_are_folded_to_the_terminal(columns):
+    examined = examine(str(forge.FIXTURES / "contrib"))
+    report = text_report([examined], columns)
+    folded = [line for line in report.splitlines() if line.startswith(" " * 10)]
+    assert folded and "not-converged" in report
+    width = max(40, min(columns, 96))
+    assert all(len(line) <= width or " " not in line.strip() for line in folded)
+    assert report.split() == text_report([examined]).split()
+
+
 def test_lines_fit_a_terminal():
     text = text_report([examine(str(forge.FIXTURES / "contrib"))])
     for line in text.splitlines():

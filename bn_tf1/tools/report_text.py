@@ -1,4 +1,4 @@
-"""The doctor's report on a terminal, at most 100 columns wide.
+"""The doctor's report on a terminal; its table is at most 100 columns wide.
 
 Names come from foreign files: what cannot be printed in them is escaped. Findings of one
 check are told once, with all their layers; a long table shows the layers that something
@@ -15,17 +15,24 @@ from bn_tf1.tools.doctor import Examination, LayerRow, Spread
 from bn_tf1.tools.findings import GRAVITIES, Finding
 
 _WIDTH = 96
+_LEAST_WIDTH = 40
 _NAME_WIDTH = 36
 _MAX_ROWS = 24
 _MAX_LAYERS = 8
 _HEADER = ("layer", "kind", "C", "decay", "epsilon", "mode", "mean", "deviation")
 
 
-def text_report(examinations: Sequence[Examination]) -> str:
-    """The whole report; its last line is the verdict."""
+def text_report(examinations: Sequence[Examination], columns: int = _WIDTH) -> str:
+    """The whole report; its last line is the verdict.
+
+    Args:
+        examinations: what was found.
+        columns: the width of the terminal, to which the findings are folded.
+    """
+    width = max(_LEAST_WIDTH, min(columns, _WIDTH))
     lines = []
     for examination in examinations:
-        lines += [*_examination(examination), ""]
+        lines += [*_examination(examination, width), ""]
     return "\n".join([*lines, verdict(examinations)])
 
 
@@ -63,7 +70,7 @@ def _plural(count, noun):
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _examination(examination):
+def _examination(examination, width):
     step = "" if examination.step is None else f", step {examination.step}"
     yield printable(f"{examination.path}: {examination.kind}{step}")
     if examination.layers:
@@ -73,7 +80,7 @@ def _examination(examination):
         yield "  no batch-norm layer"
     for group in _groups(examination.findings):
         yield ""
-        yield from _findings(group)
+        yield from _findings(group, width)
 
 
 def _table(examination):
@@ -128,30 +135,30 @@ def _groups(findings):
     return groups.values()
 
 
-def _findings(group):
+def _findings(group, width):
     first = group[0]
     count = f", {len(group)} times" if len(group) > 1 else ""
     yield printable(f"{first.gravity} ({first.certainty}): {first.check}{count}")
     for finding in group[:_MAX_LAYERS]:
-        yield from _wrapped("where", _place(finding))
-        yield from _wrapped("what", finding.what)
+        yield from _wrapped("where", _place(finding), width)
+        yield from _wrapped("what", finding.what, width)
     if len(group) > _MAX_LAYERS:
         layers = len({finding.layer for finding in group[_MAX_LAYERS:]})
         yield from _wrapped(
-            "", f"... and {_plural(layers, 'more layer')}; --json lists all"
+            "", f"... and {_plural(layers, 'more layer')}; --json lists all", width
         )
-    yield from _wrapped("why", first.why)
-    yield from _wrapped("remedy", first.remedy)
+    yield from _wrapped("why", first.why, width)
+    yield from _wrapped("remedy", first.remedy, width)
 
 
 def _place(finding):
     return f"{finding.layer} in {finding.where}" if finding.layer else finding.where
 
 
-def _wrapped(label, text):
+def _wrapped(label, text, width):
     return textwrap.wrap(
         printable(text),
-        _WIDTH,
+        width,
         initial_indent=f"  {label:<8}",
         subsequent_indent=" " * 10,
         break_long_words=False,
