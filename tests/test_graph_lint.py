@@ -330,6 +330,15 @@ def test_weight_decay_on_gamma_and_beta(maker, variable_kind):
     assert (found.gravity, found.certainty, found.layer) == ("warning", "certain", "bn")
 
 
+@pytest.mark.parametrize("on_all", [True, False])
+def test_a_penalty_on_absolute_values(on_all, variable_kind):
+    loss = loss_of(graph_zoo.with_nn(convolution(images()), True))
+    weights = tf.trainable_variables()
+    weights = weights if on_all else [v for v in weights if "bn/" not in v.op.name]
+    make_train_op(loss + sum(1e-4 * tf.reduce_sum(tf.abs(v)) for v in weights))
+    assert checks() == (["weight-decay"] if on_all else [])
+
+
 def test_weight_decay_on_the_other_weights(maker):
     loss = loss_of(maker(convolution(images()), True))
     weights = [v for v in tf.trainable_variables() if "bn/" not in v.op.name]

@@ -47,7 +47,7 @@ _SAME_AS_ANY = frozenset(["Merge", "RefMerge", "_Arg", "_Ret", "RefSelect"])
 _SELECTIONS = frozenset(["Select", "SelectV2"])
 _ARITHMETIC_NAMES = """
 Add AddV2 Sub Mul Div RealDiv DivNoNan Square SquaredDifference Neg Maximum Minimum
-Pow Sqrt Rsqrt Relu Reciprocal Inv AddN ConcatV2 Concat Pack ClipByValue Abs
+Pow Sqrt Rsqrt Relu Sign Reciprocal Inv AddN ConcatV2 Concat Pack ClipByValue Abs
 AccumulateNV2 MulNoNan Xdivy StridedSlice Slice Split SplitV
 """
 _ARITHMETIC = frozenset(_ARITHMETIC_NAMES.split())
