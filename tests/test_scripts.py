@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,9 +184,10 @@ def test_eval_without_a_checkpoint_ends_with_code_1(tmp_path):
 
 @pytest.fixture
 def unfinished_run(default_run, tmp_path):
-    """A run whose last step is still to come."""
+    """A run whose last step is still to come, and of which no step is measured."""
     folder, _, _ = default_run
     subprocess.check_call(["cp", "-r", str(folder / "runs" / "default"), str(tmp_path)])
+    shutil.rmtree(str(tmp_path / "default" / "eval"))
     path = tmp_path / "default" / "config.json"
     values = {**json.loads(path.read_text()), "max_steps": 2000}
     path.write_text(json.dumps(values))
