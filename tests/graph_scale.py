@@ -57,21 +57,21 @@ def _training_graph(layers):
 
 def measure(path: str) -> str:
     """Reads and lints the graph at `path`; one line of what it took."""
-    from bn_tf1.tools.graph_layers import find_layers
-    from bn_tf1.tools.graph_lint import lint_view
+    from bn_tf1.tools.graph_facts import Facts
+    from bn_tf1.tools.graph_lint import lint_facts
     from bn_tf1.tools.graph_view import read_graph
 
     before = _peak_megabytes()
     start, cpu = time.perf_counter(), time.process_time()
-    view = read_graph(path)
-    findings = lint_view(view)
+    facts = Facts(read_graph(path))
+    findings = lint_facts(facts)
     seconds = time.perf_counter() - start
     cpu = time.process_time() - cpu
     megabytes = _peak_megabytes() - before
-    layers = len(find_layers(view))
+    layers = len(facts.layers)
     return (
         f"TensorFlow {tf.version.VERSION}: {os.path.getsize(path) / 2**20:.0f} MiB, "
-        f"{len(view)} nodes, {layers} layers, {len(findings)} findings: "
+        f"{len(facts.view)} nodes, {layers} layers, {len(findings)} findings: "
         f"{seconds:.1f} s ({cpu:.1f} s of CPU), {megabytes:.0f} MB beyond TensorFlow's import"
     )
 

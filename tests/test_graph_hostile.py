@@ -10,8 +10,9 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bn_tf1.tools.graph_facts import Facts
 from bn_tf1.tools.graph_layers import find_layers
-from bn_tf1.tools.graph_lint import lint, lint_view
+from bn_tf1.tools.graph_lint import lint, lint_facts
 from bn_tf1.tools.graph_view import read_graph, view_of
 from tests import graph_zoo
 
@@ -345,7 +346,7 @@ def test_work_grows_as_the_graph(kind):
     for count in (350, 700):
         view = view_of(WIDE[kind](count))
         with Lines() as lines:
-            lint_view(view)
+            lint_facts(Facts(view))
         counts.append(lines.count)
     assert counts[0] > 350
     assert counts[1] < 2.5 * counts[0]

@@ -45,13 +45,14 @@ def graph_beside(prefix: str) -> tuple[list[GraphLayer], list[Finding]]:
     if not os.path.exists(path):
         return [], []
     try:
-        return layers_of(read_graph(path)), []
+        view = read_graph(path)
+        return saved_layers(view, find_layers(view)), []
     except ValueError as error:
         return [], [unreadable_graph(path, error)]
 
 
-def layers_of(view: GraphView) -> list[GraphLayer]:
-    """The layers of a graph; their variables are such as a checkpoint can hold."""
+def saved_layers(view: GraphView, layers: Sequence[GraphLayer]) -> list[GraphLayer]:
+    """The layers of a graph, with such variables as a checkpoint can hold."""
     variables = {
         variable_name(view, node) for node, op in enumerate(view.ops) if op in VARIABLES
     }
@@ -59,7 +60,7 @@ def layers_of(view: GraphView) -> list[GraphLayer]:
         layer._replace(
             **{role: None for role in ROLES if getattr(layer, role) not in variables}
         )
-        for layer in find_layers(view)
+        for layer in layers
     ]
 
 

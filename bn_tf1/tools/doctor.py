@@ -21,7 +21,7 @@ from bn_tf1.tools.checkpoint_audit import (
     audit_file,
     check_tensors,
     graph_beside,
-    layers_of,
+    saved_layers,
 )
 from bn_tf1.tools.checkpoint_layers import STATISTICS
 from bn_tf1.tools.checkpoint_table import is_table
@@ -29,8 +29,9 @@ from bn_tf1.tools.checkpoint_tensors import open_tensors
 from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
 from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.findings import Finding, by_gravity
-from bn_tf1.tools.graph_layers import GraphLayer, find_layers
-from bn_tf1.tools.graph_lint import lint_view
+from bn_tf1.tools.graph_facts import Facts
+from bn_tf1.tools.graph_layers import GraphLayer
+from bn_tf1.tools.graph_lint import lint_facts
 from bn_tf1.tools.graph_view import read_graph
 from bn_tf1.tools.train_directory import examine_directory
 from bn_tf1.tools.train_state import STATE_FILE, is_train_directory
@@ -144,20 +145,20 @@ def _examiner(path):
 
 
 def _examine_graph(path):
-    view = read_graph(path)
-    rows = tuple(_row(None, layer) for layer in find_layers(view))
-    return Examination(path, "graph", rows, tuple(lint_view(view)))
+    facts = Facts(read_graph(path))
+    rows = tuple(_row(None, layer) for layer in facts.graph_layers())
+    return Examination(path, "graph", rows, tuple(lint_facts(facts)))
 
 
 def _examine_saved_model(path):
-    view = read_graph(path)
-    layers = find_layers(view)
-    findings = lint_view(view)
+    facts = Facts(read_graph(path))
+    layers = facts.graph_layers()
+    findings = lint_facts(facts)
     prefix = os.path.join(path, "variables", "variables")
     if not os.path.exists(prefix + ".index"):  # a frozen one has no variables
         rows = tuple(_row(None, layer) for layer in layers)
         return Examination(path, "saved_model", rows, tuple(findings))
-    values, found = _audited(prefix, layers_of(view))
+    values, found = _audited(prefix, saved_layers(facts.view, layers))
     rows = _rows(values, layers)
     return Examination(
         path, "saved_model", rows, tuple(by_gravity([*findings, *found])), values.step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Iterable
 
 from bn_tf1.tools.checkpoint_objects import OBJECT_GRAPH
-from bn_tf1.tools.graph_layers import Analysis, analyse, find_folded
+from bn_tf1.tools.graph_layers import Analysis, GraphLayer, analyse, find_folded
 from bn_tf1.tools.graph_normalizations import Normalization
 from bn_tf1.tools.graph_training import Conditions, find_training, is_gradient
 from bn_tf1.tools.graph_updates import statistics_of
@@ -42,6 +42,10 @@ class Facts:
             is_gradient(view, node) for node in range(len(view))
         )
         self.served = _served(view)
+
+    def graph_layers(self) -> list[GraphLayer]:
+        """The layers as `find_layers` gives them, the folded ones included."""
+        return [analysis.layer for analysis in self.layers] + self.folded
 
     def is_trained(self, layer: Analysis, role: str) -> bool:
         """Whether gradients are applied to the gamma or beta of `layer`."""

@@ -20,7 +20,7 @@ from typing import Any
 from bn_tf1.tools import graph_lint_modes, graph_lint_settings, graph_lint_updates
 from bn_tf1.tools.findings import Finding, by_gravity
 from bn_tf1.tools.graph_facts import Facts
-from bn_tf1.tools.graph_view import GraphView, read_graph, view_of
+from bn_tf1.tools.graph_view import read_graph, view_of
 
 _CHECKS = (
     graph_lint_updates.check_updates_run,
@@ -54,12 +54,11 @@ def lint(graph: Any) -> list[Finding]:
         ValueError: the file cannot be read, is damaged, or is no graph.
     """
     if isinstance(graph, (str, os.PathLike)):
-        return lint_view(read_graph(os.fspath(graph)))
-    return lint_view(view_of(graph))
+        return lint_facts(Facts(read_graph(os.fspath(graph))))
+    return lint_facts(Facts(view_of(graph)))
 
 
-def lint_view(view: GraphView) -> list[Finding]:
-    """As `lint`, for a graph that was read already."""
-    facts = Facts(view)
+def lint_facts(facts: Facts) -> list[Finding]:
+    """As `lint`, for a graph whose facts are known already."""
     findings = [finding for check in _CHECKS for finding in check(facts)]
     return by_gravity(findings)

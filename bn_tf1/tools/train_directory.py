@@ -13,15 +13,16 @@ from bn_tf1.tools.checkpoint_audit import (
     Audit,
     audit_file,
     check_tensors,
-    layers_of,
+    saved_layers,
     unreadable_graph,
 )
 from bn_tf1.tools.checkpoint_tensors import open_tensors
 from bn_tf1.tools.checkpoint_values import CheckpointValues
 from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.findings import Finding, by_gravity
+from bn_tf1.tools.graph_facts import Facts
 from bn_tf1.tools.graph_layers import GraphLayer
-from bn_tf1.tools.graph_lint import lint_view
+from bn_tf1.tools.graph_lint import lint_facts
 from bn_tf1.tools.graph_view import read_graph
 from bn_tf1.tools.train_events import check_events
 from bn_tf1.tools.train_history import check_history
@@ -89,8 +90,9 @@ def _newest_graph(directory, prefixes):
     for path in paths:
         if os.path.isfile(path):
             try:
-                view = read_graph(path)
-                return layers_of(view), lint_view(view)
+                facts = Facts(read_graph(path))
+                layers = saved_layers(facts.view, facts.graph_layers())
+                return layers, lint_facts(facts)
             except ValueError as error:
                 return [], [unreadable_graph(path, error)]
     return [], []
