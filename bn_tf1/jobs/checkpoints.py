@@ -200,7 +200,8 @@ class CommittingSaver(tf.train.Saver):
         """Builds the operations in the default graph.
 
         Args:
-            model_dir: the folder for the checkpoints.
+            model_dir: the folder for the checkpoints; if it is there already, no other
+                one may take its place.
             keep: how many of the newest to keep; 0 keeps all.
             newest: what `recover` returned; it is not saved a second time.
         """
@@ -241,7 +242,7 @@ class CommittingSaver(tf.train.Saver):
 
     def _commit(self, sess, checkpoint):
         # In another one, neither the lock is held nor are the earlier checkpoints.
-        if _identity(self._model_dir) not in (self._identity, None):
+        if self._identity and _identity(self._model_dir) not in (self._identity, None):
             raise OSError("another folder has taken the place of the run's")
         folder = checkpoint.path + durable_files.PARTIAL
         shutil.rmtree(folder, ignore_errors=True)

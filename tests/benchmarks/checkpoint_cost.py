@@ -104,7 +104,7 @@ def _open_run(config, kind):
         step = training._build_step(config, network.open_split(config, "train"))
         progress = ProgressHook(step, config)
         if kind == "protected":
-            finite = training._FiniteLossHook(config, progress)
+            finite = training._FiniteLossHook(config, step, progress)
             stop = stop_signals.StopHook(stop_signals.StopSignals(config.grace_secs))
             session = training._session(config, None, [progress, finite, stop])
         else:
