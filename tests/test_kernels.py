@@ -99,6 +99,24 @@ def test_a_composed_mean_of_300_deviations_is_closer_than_the_recipes(
     np.testing.assert_allclose(variance, exact.variance, rtol=1e-5)
 
 
+def test_a_weighted_mean_of_300_deviations_is_closer_than_the_recipes(session):
+    generator = np.random.RandomState(0)
+    batch = (300 + generator.normal(size=(64, 32, 32, 8))).astype(np.float32)
+    weights = generator.randint(0, 3, (64, 32, 1, 1)).astype(np.float32)
+    axes = (0, 1, 2)
+    ours = statistics.weighted_moments(tf.constant(batch), axes, tf.constant(weights))
+    recipe = tf.nn.weighted_moments(tf.constant(batch), axes, tf.constant(weights))
+    (mean, variance, _), theirs = session.run([ours, recipe])
+
+    weights, batch = weights.astype(np.float64), batch.astype(np.float64)
+    shares = np.broadcast_to(weights, batch.shape) / (weights.sum() * 32)
+    exact = (shares * batch).sum(axes)
+    exact_variance = (shares * (batch - exact) ** 2).sum(axes)
+    assert np.abs(mean - exact).max() <= 2 * np.spacing(np.float32(300))
+    assert np.abs(mean - exact).max() <= np.abs(theirs[0] - exact).max()
+    np.testing.assert_allclose(variance, exact_variance, rtol=1e-5)
+
+
 # ------------------------------------------------------------ gradients of gradients
 
 
