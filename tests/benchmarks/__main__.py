@@ -82,6 +82,7 @@ def _parser():
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, help="measures these sections alone"
     )
+    parser.add_argument("--shapes", type=int, help="measures so many shapes of layers")
     parser.add_argument(
         "--leave_memory",
         action="store_true",
@@ -118,9 +119,8 @@ def _measure(section, options):
 def _shapes(options):
     if options.tiny:
         return layers.TINY
-    if options.quick:
-        return {name: layers.SHAPES[name] for name in layers.QUICK}
-    return layers.SHAPES
+    names = layers.QUICK if options.quick else tuple(layers.SHAPES)
+    return {name: layers.SHAPES[name] for name in names[: options.shapes]}
 
 
 def _with_the_shipped_allocator(options):
@@ -128,6 +128,7 @@ def _with_the_shipped_allocator(options):
     command = [sys.executable, "-m", "tests.benchmarks", "--leave_memory"]
     command += ["--only", "layers", "--json", "/dev/stdout"]
     command += ["--quick"] * options.quick + ["--tiny"] * options.tiny
+    command += ["--shapes", "1"] if options.quick else []
     output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ).stdout.decode()

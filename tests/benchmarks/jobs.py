@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,25 +35,42 @@ def measure(starts: int, steps: int) -> list[timing.Row]:
         timings = timing.in_turns(
             {"train.py to its first step": first_step, "import tensorflow": imported},
             starts,
+            warm_up=1,
         )
-        found = timing.rows("start, digits", timings)
-        times = _step_times(
-            [
-                f"--max_steps={steps}",
-                f"--log_steps={steps // 10}",
-                f"--model_dir={os.path.join(folder, 'long')}",
-            ]
-        )
+        speeds = {"train.py": [], "bare step": [], "input alone": []}
+        bare, batch = _bare_step(), _input_batch()
+        for _ in range(starts):
+            model_dir = os.path.join(folder, str(next(number)))
+            speeds["train.py"].append(_speed_of_the_job(steps, model_dir))
+            speeds["bare step"].append(_speed_of(bare, steps // 2))
+            speeds["input alone"].append(_speed_of(batch, steps // 2))
     case = f"convnet on digits, batch {_BATCH}"
-    job = _BATCH * (steps - steps // 10) / (times[-1] - times[0])
-    found.append(timing.Row(case, "train.py", job, 0.0, "images/s"))
-    bare = timing.in_turns({"bare": _bare_step()}, steps // 2)["bare"]
-    speed = 1e3 * _BATCH / bare.median
-    found.append(timing.Row(case, "bare step", speed, 0.0, "images/s"))
-    batch = timing.in_turns({"input": _input_batch()}, steps // 2)["input"]
-    speed = 1e3 * _BATCH / batch.median
-    found.append(timing.Row(case, "input alone", speed, 0.0, "images/s"))
-    return found
+    return timing.rows("start, digits", timings) + [
+        timing.Row(case, name, statistics.median(found), 0.0, "images/s")
+        for name, found in speeds.items()
+    ]
+
+
+def _speed_of_the_job(steps, model_dir):
+    """Images/s from its first log line to its last."""
+    times = _step_times(
+        [
+            f"--max_steps={steps}",
+            f"--log_steps={steps // 10}",
+            f"--model_dir={model_dir}",
+        ]
+    )
+    return _BATCH * (steps - steps // 10) / (times[-1] - times[0])
+
+
+def _speed_of(step, calls):
+    """Images/s of one call after the other."""
+    for _ in range(calls // 10):
+        step()
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return _BATCH * calls / (time.perf_counter() - start)
 
 
 def _environment():

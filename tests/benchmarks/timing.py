@@ -39,20 +39,20 @@ class Row(NamedTuple):
 
 
 def in_turns(
-    contenders: Mapping[str, Callable[[], object]], rounds: int
+    contenders: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Calls every contender once in each of `rounds` rounds, and twice before them.
+    """Calls every contender once in each of `rounds` rounds, after those to warm up.
 
     Each round has an order of its own, so that what a contender leaves behind, in the
     caches and in the allocator, is not always the same one's burden.
     """
     seconds = {name: [] for name in contenders}
     order = random.Random(0)
-    for turn in range(rounds + 2):
+    for turn in range(warm_up + rounds):
         for name in order.sample(list(contenders), len(contenders)):
             start = time.perf_counter()
             contenders[name]()
-            if turn >= 2:
+            if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _timing(values) for name, values in seconds.items()}
 
