@@ -196,26 +196,38 @@ def _normalize(x, variables, is_training, options):
             for variable in (variables.moving_mean, variables.moving_variance)
         ]
 
-    if is_training is True:
-        normalized = with_batch_statistics(x, gamma, beta)
-    elif is_training is False:
-        normalized = with_moving_statistics(x, gamma, beta, *moving())
-    elif _is_plain(options) and may_switch():
-        normalized = switch(
-            is_training,
-            with_batch_statistics,
-            with_moving_statistics,
-            [x, gamma, beta, *moving()],
-        )
-    else:
-        normalized = tf.cond(
-            is_training,
-            lambda: with_batch_statistics(x, gamma, beta),
-            lambda: with_moving_statistics(x, gamma, beta, *moving()),
-        )
-    normalized = statistics.BatchOutput(*normalized)
+    normalized = _by_mode(
+        is_training,
+        with_batch_statistics,
+        with_moving_statistics,
+        [x, gamma, beta],
+        moving,
+        _is_plain(options),
+    )
     normalized.y.set_shape(x.shape)
     return normalized._replace(y=tf.cast(normalized.y, dtype))
+
+
+def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_alone):
+    """Builds what `is_training` asks for: one of the two, or both and a switch.
+
+    Args:
+        with_batch, with_moving: functions of `inputs`; of those and what `moving` reads.
+        takes_inputs_alone: whether `with_batch` reads no other tensor.
+    """
+    if is_training is True:
+        return with_batch(*inputs)
+    if is_training is False:
+        return with_moving(*inputs, *moving())
+    if takes_inputs_alone and may_switch():
+        outputs = switch(is_training, with_batch, with_moving, [*inputs, *moving()])
+    else:
+        outputs = tf.cond(
+            is_training,
+            lambda: with_batch(*inputs),
+            lambda: with_moving(*inputs, *moving()),
+        )
+    return statistics.BatchOutput(*outputs)
 
 
 def _is_plain(options):
