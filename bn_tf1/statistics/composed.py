@@ -24,7 +24,6 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
@@ -36,6 +35,7 @@ from bn_tf1.statistics.moments import (
     reduction_axes,
     statistics_dtype,
 )
+from bn_tf1.statistics.registered_gradients import registered_gradient
 
 
 def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
@@ -94,28 +94,12 @@ def normalize_batch(
     inputs = [y, x, mean, variance, gamma, beta]
     if weights is not None:
         inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
-    gradient = _registered_gradient(channels.axes, epsilon)
+    gradient = registered_gradient(
+        "normalize_batch", _gradients, axes=channels.axes, epsilon=epsilon
+    )
     with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
         y = tf.identity_n(inputs)[0]
     return tf.cast(y, dtype)
-
-
-@functools.lru_cache(maxsize=None)
-def _registered_gradient(axes, epsilon):
-    """The name of the gradient for outputs with these settings.
-
-    `tf.custom_gradient` is not used because its gradient finds the tensors of the graph
-    that it was built in, and not those of the copy that a function or a branch of
-    control flow v2 becomes: TensorFlow 1.15 fails there. This gradient finds everything
-    in the inputs of its operation.
-    """
-    name = f"bn_tf1.normalize_batch(axes={axes}, epsilon={epsilon!r})"
-    gradient = functools.partial(_gradients, axes=axes, epsilon=epsilon)
-    try:
-        tf.RegisterGradient(name)(gradient)
-    except KeyError:
-        pass  # this module was loaded before, and TensorFlow remembers it
-    return name
 
 
 def _gradients(operation, dy, *_, axes, epsilon):

@@ -11,7 +11,6 @@ has, written by hand, takes its place; that one knows of such a loss.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
@@ -19,6 +18,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.statistics.channels import channels_of
 from bn_tf1.statistics.composed import output_gradients
 from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
+from bn_tf1.statistics.registered_gradients import registered_gradient
 
 _KERNEL = "FusedBatchNormV3"
 
@@ -57,7 +57,11 @@ def normalize_batch(
             is the one of `composed` instead of the kernel's.
     """
     unused = tf.constant([], tf.float32)
-    gradients = {_KERNEL: _registered_gradient(epsilon)} if gradient_by_hand else {}
+    gradients = {}
+    if gradient_by_hand:
+        gradients[_KERNEL] = registered_gradient(
+            "fused_batch", _gradients, epsilon=epsilon
+        )
     with tf.get_default_graph().gradient_override_map(gradients):
         outputs, channels = _fused(x, unused, unused, gamma, beta, axis, epsilon, True)
     mean, variance = outputs.batch_mean, outputs.batch_variance
@@ -68,17 +72,6 @@ def normalize_batch(
         else:
             variance -= variance / count
     return FusedOutput(channels.leave(outputs.y, x), mean, variance)
-
-
-@functools.lru_cache(maxsize=None)
-def _registered_gradient(epsilon):
-    """The name of the gradient by hand; see `composed` on how it finds its tensors."""
-    name = f"bn_tf1.fused_batch(epsilon={epsilon!r})"
-    try:
-        tf.RegisterGradient(name)(functools.partial(_gradients, epsilon=epsilon))
-    except KeyError:
-        pass  # this module was loaded before, and TensorFlow remembers it
-    return name
 
 
 def _gradients(operation, dy, dmean, dunbiased, *_, epsilon):
