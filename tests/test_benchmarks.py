@@ -92,11 +92,11 @@ def test_four_times_the_layers_take_no_more_than_linear_time():
     "is_training, shape, options, most",
     [
         # tf.layers' fused layer on 1.15 has 30, 18 and 52; see the README on the gap.
-        (True, [None, 8, 8, 16], {}, 43 if peers.ON_TENSORFLOW_1 else 34),
-        (True, [4, 8, 8, 16], {}, 41 if peers.ON_TENSORFLOW_1 else 30),
+        (True, [None, 8, 8, 16], {}, 34),
+        (True, [4, 8, 8, 16], {}, 30),
         (True, [None, 8, 8, 16], {"kernel": "fused", "ema_variance": "unbiased"}, 28),
         (False, [None, 8, 8, 16], {}, 15),
-        ("tensor", [None, 8, 8, 16], {}, 54 if peers.ON_TENSORFLOW_1 else 45),
+        ("tensor", [None, 8, 8, 16], {}, 45),
     ],
     ids=["training", "known_batch", "unbiased", "inference", "tensor"],
 )

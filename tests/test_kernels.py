@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import statistics
-from bn_tf1.statistics.channels import channels_of
+from bn_tf1.statistics.channels import channels_of, fast_channels_of
 from tests import reference
 
 EPSILON = 1e-3
@@ -214,8 +214,17 @@ def op_types(graph):
 
 @pytest.mark.parametrize("shape", [(8, 3), (4, 5, 3), (2, 4, 4, 3), (2, 2, 4, 4, 3)])
 def test_auto_takes_the_fused_kernel_where_it_is_the_fastest(shape, graph):
-    bn_tf1.batch_norm(tf.zeros(shape), True)
-    assert ("BiasAddGrad" in op_types(graph)) == IS_TENSORFLOW_1
+    y = bn_tf1.batch_norm(tf.zeros(shape), True)
+    assert "BiasAddGrad" not in op_types(graph)
+    tf.gradients(y, tf.trainable_variables())
+    assert ("FusedBatchNormGradV3" in op_types(graph)) != IS_TENSORFLOW_1
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 has fast fused kernels")
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_auto_on_1_15_is_composed_where_the_kernel_is_slow(dtype, graph):
+    bn_tf1.batch_norm(tf.zeros([2, 4, 4, 3], dtype), True)
+    assert "BiasAddGrad" in op_types(graph)
 
 
 def test_auto_on_a_cpu_is_composed_for_channels_that_are_not_last(graph):
@@ -284,6 +293,29 @@ def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, grap
     assert output.shape == slope.shape == (0, 4, 3)
     for one, other in zip(before, session.run(tf.global_variables())):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 has no use for them")
+@pytest.mark.parametrize("batch", [4, None], ids=["known_batch", "unknown_batch"])
+@pytest.mark.parametrize("sizes", [(4, 6, 3), (7, 7, 16), (48, 3), (6, 300), (2, 4, 6, 5)])
+def test_neighbours_seen_as_one_keep_every_value(sizes, batch, session):
+    shape = [4, *sizes]
+    values, others = (
+        np.random.RandomState(seed).normal(size=shape).astype(np.float32)
+        for seed in (0, 1)
+    )
+    factor = np.random.RandomState(2).normal(size=sizes[-1:]).astype(np.float32)
+    x, y = (
+        tf.placeholder_with_default(array, [batch, *sizes]) for array in (values, others)
+    )
+    channels = fast_channels_of(x, -1)
+    assert (channels.places > 1) == (sizes[-1] < 300)
+    scaled = channels.leave(channels.scale(channels.enter(x), tf.constant(factor)), x)
+    products = channels.dot(channels.enter(x), channels.enter(y))
+    dot, scaled = session.run([products, scaled])
+    axes = tuple(range(len(sizes)))
+    np.testing.assert_allclose(dot, (values * others).sum(axes), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(scaled, values * factor)
 
 
 def test_layouts_are_reshapes_that_keep_every_value(session):
