@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.jobs.models import MODELS, Settings
+from bn_tf1.jobs.models import MODELS, Settings, _subsample
 
 _LAYERS = {"mlp": 3, "convnet": 4, "resnet": 7}  # batch norms, for resnet_n=1
 
@@ -25,6 +25,17 @@ def test_logits_have_one_column_per_class(model, shape):
     logits = _build(model, images)
     assert logits.shape.as_list() == [None, 10]
     assert logits.dtype == tf.float32
+
+
+@pytest.mark.parametrize("size", [(32, 32), (7, 9), (1, 1)])
+def test_the_shortcut_of_a_resnet_is_subsampled_bit_for_bit(size, session):
+    generator = np.random.RandomState(0)
+    x = tf.constant(generator.normal(size=(2, *size, 3)).astype(np.float32))
+    sampled, expected = _subsample(x, 2), x[:, ::2, ::2, :]
+    dy = tf.random.stateless_normal(tf.shape(expected), [1, 2])
+    slopes = [tf.gradients(y, x, dy)[0] for y in (sampled, expected)]
+    np.testing.assert_array_equal(*session.run([sampled, expected]))
+    np.testing.assert_array_equal(*session.run(slopes))
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
