@@ -55,7 +55,7 @@ def batch_norm(
     updates_collection: str = UPDATE_OPS_COLLECTION,
     skip_nonfinite: bool = True,
     kernel: str = "auto",
-    fold: bool = False,
+    fold: bool | str = False,
     name: str | None = None,
     reuse: Any = None,
 ) -> tf.Tensor:
@@ -125,9 +125,12 @@ def batch_norm(
             the statistics themselves (`batch_norm_calls`) needs "composed".
         fold: with `is_training=False`, scales the weights of the convolution or matrix
             product that `x` comes straight from, in place of its output: float32 or
-            float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. It costs one pass over
-            the weights, and a bias: it pays where the output is larger than the weights.
-            (`bn_tf1.statistics.folded`)
+            float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. True does it in each
+            step, which costs one pass over the weights: it pays where the output is
+            larger than they are. "once" does it when `tf.local_variables_initializer()`
+            runs, and costs nothing in a step: run that after every restore, since what
+            it keeps, in local variables that no checkpoint holds, does not follow the
+            others by itself. (`bn_tf1.statistics.folded`)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again: choose for one of the calls `update="skip"` where the
@@ -324,18 +327,20 @@ def _check_renorm(renorm, ema_variance, zero_debias):
 
 
 def _check_fold(fold, x, axis, is_training):
-    if not isinstance(fold, bool):
-        raise TypeError(f"`fold` is {fold!r}, but must be a Python bool")
+    if not (isinstance(fold, bool) or fold == "once"):
+        raise ValueError(f"`fold` is {fold!r}, but must be False, True or 'once'")
     if not fold:
         return
     if is_training is not False:
         raise ValueError(
-            f"`fold` is True, but `is_training` is {is_training!r}: only statistics that "
+            f"`fold` is {fold!r}, but `is_training` is {is_training!r}: only statistics that "
             "do not change with the batch can be folded; use is_training=False"
         )
     obstacle = statistics.why_not_folded(x, axis)
     if obstacle is not None:
-        raise ValueError(f"`fold` is True, but cannot be: {obstacle}; use fold=False")
+        raise ValueError(
+            f"`fold` is {fold!r}, but cannot be: {obstacle}; use fold=False"
+        )
 
 
 def _checked_weights(weights, x, axis):

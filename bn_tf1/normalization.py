@@ -22,7 +22,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.calls import BatchNormCall, record_call
-from bn_tf1.control_flow import may_switch, switch
+from bn_tf1.control_flow import inside_of_control_flow, may_switch, switch
 from bn_tf1.moving_averages import (
     applied_rate,
     assign_moving_value,
@@ -65,7 +65,7 @@ class _Options(NamedTuple):
     renorm: Any
     adjustment: Any
     kernel: str
-    fold: bool
+    fold: Any
 
 
 def normalize_and_update(
@@ -89,7 +89,7 @@ def normalize_and_update(
     ghost_batch_size: int | None = None,
     renorm: statistics.Renormalization | None = None,
     adjustment: Callable | None = None,
-    fold: bool = False,
+    fold: bool | str = False,
 ) -> tf.Tensor:
     """The output of a layer; makes and records its updates.
 
@@ -187,6 +187,8 @@ def _normalize(x, variables, is_training, options):
         normalize = functools.partial(statistics.normalize_constant, axis=options.axis)
         if options.fold:
             normalize = statistics.normalize_folded
+        if options.fold == "once":
+            normalize = functools.partial(normalize, keep=_keep)
         y = normalize(x, mean, variance, gamma, beta, epsilon=options.epsilon)
         return statistics.BatchOutput(y, mean, variance)
 
@@ -228,6 +230,24 @@ def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_
             lambda: with_moving(*inputs, *moving()),
         )
     return statistics.BatchOutput(*outputs)
+
+
+def _keep(value):
+    """A local variable that starts as `value`: whoever initialises it computes that."""
+    if inside_of_control_flow():
+        raise ValueError(
+            "`fold` is 'once', but the layer is built inside of a tf.cond, "
+            "tf.while_loop or function body, where no variable can be initialised from "
+            "others; use fold=True"
+        )
+    return tf.convert_to_tensor(
+        tf.Variable(
+            value,
+            trainable=False,
+            collections=[tf.GraphKeys.LOCAL_VARIABLES],
+            name="folded",
+        )
+    )
 
 
 def _is_plain(options):

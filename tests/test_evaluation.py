@@ -98,12 +98,30 @@ def test_restored_variables_are_the_saved_ones_bit_for_bit(trained):
     reader = tf.train.NewCheckpointReader(path)
     graph = evaluation._build_graph(config, network.open_split(config, "test"))
     with tf.Session() as session:
-        evaluation._restore(session, tf.train.Saver(tf.global_variables()), path)
+        saver = tf.train.Saver(tf.global_variables())
+        evaluation._restore(session, saver, graph, path)
         assert graph.logits.graph is session.graph
         restored = {v.op.name: session.run(v) for v in tf.global_variables()}
     assert set(_STATISTICS) < set(restored)
     for name, value in restored.items():
         np.testing.assert_array_equal(value, reader.get_tensor(name), err_msg=name)
+
+
+def test_each_checkpoint_is_measured_with_its_own_statistics(trained, start):
+    """What was folded into the weights of one must not outlive it."""
+    config = configuration.load(trained)
+    images, _ = _test_examples(config)
+    graph = evaluation._build_graph(config, network.open_split(config, "test"))
+    saver = tf.train.Saver(tf.global_variables())
+    session = start()
+    paths = tf.train.get_checkpoint_state(trained).all_model_checkpoint_paths
+    assert len(paths) >= 2
+    for path in [*paths, *reversed(paths)]:
+        evaluation._restore(session, saver, graph, path)
+        logits = session.run(graph.logits, {graph.images: images})
+        np.testing.assert_allclose(
+            logits, _logits_by_numpy(path, images), rtol=0, atol=1e-5
+        )
 
 
 def test_each_result_is_a_line_and_a_summary(trained, tmp_path):

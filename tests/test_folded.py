@@ -62,7 +62,11 @@ def make_statistics():
 def make_layer(x, values, **options):
     initializers = {key: tf.constant_initializer(a) for key, a in values.items()}
     return bn_tf1.batch_norm(
-        x, False, initializers=initializers, epsilon=EPSILON, fold=True, **options
+        x,
+        False,
+        initializers=initializers,
+        epsilon=EPSILON,
+        **{"fold": True, **options},
     )
 
 
@@ -145,6 +149,75 @@ def test_batch_statistics_cannot_be_folded(switch):
         bn_tf1.batch_norm(product("float32"), is_training, fold=True)
 
 
-def test_fold_must_be_a_bool():
-    with pytest.raises(TypeError, match="`fold` is 1"):
-        bn_tf1.batch_norm(product("float32"), False, fold=1)
+@pytest.mark.parametrize("fold", [2, "twice", None])
+def test_another_fold(fold):
+    with pytest.raises(ValueError, match=f"`fold` is {fold!r}, but must be"):
+        bn_tf1.batch_norm(product("float32"), False, fold=fold)
+
+
+# ------------------------------------------------------------------------ folded once
+
+
+def assert_equal_but_for_rounding(one, other):
+    """A constant that TensorFlow folds itself may be rounded in another order."""
+    allowed = 4 * reference.ROUNDING["float32"] * np.abs(one).max()
+    np.testing.assert_allclose(one, other, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("name", sorted(LINEAR))
+def test_folded_once_is_what_is_folded_in_each_step(name, start, variable_kind):
+    values = make_statistics()
+    x = LINEAR[name]("float32")
+    in_each_step = make_layer(x, values)
+    once = make_layer(x, values, fold="once")
+    session = start()
+    session.run(tf.local_variables_initializer())
+    assert_equal_but_for_rounding(*session.run([in_each_step, once]))
+
+
+def test_a_step_computes_no_weights_that_were_folded_once(graph):
+    y = make_layer(product("float32"), make_statistics(), fold="once")
+    types = {op.type for op in ancestors([y.op])}
+    assert not types & {"Rsqrt", "Mul"}, types
+
+
+def test_what_was_folded_once_is_in_no_checkpoint_and_follows_when_told(start):
+    """It must not outlive a restore in a checkpoint, nor be trained."""
+    x = product("float32")
+    y = make_layer(x, make_statistics(), fold="once", name="one")
+    assert len(tf.global_variables()) == 4
+    assert len(tf.local_variables()) == 2
+    assert len(tf.trainable_variables()) == 2
+    session = start()
+    with pytest.raises(tf.errors.FailedPreconditionError):
+        session.run(y)
+    session.run(tf.local_variables_initializer())
+    before = session.run(y)
+    (call,) = bn_tf1.batch_norm_calls()
+    session.run(tf.assign_add(call.beta, tf.ones([CHANNELS])))
+    np.testing.assert_array_equal(session.run(y), before)
+    session.run(tf.local_variables_initializer())
+    np.testing.assert_allclose(session.run(y), before + 1, rtol=1e-5, atol=1e-5)
+
+
+def test_two_calls_of_a_layer_fold_their_own_weights_once(start):
+    values = make_statistics()
+    inputs = [product("float32"), tf.matmul(tf.ones([2, 3]), tf.ones([3, CHANNELS]))]
+    outputs = [
+        make_layer(x, values, fold=fold, name="one", reuse=tf.AUTO_REUSE)
+        for x in inputs
+        for fold in (True, "once")
+    ]
+    session = start()
+    session.run(tf.local_variables_initializer())
+    outputs = session.run(outputs)
+    assert_equal_but_for_rounding(outputs[0], outputs[1])
+    assert_equal_but_for_rounding(outputs[2], outputs[3])
+
+
+def test_in_control_flow_nothing_is_folded_once():
+    def branch():
+        return make_layer(product("float32"), make_statistics(), fold="once")
+
+    with pytest.raises(ValueError, match="`fold` is 'once', but the layer is built in"):
+        tf.cond(tf.placeholder(tf.bool, []), branch, lambda: product("float32"))

@@ -297,7 +297,9 @@ def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, grap
 
 @pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 has no use for them")
 @pytest.mark.parametrize("batch", [4, None], ids=["known_batch", "unknown_batch"])
-@pytest.mark.parametrize("sizes", [(4, 6, 3), (7, 7, 16), (48, 3), (6, 300), (2, 4, 6, 5)])
+@pytest.mark.parametrize(
+    "sizes", [(4, 6, 3), (7, 7, 16), (48, 3), (6, 300), (2, 4, 6, 5)]
+)
 def test_neighbours_seen_as_one_keep_every_value(sizes, batch, session):
     shape = [4, *sizes]
     values, others = (
@@ -306,7 +308,8 @@ def test_neighbours_seen_as_one_keep_every_value(sizes, batch, session):
     )
     factor = np.random.RandomState(2).normal(size=sizes[-1:]).astype(np.float32)
     x, y = (
-        tf.placeholder_with_default(array, [batch, *sizes]) for array in (values, others)
+        tf.placeholder_with_default(array, [batch, *sizes])
+        for array in (values, others)
     )
     channels = fast_channels_of(x, -1)
     assert (channels.places > 1) == (sizes[-1] < 300)

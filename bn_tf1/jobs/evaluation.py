@@ -110,6 +110,7 @@ class _Graph(NamedTuple):
     hits_top5: tf.Tensor
     global_step: tf.Variable
     restart: tf.Operation
+    refold: tf.Operation
 
 
 def evaluate(request: Request) -> Iterator[Result]:
@@ -142,7 +143,7 @@ def evaluate(request: Request) -> Iterator[Result]:
         with tf.Session() as session, tf.summary.FileWriter(eval_dir) as writer:
             for checkpoint in itertools.chain([first], candidates):
                 try:
-                    _restore(session, saver, checkpoint.path)
+                    _restore(session, saver, graph, checkpoint.path)
                 except DamagedCheckpoint as error:
                     _report_skipped(f"step {checkpoint.step}", str(error))
                     continue
@@ -333,7 +334,9 @@ def _build_graph(config, dataset):
     next_images, labels = iterator.get_next()
     # Can be fed, to evaluate an example in another company.
     images = tf.placeholder_with_default(next_images, next_images.shape)
-    objective = network.build(images, labels, False, config, dataset.num_classes)
+    objective = network.build(
+        images, labels, False, config, dataset.num_classes, fold_once=True
+    )
     hits_top5 = tf.cast(
         tf.nn.in_top_k(objective.logits, labels, min(5, dataset.num_classes)),
         tf.float32,
@@ -346,10 +349,12 @@ def _build_graph(config, dataset):
         hits_top5=hits_top5,
         global_step=tf.train.get_or_create_global_step(),
         restart=iterator.initializer,
+        # What is folded is made of the variables, and follows them when this runs.
+        refold=tf.local_variables_initializer(),
     )
 
 
-def _restore(session, saver, path):
+def _restore(session, saver, graph, path):
     checkpoints.verify(path)
     try:
         reader = tf.train.NewCheckpointReader(path)
@@ -360,6 +365,7 @@ def _restore(session, saver, path):
         )
         if not missing:
             saver.restore(session, path)
+            session.run(graph.refold)
     except checkpoints.READ_ERRORS as error:
         raise DamagedCheckpoint(path, str(error)) from error
     if missing:

@@ -61,6 +61,8 @@ def build(
     is_training,
     config: Config,
     num_classes: int,
+    *,
+    fold_once: bool = False,
 ) -> Objective:
     """The model of `config`, applied to `images`.
 
@@ -70,6 +72,7 @@ def build(
         is_training: as for `batch_norm`.
         config: the configuration.
         num_classes: the number of classes of the data set.
+        fold_once: as in `models.Settings`.
     """
     settings = models.Settings(
         num_classes=num_classes,
@@ -81,6 +84,7 @@ def build(
         resnet_n=config.resnet_n,
         seed=config.seed,
         precision=config.precision,
+        fold_once=fold_once,
     )
     logits = models.MODELS[config.model](images, is_training, settings)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(

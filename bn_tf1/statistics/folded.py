@@ -6,8 +6,9 @@
 
 Contract: for the output of a convolution or matrix product this is what
 `output.normalize` gives, up to rounding, with no pass over the output but the one that
-adds a bias. The product with the weights costs their size, whatever the batch. The first
-operation stays in the graph, where nothing runs it unless something else needs it.
+adds a bias. The product with the weights costs their size, whatever the batch, unless
+somebody keeps it. The first operation stays in the graph, where nothing runs it unless
+something else needs it.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks", 2017
 (arXiv:1712.05877), section 3.2.
@@ -15,7 +16,7 @@ Source: Jacob et al., "Quantization and Training of Neural Networks", 2017
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -43,6 +44,7 @@ def normalize(
     beta: tf.Tensor | None,
     *,
     epsilon: float,
+    keep: Callable[[tf.Tensor], tf.Tensor] = tf.convert_to_tensor,
 ) -> tf.Tensor:
     """As `output.normalize`, for an `x` of which `why_not_folded` says None.
 
@@ -51,6 +53,8 @@ def normalize(
         mean, variance: tensors of the dtype of `x` and shape [channels].
         gamma, beta: tensors like `mean`, or None for 1 and 0.
         epsilon: added to the variance; in the unit of the variance.
+        keep: called with the scaled weights, and with the bias, which do not depend on
+            the input: returns tensors to take in their place.
 
     Returns:
         A tensor of the shape and dtype of `x`.
@@ -62,7 +66,8 @@ def normalize(
     if beta is not None:
         offset += beta
     data_format = "NCHW" if _output_axis(x) != x.shape.ndims - 1 else "NHWC"
-    return tf.nn.bias_add(_with_scaled_weights(x.op, scale), offset, data_format)
+    y = _with_weights(x.op, keep(_scaled_weights(x.op, scale)))
+    return tf.nn.bias_add(y, keep(offset), data_format)
 
 
 def _output_axis(x):
@@ -70,14 +75,19 @@ def _output_axis(x):
     return 1 if is_middle else x.shape.ndims - 1
 
 
-def _with_scaled_weights(operation, scale):
-    """The output of `operation` with its weights times `scale`, by output channel."""
-    x, weights = operation.inputs
+def _scaled_weights(operation, scale):
+    """The weights of `operation` times `scale`, by output channel."""
+    weights = operation.inputs[1]
     if operation.type == "DepthwiseConv2dNative":
         # Its channels are those of the input times a multiplier, in this order.
         scale = tf.reshape(scale, tf.shape(weights)[2:])
     elif operation.type == "MatMul" and operation.get_attr("transpose_b"):
         scale = tf.expand_dims(scale, 1)
+    return weights * scale
+
+
+def _with_weights(operation, weights):
+    """The output of `operation` with other weights."""
     definition = operation.op_def
     inputs = [argument.name for argument in definition.input_arg]
     settings = {
@@ -85,5 +95,5 @@ def _with_scaled_weights(operation, scale):
         for attribute in definition.attr
         if attribute.name != "T"
     }
-    settings.update(zip(inputs, (x, weights * scale)))
+    settings.update(zip(inputs, (operation.inputs[0], weights)))
     return getattr(tf.raw_ops, operation.type)(**settings)

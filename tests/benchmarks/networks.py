@@ -21,6 +21,7 @@ from bn_tf1.jobs import allocator, models
 from tests.benchmarks import peers, timing
 
 NONE = "no batch norm"
+EACH_STEP = "bn_tf1, folded in each step"
 BIAS = "bias_add in its place"
 LAYERS = {
     peers.OURS: None,
@@ -57,7 +58,7 @@ def measure_inference(rounds: int, *, batch=128, size=32, blocks=3) -> list[timi
     for model in models.MODELS:
         calls = {
             name: _inference(name, model, batch, size, blocks)
-            for name in (peers.OURS, NONE, BIAS, "recipe")
+            for name in (peers.OURS, EACH_STEP, NONE, BIAS, "recipe")
         }
         # More rounds for what takes no time: the ratios are close to 1.
         turns = 4 * rounds if model == "mlp" else rounds
@@ -105,8 +106,10 @@ def _inference(name, model, batch, size, blocks):
         images, _ = _data(batch, size)
         logits = _network(name, model, images, False, "float32", blocks)
         initialize = tf.global_variables_initializer()
+        fold = tf.local_variables_initializer()
     session = tf.Session(graph=graph)
     session.run(initialize)
+    session.run(fold)
     return lambda: session.run(logits.op)
 
 
@@ -126,9 +129,10 @@ def _network(name, model, images, is_training, precision, blocks):
         normalization="none" if name == NONE else "batch",
         resnet_n=blocks,
         precision=precision,
+        fold_once=name == peers.OURS,
     )
     build = models.MODELS[model]
-    layer = peers.bias if name == BIAS else LAYERS[name]
+    layer = peers.bias if name == BIAS else LAYERS.get(name)
     if layer is None:
         return build(images, is_training, settings)
 
