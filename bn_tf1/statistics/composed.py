@@ -5,26 +5,18 @@
     y        = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
 Contract: the moments are plain, differentiable operations. The gradient of the output
-for x is the total derivative, through the moments too, written by hand, so that nothing
-flows back through them and each tensor is read as few times as possible:
-
-    dbeta  = sum(dy)
-    dgamma = sum(dy * (x - mean)) / sqrt(variance + epsilon)
-    dx     = gamma / sqrt(variance + epsilon)
-             * (dy - weights * (dbeta / N
-                                + dgamma / N * (x - mean) / sqrt(variance + epsilon)))
-
-It is made of the moments as they entered the output, so that gradients of gradients see
-what they depend on. The sum of the residues x - m takes the rounding error of the first
-sum out of the mean, which is the largest error there is when a mean is hundreds of times
-larger than the deviation.
+for x is the total derivative, through the moments too (`output_gradients`): nothing flows
+back through them. It is made of the moments as they entered the output, so that gradients
+of gradients see what they depend on. The sum of the residues x - m takes the rounding error
+of the first sum out of the mean, which is the largest error there is when a mean is
+hundreds of times larger than the deviation.
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section 3.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -35,6 +27,7 @@ from bn_tf1.statistics.moments import (
     reduction_axes,
     statistics_dtype,
 )
+from bn_tf1.statistics.output_gradients import output_gradients
 from bn_tf1.statistics.registered_gradients import registered_gradient
 
 
@@ -124,58 +117,6 @@ def _gradients(operation, dy, *_, axes, epsilon):
     return (*gradients, dweights, None)
 
 
-class OutputGradients(NamedTuple):
-    """The gradients for the operands of an output."""
-
-    x: tf.Tensor
-    gamma: tf.Tensor
-    beta: tf.Tensor
-
-
-def output_gradients(
-    x: tf.Tensor,
-    dy: tf.Tensor,
-    moments: Moments,
-    gamma: tf.Tensor,
-    *,
-    axis: int | Sequence[int],
-    epsilon: float,
-    weights: tf.Tensor | None = None,
-    dmoments: tuple[tf.Tensor, tf.Tensor] | None = None,
-) -> OutputGradients:
-    """The total derivatives, as they are written at the top of this module.
-
-    Args:
-        x, gamma, axis, epsilon, weights: as for `normalize_batch`.
-        dy: the gradient for its output.
-        moments: of `x`: mean, biased variance, and their count.
-        dmoments: where a loss is on the mean and the biased variance themselves, the
-            gradients for them.
-    """
-    mean, variance, count = moments
-    channels = fast_channels_of(x, axis)
-    deviations = tf.rsqrt(variance + epsilon)
-    slope = gamma * deviations
-    centred = channels.add(channels.enter(x), -mean)
-    dy = channels.enter(dy)
-    dbeta = channels.sum(dy)
-    dgamma = channels.dot(centred, dy) * deviations
-    inverse = _inverse(count)
-    share = slope * inverse
-    offset, factor = -share * dbeta, -share * deviations * dgamma
-    if dmoments is not None:
-        dmean, dvariance = dmoments
-        offset, factor = offset + dmean * inverse, factor + dvariance * (2 * inverse)
-    direct = channels.scale(dy, slope)
-    through_variance = channels.scale_last_read(centred, factor)
-    if weights is None:
-        dx = channels.add(direct + through_variance, offset)
-        return OutputGradients(channels.leave(dx, x), dgamma, dbeta)
-    through_both = channels.leave(channels.add(through_variance, offset), x)
-    dx = channels.leave(direct, x) + weights * through_both
-    return OutputGradients(dx, dgamma, dbeta)
-
-
 def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
     """Of the weights, which enter both moments with their share of the sum."""
     mean, variance, count = moments
@@ -187,11 +128,6 @@ def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
     by_value = channels.leave(by_value, x) / count
     broadcast = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(weights), s1=tf.shape(x))
     return tf.reshape(tf.reduce_sum(by_value, broadcast.r0), tf.shape(weights))
-
-
-def _inverse(count):
-    # A static count of 0 makes what a dynamic one makes, NaN in the end.
-    return float("nan") if isinstance(count, int) and count == 0 else 1 / count
 
 
 def _output(channels, x, mean, variance, gamma, beta, epsilon):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics.channels import channels_of
-from bn_tf1.statistics.composed import output_gradients
 from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
+from bn_tf1.statistics.output_gradients import output_gradients
 from bn_tf1.statistics.registered_gradients import registered_gradient
 
 _KERNEL = "FusedBatchNormV3"

@@ -1,0 +1,154 @@
+"""The gradients of an output that was normalised with the statistics of its own batch.
+
+    dbeta  = sum(dy)
+    dgamma = sum(dy * (x - mean)) / sqrt(variance + epsilon)
+    dx     = gamma / sqrt(variance + epsilon)
+             * (dy - weights * (dbeta / N
+                                + dgamma / N * (x - mean) / sqrt(variance + epsilon)))
+
+Contract: the gradient for x is the total derivative, through the moments too, so that
+nothing flows back through them and each tensor is read as few times as possible. All of
+it has gradients of its own, of every order.
+
+Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.channels import fast_channels_of
+from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
+from bn_tf1.statistics.registered_gradients import registered_gradient
+
+# Of the kernels for constant statistics; that of 1.15 takes longer than what it does away
+# with.
+_HAS_FAST_KERNEL = not tf.version.VERSION.startswith("1.")
+
+
+class OutputGradients(NamedTuple):
+    """The gradients for the operands of an output."""
+
+    x: tf.Tensor
+    gamma: tf.Tensor
+    beta: tf.Tensor
+
+
+def output_gradients(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    moments: Moments,
+    gamma: tf.Tensor,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+    weights: tf.Tensor | None = None,
+    dmoments: tuple[tf.Tensor, tf.Tensor] | None = None,
+) -> OutputGradients:
+    """The total derivatives, as they are written at the top of this module.
+
+    Args:
+        x, gamma, axis, epsilon, weights: as for `normalize_batch`.
+        dy: the gradient for its output.
+        moments: of `x`: mean, biased variance, and their count.
+        dmoments: where a loss is on the mean and the biased variance themselves, the
+            gradients for them.
+    """
+    channels = fast_channels_of(x, axis)
+    takes_kernel = channels.layout == "last" and x.dtype == tf.float32
+    if takes_kernel and _HAS_FAST_KERNEL and dmoments is None:
+        return _by_kernel(channels, x, dy, moments, gamma, epsilon, weights)
+    return _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments)
+
+
+def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
+    mean, variance, count = moments
+    deviations = tf.rsqrt(variance + epsilon)
+    slope = gamma * deviations
+    centred = channels.add(channels.enter(x), -mean)
+    dy = channels.enter(dy)
+    dbeta = channels.sum(dy)
+    dgamma = channels.dot(centred, dy) * deviations
+    inverse = _inverse(count)
+    share = slope * inverse
+    offset, factor = -share * dbeta, -share * deviations * dgamma
+    if dmoments is not None:
+        dmean, dvariance = dmoments
+        offset, factor = offset + dmean * inverse, factor + dvariance * (2 * inverse)
+    direct = channels.scale(dy, slope)
+    through_variance = channels.scale_last_read(centred, factor)
+    if weights is None:
+        dx = channels.add(direct + through_variance, offset)
+        return OutputGradients(channels.leave(dx, x), dgamma, dbeta)
+    through_both = channels.leave(channels.add(through_variance, offset), x)
+    dx = channels.leave(direct, x) + weights * through_both
+    return OutputGradients(dx, dgamma, dbeta)
+
+
+def _by_kernel(channels, x, dy, moments, gamma, epsilon, weights):
+    """With the fused kernel for constant statistics, whose gradient is also the sums.
+
+    TensorFlow's gradients of these take the statistics for constants: the ones by hand
+    take their place.
+    """
+    mean, variance, count = moments
+    values = channels.enter(x)
+    direct, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=channels.enter(dy),
+        x=values,
+        scale=gamma,
+        reserve_space_1=mean,
+        reserve_space_2=variance,
+        reserve_space_3=tf.constant([], tf.float32),
+        epsilon=epsilon,
+        is_training=False,
+    )
+    share = -gamma * tf.rsqrt(variance + epsilon) * _inverse(count)
+    through_both = tf.raw_ops.FusedBatchNormV3(
+        x=values,
+        scale=share * dgamma,
+        offset=share * dbeta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=False,
+    ).y
+    if weights is None:
+        dx = channels.leave(direct + through_both, x)
+    else:
+        dx = channels.leave(direct, x) + weights * channels.leave(through_both, x)
+    inputs = [x, dy, mean, variance, gamma]
+    if weights is not None:
+        inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
+    gradient = registered_gradient(
+        "output_gradients", _gradients_of_gradients, axes=channels.axes, epsilon=epsilon
+    )
+    with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
+        return OutputGradients(*tf.identity_n([dx, dgamma, dbeta, *inputs])[:3])
+
+
+def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_, axes, epsilon):
+    # In a loop, what the gradients are made of stands for these inputs by other names.
+    inputs = [tf.identity(tensor) for tensor in operation.inputs[3:]]
+    x, dy, mean, variance, gamma, *weighting = inputs
+    weights, count = weighting or (
+        None,
+        count_of(x, reduction_axes(x.shape.ndims, axes)),
+    )
+    slopes = _by_hand(
+        fast_channels_of(x, axes),
+        x,
+        dy,
+        Moments(mean, variance, count),
+        gamma,
+        epsilon,
+        weights,
+    )
+    return (None, None, None, *tf.gradients(slopes, inputs, [ddx, ddgamma, ddbeta]))
+
+
+def _inverse(count):
+    # A static count of 0 makes what a dynamic one makes, NaN in the end.
+    return float("nan") if isinstance(count, int) and count == 0 else 1 / count
