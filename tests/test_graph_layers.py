@@ -68,3 +68,14 @@ def test_every_maker_in_every_mode(
         assert layer.moving_mean != layer.moving_variance
     if mode != "inference":
         assert layer.decay == pytest.approx(decay, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": True}, {"ghost_batch_size": 4}])
+def test_a_kernel_in_a_gradient_is_no_call_of_the_layer(options):
+    """It normalises with the batch's statistics as if they were constants."""
+    if options.get("weights"):
+        options = {"weights": tf.placeholder(tf.float32, [8, 5, 5, 1])}
+    graph_zoo.training_graph(graph_zoo.ours_composed, **options)
+    layer = only_layer()
+    assert (layer.name, layer.kind, layer.mode) == ("bn", "composed", "training")
+    assert layer.node.startswith("bn/")

@@ -8,12 +8,11 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
-from bn_tf1.tools.graph_batch_statistics import through_casts
 from bn_tf1.tools.graph_composed import ROOTS, match_composed
 from bn_tf1.tools.graph_fused import FUSED_CONVOLUTIONS, match_fused
 from bn_tf1.tools.graph_matches import Normalization
-from bn_tf1.tools.graph_own import match_own
-from bn_tf1.tools.graph_view import GraphView, node_of
+from bn_tf1.tools.graph_own import match_own, own_kernels
+from bn_tf1.tools.graph_view import GraphView
 
 
 def find_normalizations(view: GraphView) -> list[Normalization]:
@@ -29,13 +28,12 @@ def find_normalizations(view: GraphView) -> list[Normalization]:
                 match = match_fused(view, node)
             elif op == "IdentityN":
                 match = match_own(view, node)
-                if match is not None:
-                    inner.add(node_of(through_casts(view, view.inputs[node][0])))
+                inner.update(own_kernels(view, node))
             else:
                 continue
             if match is not None:
                 found.append(match)
-    # A kernel may compute the output for the moments that were composed.
+    # A kernel may compute the output for the moments that were composed, or a gradient.
     return [match for match in found if match.node not in inner]
 
 

@@ -10,13 +10,18 @@ import re
 
 from bn_tf1.tools.graph_batch_statistics import layout_of
 from bn_tf1.tools.graph_matches import Normalization
-from bn_tf1.tools.graph_values import leaves, static_shape
-from bn_tf1.tools.graph_view import GraphView
+from bn_tf1.tools.graph_values import is_fused, leaves, static_shape
+from bn_tf1.tools.graph_view import GraphView, node_of
 
 # As `bn_tf1.statistics.composed` registers it.
 _OWN_GRADIENT = re.compile(
     rb"bn_tf1\.normalize_batch\(axes=\(([\d, ]+)\), epsilon=([-+.\de]+)\)$"
 )
+# That, and what `bn_tf1.statistics.output_gradients` registers.
+_OWN_ARITHMETIC = re.compile(rb"bn_tf1\.(normalize_batch|output_gradients)\(")
+# What may lie between the kernel and the IdentityN, and how much of it.
+_BEHIND_KERNEL = ("Identity", "Cast", "Reshape", "Mul", "Add", "AddV2")
+_STEPS_TO_KERNEL = 5
 
 
 def match_own(view: GraphView, node: int) -> Normalization | None:
@@ -47,3 +52,23 @@ def match_own(view: GraphView, node: int) -> Normalization | None:
         "training",
         axes,
     )
+
+
+def own_kernels(view: GraphView, node: int) -> set[int]:
+    """The fused kernels that serve `bn_tf1` to compute what the IdentityN at `node` gives.
+
+    They are a part of its arithmetic, and no batch norm by themselves.
+    """
+    gradient = view.attribute(node, "_gradient_op_type")
+    if gradient is None or not _OWN_ARITHMETIC.match(gradient.s):
+        return set()
+    found, pending = set(), [(view.inputs[node][0], _STEPS_TO_KERNEL)]
+    while pending:
+        reference, steps = pending.pop()
+        end = node_of(reference)
+        op = view.ops[end]
+        if is_fused(op):
+            found.add(end)
+        elif op in _BEHIND_KERNEL and steps:
+            pending += [(source, steps - 1) for source in view.inputs[end][:2]]
+    return found
