@@ -47,11 +47,14 @@ def test_networks_measures_steps_and_inference():
 def test_the_table_has_ratios_to_this_library():
     rows = timing.rows(
         "a case",
-        {peers.OURS: timing.Timing(2.0, 0.1), "recipe": timing.Timing(8.0, 0.5)},
+        {
+            peers.OURS: timing.Timing(2.0, 0.1, (2.0, 2.0, 9.0)),
+            "recipe": timing.Timing(8.0, 0.5, (8.0, 4.0, 18.0)),
+        },
     )
     lines = command.table(rows).splitlines()
     assert lines[0] == "| case | contender | median | spread | bn_tf1/it |"
-    assert lines[3] == "| a case | recipe | 8 ms | 0.5 | 0.25 |"
+    assert lines[3] == "| a case | recipe | 8 ms | 0.5 | 0.50 |", "of the same rounds"
 
 
 def test_the_command_writes_json(tmp_path, capsys):

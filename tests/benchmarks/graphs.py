@@ -30,9 +30,13 @@ def measure(layers: int, rounds: int) -> list[timing.Row]:
         }
         timings = timing.in_turns(calls, rounds)
         case = f"graph of a layer, is_training={mode}"
-        for name, (median, spread) in timings.items():
-            found.append(timing.Row(case, name, nodes[name], 0.0, "nodes"))
-            found.append(timing.Row(case, name, median / layers, spread / layers, "ms"))
+        for row in timing.rows(case, timings):
+            found.append(
+                timing.Row(case, row.contender, nodes[row.contender], 0, "nodes")
+            )
+            found.append(
+                row._replace(value=row.value / layers, spread=row.spread / layers)
+            )
     return found
 
 

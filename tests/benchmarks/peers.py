@@ -12,12 +12,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from tests.benchmarks import timing
 
 EPSILON = 1e-3
 DECAY = 0.99
 ON_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
-OURS = "bn_tf1"
+OURS = timing.OURS
 
 
 def ours(x, is_training, axis=-1):
