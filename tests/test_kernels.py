@@ -175,6 +175,34 @@ def test_a_loss_on_the_statistics_has_a_gradient(kernel, dtype, unbiased, sessio
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
+def large_operations(x, since):
+    """The types of the operations made after `since` that give a tensor of the size of `x`."""
+    made = tf.get_default_graph().get_operations()[since:]
+    size = x.shape.num_elements()
+    return sorted(
+        op.type
+        for op in made
+        if any(tensor.shape.num_elements() == size for tensor in op.outputs)
+        and op.type not in ("Reshape", "Fill", "ZerosLike")
+    )
+
+
+@pytest.mark.parametrize("kernel", ["composed"] + ["fused"] * IS_TENSORFLOW_1)
+def test_a_gradient_by_hand_makes_as_few_tensors_as_it_can(kernel, graph):
+    """x - mean, and six operations that write over it or only read."""
+    x = tf.placeholder(
+        tf.float32, [4, 6, 5, 5] if kernel == "composed" else [4, 5, 5, 6]
+    )
+    axis = 1 if kernel == "composed" else -1
+    y = normalize_by(kernel, x, tf.ones([6]), tf.zeros([6]), axis).y
+    since = len(graph.get_operations())
+    tf.gradients(y, x)
+    expected = ["AddV2", "BiasAdd", "BiasAdd", "Mul", "Mul"]
+    if kernel == "composed":
+        expected += ["Mul"]  # for the sum of products, which is no convolution there
+    assert large_operations(x, since) == expected
+
+
 # --------------------------------------------------------------------------- weights
 
 

@@ -78,10 +78,15 @@ def _gradients(operation, dy, dmean, dunbiased, *_, epsilon):
     x, gamma = operation.inputs[:2]
     mean, unbiased = operation.outputs[1:3]
     count = count_of(x, (0, 1, 2))
-    # Of one value per channel the kernel divides by 1.
-    less = max(count - 1, 1) if isinstance(count, int) else tf.maximum(count - 1, 1)
     # The biased variance that the kernel also gives is another thing on a GPU.
     variance = unbiased * ((count - 1) / count)
+    dmoments = None
+    # Where nothing is on the statistics, TensorFlow passes zeros that are made like them.
+    if not dmean.op.type == dunbiased.op.type == "ZerosLike":
+        # Of one value per channel the kernel divides by 1.
+        known = isinstance(count, int)
+        less = max(count - 1, 1) if known else tf.maximum(count - 1, 1)
+        dmoments = dmean, dunbiased * (count / less)
     slopes = output_gradients(
         x,
         dy,
@@ -89,7 +94,7 @@ def _gradients(operation, dy, dmean, dunbiased, *_, epsilon):
         gamma,
         axis=-1,
         epsilon=epsilon,
-        dmoments=(dmean, dunbiased * (count / less)),
+        dmoments=dmoments,
     )
     return slopes.x, slopes.gamma, slopes.beta, None, None
 

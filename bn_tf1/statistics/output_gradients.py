@@ -66,25 +66,22 @@ def output_gradients(
 def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
     mean, variance, count = moments
     deviations = tf.rsqrt(variance + epsilon)
-    slope = gamma * deviations
-    centred = channels.add(channels.enter(x), -mean)
-    dy = channels.enter(dy)
-    dbeta = channels.sum(dy)
-    dgamma = channels.dot(centred, dy) * deviations
     inverse = _inverse(count)
-    share = slope * inverse
-    offset, factor = -share * dbeta, -share * deviations * dgamma
+    centred = channels.add(channels.enter(x), -mean)
+    direct = channels.enter(dy)
+    dbeta = channels.sum(direct)
+    dgamma = channels.dot(centred, direct) * deviations
+    # Each of these writes over the one before: no other tensor of the size of `x` is made.
+    through = channels.scale_last_read(centred, -inverse * dgamma * deviations)
+    through = channels.add(through, -inverse * dbeta)
+    if weights is not None:
+        through = channels.enter(weights * channels.leave(through, x))
+    dx = channels.scale_last_read(direct + through, gamma * deviations)
     if dmoments is not None:
         dmean, dvariance = dmoments
-        offset, factor = offset + dmean * inverse, factor + dvariance * (2 * inverse)
-    direct = channels.scale(dy, slope)
-    through_variance = channels.scale_last_read(centred, factor)
-    if weights is None:
-        dx = channels.add(direct + through_variance, offset)
-        return OutputGradients(channels.leave(dx, x), dgamma, dbeta)
-    through_both = channels.leave(channels.add(through_variance, offset), x)
-    dx = channels.leave(direct, x) + weights * through_both
-    return OutputGradients(dx, dgamma, dbeta)
+        own = channels.scale(centred, 2 * inverse * dvariance)
+        dx += channels.add(own, inverse * dmean)
+    return OutputGradients(channels.leave(dx, x), dgamma, dbeta)
 
 
 def _by_kernel(channels, x, dy, moments, gamma, epsilon, weights):
