@@ -16,6 +16,7 @@ An expected failure prints one line, not a traceback.
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import sys
@@ -52,6 +53,9 @@ _EXIT_CODES = {
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` in graph mode and exits the process."""
+    # What was imported stays: no collection has to look through it.
+    gc.freeze()
+    gc.enable()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     app.run(lambda argv: _run_main(main), flags_parser=_parse_flags)
