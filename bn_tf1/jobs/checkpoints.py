@@ -189,6 +189,19 @@ def recover(model_dir: str) -> Checkpoint | None:
     return newest
 
 
+def first_line(error: Exception) -> str:
+    """What an error of Python or TensorFlow says happened, without where."""
+    message = getattr(error, "message", None) or str(error) or "no reason given"
+    # TensorFlow 2 first says where the operation that failed was built.
+    what = re.sub(
+        r"\AGraph execution error:\n.*?\n(Node: [^\n]*\n)+",
+        "",
+        message,
+        flags=re.DOTALL,
+    )
+    return what.splitlines()[0]
+
+
 class CommittingSaver(tf.train.Saver):
     """A Saver of all variables whose checkpoints are complete, finite and durable.
 
@@ -294,8 +307,7 @@ def _reason(path, error):
     for name in (path + ".index", path + ".data-00000-of-00001"):
         if isinstance(error, tf.errors.NotFoundError) and not os.path.exists(name):
             return f"there is no {name}"
-    message = getattr(error, "message", None) or str(error) or "no reason given"
-    return f"{message.splitlines()[0]} ({type(error).__name__})"
+    return f"{first_line(error)} ({type(error).__name__})"
 
 
 def _is_usable(checkpoint):
