@@ -230,11 +230,20 @@ def test_a_file_size_limit_in_a_save_is_an_error_and_costs_nothing(
 
 
 def test_a_file_size_limit_at_the_start_is_an_error(tmp_path):
-    """TensorFlow writes the graph before anything is saved."""
-    reason = r"ended at step 0 of 8: .*graph\.pbtxt.*File too large"
+    reason = r"ended at step 0 of 8: .*checkpoint of step 0 .*File too large"
     with _file_size_limit(20000), pytest.raises(TrainingError, match=reason):
         train(_config(tmp_path))
     assert train(_config(tmp_path)).step == 8
+
+
+def test_a_file_size_limit_below_the_graph_is_an_error(finished, tmp_path):
+    """The graph is the largest file of a small network, and written after a step."""
+    limit = os.path.getsize(str(finished / "graph.pbtxt")) - 1
+    reason = r"ended at step 1 of 8: .*graph\.pbtxt.*File too large"
+    with _file_size_limit(limit), pytest.raises(TrainingError, match=reason):
+        train(_config(tmp_path / "run"))
+    assert train(_config(tmp_path / "run")).step == 8
+    _assert_same_values(str(tmp_path / "run"), finished, 8)
 
 
 @contextlib.contextmanager

@@ -21,21 +21,18 @@ class ProgressHook(tf.train.SessionRunHook):
     Attributes:
         step: the last global step that ran or was restored.
         loss: the loss of the last step; None before the first.
+        writer: `tf.summary.FileWriter` of the run's model directory.
     """
 
     def __init__(self, tensors, config: Config):
         """`tensors` has `global_step`, `loss`, `accuracy` and `learning_rate`."""
         self.step = 0
         self.loss = None
+        self.writer = tf.summary.FileWriter(config.model_dir)
         self._tensors = tensors
         self._config = config
         self._bar = None
-        self._writer = None
         self._reported = None  # (step, time) of the last report
-
-    def begin(self):
-        # From the cache that the session's own summary hook uses.
-        self._writer = tf.summary.FileWriterCache.get(self._config.model_dir)
 
     def after_create_session(self, session, coord):
         self.step = int(session.run(self._tensors.global_step))
@@ -71,7 +68,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._reported = self.step, now
         speed = (self.step - step) * self._config.batch_size / (now - then)
         value = tf.Summary.Value(tag="examples_per_second", simple_value=speed)
-        self._writer.add_summary(tf.Summary(value=[value]), self.step)
+        self.writer.add_summary(tf.Summary(value=[value]), self.step)
         line = (
             f"loss {results['loss']:.4f}, accuracy {results['accuracy']:.4f}, "
             f"learning rate {results['learning_rate']:.4g}, {speed:.0f} examples/s"

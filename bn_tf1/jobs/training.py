@@ -27,12 +27,14 @@ from bn_tf1.jobs import (
     network,
     run_lock,
     stop_signals,
+    training_session,
 )
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs.checkpoints import CheckpointError, CommittingSaver
+from bn_tf1.jobs.checkpoints import CheckpointError
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import ProgressHook
 from bn_tf1.jobs.stop_signals import StopHook
+from bn_tf1.train_op import make_train_op
 
 # What TensorFlow raises where a folder is gone, read-only or on a full disk, a file is
 # larger than allowed (OutOfRangeError), or the disk fails (UnknownError).
@@ -103,8 +105,9 @@ def _not_finite(session):
 
 
 class _Step(NamedTuple):
-    """The tensors of one training step."""
+    """The tensors of one training step, and how its input begins."""
 
+    inputs: training_session.Inputs
     train_op: tf.Operation
     global_step: tf.Variable
     loss: tf.Tensor
@@ -142,15 +145,13 @@ def train(config: Config) -> TrainingResult:
             if newest is not None:
                 checkpoints.check_fits(newest, tf.global_variables())
             progress = ProgressHook(step, config)
-            hooks = [
-                progress,
-                _FiniteLossHook(config, step, progress),
-                StopHook(signals),
-            ]
+            hooks = [_FiniteLossHook(config, step, progress), StopHook(signals)]
             explained = _explained(config, progress)
-            with explained, _session(config, newest, hooks) as session:
-                while progress.step < config.max_steps and not session.should_stop():
-                    session.run(step.train_op)
+            with explained, training_session.start(
+                config, step.inputs, newest, progress, hooks
+            ) as run:
+                while progress.step < config.max_steps and not run.should_stop():
+                    run.run(step.train_op)
     if progress.step < config.max_steps:
         raise _ended_early(config, progress.step, signals.received)
     return TrainingResult(progress.step, progress.loss, time.time() - start)
@@ -165,9 +166,8 @@ def _explained(config, progress):
     except CheckpointError as error:
         raise TrainingError(ended.format(progress.step, error)) from error
     except _FILE_ERRORS as error:
-        reason = getattr(error, "message", None) or str(error)
-        first_line = reason.splitlines()[0]
-        raise TrainingError(ended.format(progress.step, first_line)) from error
+        reason = checkpoints.first_line(error)
+        raise TrainingError(ended.format(progress.step, reason)) from error
 
 
 def _ended_early(config, step, signal_number):
@@ -182,34 +182,37 @@ def _ended_early(config, step, signal_number):
 
 def _build_step(config, dataset):
     global_step = tf.train.get_or_create_global_step()
-    images, labels = _next_batch(config, dataset, global_step)
+    inputs, (images, labels) = _next_batch(config, dataset, global_step)
     objective = network.build(images, labels, True, config, dataset.num_classes)
     penalty = tf.losses.get_regularization_loss()
     loss = tf.add(tf.reduce_mean(objective.losses), penalty, name="total_loss")
     learning_rate = _learning_rate(config, global_step)
-    train_op = bn_tf1.make_train_op(
+    # Not `bn_tf1.make_train_op`: that looks at layers of other makers too, and the models
+    # have none.
+    train_op = make_train_op(
         loss,
         tf.train.MomentumOptimizer(learning_rate, config.momentum),
         global_step=global_step,
     )
     accuracy = tf.reduce_mean(objective.hits)
-    step = _Step(train_op, global_step, loss, accuracy, learning_rate)
+    step = _Step(inputs, train_op, global_step, loss, accuracy, learning_rate)
     _add_summaries(step, config)
     return step
 
 
 def _next_batch(config, dataset, global_step):
+    first_step = tf.placeholder_with_default(tf.cast(global_step, tf.int64), [])
     batches = datasets.training_batches(
         dataset,
         config.batch_size,
         seed=config.seed,
-        first_step=global_step,
+        first_step=first_step,
         augment=config.augment,
     )
     iterator = tf.data.make_initializable_iterator(batches)
-    # Runs in the local init op, after the global step was restored.
-    tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
-    return iterator.get_next()
+    return training_session.Inputs(
+        iterator.initializer, first_step
+    ), iterator.get_next()
 
 
 def _learning_rate(config, global_step):
@@ -250,21 +253,3 @@ def _add_statistics_summaries(call, epsilon):
         distance = tf.abs(call.batch_mean - mean) / deviation
         tf.summary.scalar("mean_distance", tf.reduce_mean(distance))
         tf.summary.scalar("variance_distance", tf.reduce_mean(tf.abs(tf.log(ratio))))
-
-
-def _session(config, newest, hooks):
-    saver = CommittingSaver(config.model_dir, config.keep_checkpoint_max, newest)
-    scaffold = tf.train.Scaffold(saver=saver)
-    save = tf.train.CheckpointSaverHook(
-        config.model_dir, save_steps=config.save_checkpoint_steps, scaffold=scaffold
-    )
-    return tf.train.MonitoredTrainingSession(
-        checkpoint_dir=config.model_dir,
-        scaffold=scaffold,
-        # Behind the others: nothing is saved after a loss that is not finite.
-        hooks=[*hooks, save],
-        save_checkpoint_secs=None,
-        save_checkpoint_steps=None,
-        save_summaries_steps=config.summary_steps,
-        log_step_count_steps=None,
-    )

@@ -23,7 +23,7 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import network, stop_signals, training
+from bn_tf1.jobs import network, stop_signals, training, training_session
 from bn_tf1.jobs.checkpoints import CommittingSaver
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import ProgressHook
@@ -106,8 +106,13 @@ def _open_run(config, kind):
         if kind == "protected":
             finite = training._FiniteLossHook(config, step, progress)
             stop = stop_signals.StopHook(stop_signals.StopSignals(config.grace_secs))
-            session = training._session(config, None, [progress, finite, stop])
+            session = training_session.start(
+                config, step.inputs, None, progress, [finite, stop]
+            )
         else:
+            tf.add_to_collection(
+                tf.GraphKeys.TABLE_INITIALIZERS, step.inputs.initializer
+            )
             hooks = [progress, tf.train.NanTensorHook(step.loss)]
             session = _plain_session(config, hooks)
         return session, step.train_op
