@@ -113,10 +113,9 @@ def _measure(section, options):
         return networks.measure_memory(names, **size)
     if section == "graphs":
         return graphs.measure(5 if small else 20, 3 if small else 7)
-    starts, steps = (
-        (1, 20) if options.tiny else (1, 300) if options.quick else (5, 1000)
-    )
-    return jobs.measure(starts, steps)
+    if options.tiny:
+        return jobs.measure(starts=1, rounds=1, steps=20)
+    return jobs.measure(starts=rounds, rounds=rounds, steps=200)
 
 
 def _shapes(options):

@@ -23,10 +23,11 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import network, stop_signals, training, training_session
+from bn_tf1.jobs import network, training
 from bn_tf1.jobs.checkpoints import CommittingSaver
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import ProgressHook
+from tests.benchmarks import jobs
 
 _KINDS = ("plain", "protected")
 
@@ -84,38 +85,26 @@ def _time_blocks(config, count):
     for block in range(count + 1):
         totals = dict.fromkeys(_KINDS, 0.0)
         for _ in range(config.save_checkpoint_steps):
-            for kind, (session, train_op) in runs.items():
+            for kind, step in runs.items():
                 start = time.perf_counter()
-                session.run(train_op)
+                step()
                 totals[kind] += time.perf_counter() - start
         if block:
             for kind, total in totals.items():
                 times[kind].append(total)
-    for session, _ in runs.values():
-        session.close()
     return times
 
 
 def _open_run(config, kind):
-    model_dir = os.path.join(config.model_dir, kind)
-    config = dataclasses.replace(config, model_dir=model_dir)
-    os.makedirs(model_dir)
+    config = dataclasses.replace(config, model_dir=os.path.join(config.model_dir, kind))
+    if kind == "protected":
+        return jobs.open_job(config)
     with tf.Graph().as_default():
         step = training._build_step(config, network.open_split(config, "train"))
-        progress = ProgressHook(step, config)
-        if kind == "protected":
-            finite = training._FiniteLossHook(config, step, progress)
-            stop = stop_signals.StopHook(stop_signals.StopSignals(config.grace_secs))
-            session = training_session.start(
-                config, step.inputs, None, progress, [finite, stop]
-            )
-        else:
-            tf.add_to_collection(
-                tf.GraphKeys.TABLE_INITIALIZERS, step.inputs.initializer
-            )
-            hooks = [progress, tf.train.NanTensorHook(step.loss)]
-            session = _plain_session(config, hooks)
-        return session, step.train_op
+        tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, step.inputs.initializer)
+        hooks = [ProgressHook(step, config), tf.train.NanTensorHook(step.loss)]
+        session = _plain_session(config, hooks)
+    return lambda: session.run(step.train_op)
 
 
 def _plain_session(config, hooks):
