@@ -227,7 +227,7 @@ class CommittingSaver(tf.train.Saver):
     def save(self, sess, save_path, global_step=None, **options) -> str:
         """Saves the variables as the checkpoint of `global_step`.
 
-        The signature is that of `tf.train.Saver.save`, for `CheckpointSaverHook`.
+        The signature is that of `tf.train.Saver.save`.
 
         Returns:
             The path of the checkpoint.
@@ -238,12 +238,11 @@ class CommittingSaver(tf.train.Saver):
         """
         step = int(global_step)
         path = os.path.join(self._model_dir, f"{PREFIX}-{step}")
-        # The hook saves once more when a run resumes.
+        # A run saves once more when it resumes.
         if self._newest != Checkpoint(step, path):
             try:
                 self._commit(sess, Checkpoint(step, path))
-            # OpError: among others OutOfRangeError for a limit on the file size, which
-            # a MonitoredSession would take for the end of the data.
+            # OpError: among others OutOfRangeError for a limit on the file size.
             except READ_ERRORS as error:
                 raise CheckpointError(
                     f"the checkpoint of step {step} cannot be saved in "

@@ -8,59 +8,59 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any, Mapping
 
 import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 from bn_tf1.jobs.config import Config
 
 
-class ProgressHook(tf.train.SessionRunHook):
+class Progress:
     """Reports loss, accuracy, learning rate and speed every `log_steps` steps.
 
     Attributes:
-        step: the last global step that ran or was restored.
+        step: the last global step that was made or restored.
         loss: the loss of the last step; None before the first.
         writer: `tf.summary.FileWriter` of the run's model directory.
     """
 
-    def __init__(self, tensors, config: Config):
-        """`tensors` has `global_step`, `loss`, `accuracy` and `learning_rate`."""
+    def __init__(self, config: Config):
         self.step = 0
         self.loss = None
         self.writer = tf.summary.FileWriter(config.model_dir)
-        self._tensors = tensors
         self._config = config
         self._bar = None
         self._reported = None  # (step, time) of the last report
 
-    def after_create_session(self, session, coord):
-        self.step = int(session.run(self._tensors.global_step))
-        self._reported = self.step, time.time()
-        last_step = self._config.max_steps
-        if self.step:
-            print(f"resuming {self._config.model_dir} at step {self.step}", flush=True)
-        if self._bar is None and sys.stderr.isatty():
-            self._bar = tqdm(total=last_step, initial=self.step, unit="step")
+    def begin(self, step: int) -> None:
+        """The run begins behind `step`; 0 unless it was restored."""
+        self.step = step
+        self._reported = step, time.time()
+        if step:
+            print(f"resuming {self._config.model_dir} at step {step}", flush=True)
+        if sys.stderr.isatty():
+            # Here, for it takes 10 ms, and most runs have no terminal.
+            from tqdm import tqdm
 
-    def before_run(self, run_context):
-        fetches = {"loss": self._tensors.loss}
-        if (self.step + 1) % self._config.log_steps == 0:
-            fetches["accuracy"] = self._tensors.accuracy
-            fetches["learning_rate"] = self._tensors.learning_rate
-        return tf.train.SessionRunArgs(fetches)
+            self._bar = tqdm(total=self._config.max_steps, initial=step, unit="step")
+        # TensorBoard then drops what a run that was killed wrote of later steps.
+        log = tf.SessionLog(status=tf.SessionLog.START)
+        self.writer.add_session_log(log, step + 1)
 
-    def after_run(self, run_context, run_values):
+    def update(self, results: Mapping[str, Any]) -> None:
+        """One step was made; `results` has its loss, accuracy and learning_rate."""
         self.step += 1
-        self.loss = float(run_values.results["loss"])
+        self.loss = float(results["loss"])
         if self._bar is not None:
             self._bar.update(1)
-        if "accuracy" in run_values.results:
-            self._report(run_values.results)
+        if self.step % self._config.log_steps == 0:
+            self._report(results)
 
-    def end(self, session):
+    def end(self) -> None:
+        """The run is over."""
         if self._bar is not None:
             self._bar.close()
+        self.writer.flush()
 
     def _report(self, results):
         now = time.time()

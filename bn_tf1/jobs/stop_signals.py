@@ -20,8 +20,6 @@ import threading
 import time
 from typing import Iterator
 
-import tensorflow.compat.v1 as tf
-
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 # Longer than an echo takes on a busy machine, shorter than a person between two keys.
 _ECHO_SECS = 0.2
@@ -90,17 +88,6 @@ def caught(grace_secs: float) -> Iterator[StopSignals]:
         thread.join()
         reader.close()
         signals.end()
-
-
-class StopHook(tf.train.SessionRunHook):
-    """Ends a training loop after the step in which a signal came."""
-
-    def __init__(self, signals: StopSignals):
-        self._signals = signals
-
-    def after_run(self, run_context, run_values):
-        if self._signals.received is not None:
-            run_context.request_stop()
 
 
 def _watch(reader, signals):

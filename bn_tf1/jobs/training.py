@@ -10,12 +10,10 @@ need is in `checkpoints`, `run_lock` and `stop_signals`.
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
@@ -27,13 +25,13 @@ from bn_tf1.jobs import (
     network,
     run_lock,
     stop_signals,
-    training_session,
+    training_run,
 )
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.checkpoints import CheckpointError
 from bn_tf1.jobs.config import Config
-from bn_tf1.jobs.progress import ProgressHook
-from bn_tf1.jobs.stop_signals import StopHook
+from bn_tf1.jobs.progress import Progress
+from bn_tf1.jobs.training_run import Step, TrainingError
 from bn_tf1.train_op import make_train_op
 
 # What TensorFlow raises where a folder is gone, read-only or on a full disk, a file is
@@ -47,10 +45,6 @@ _FILE_ERRORS = (
     tf.errors.ResourceExhaustedError,
     tf.errors.UnknownError,
 )
-
-
-class TrainingError(RuntimeError):
-    """The run ended before its last step."""
 
 
 class TrainingStopped(TrainingError):
@@ -70,49 +64,6 @@ class TrainingResult(NamedTuple):
     step: int
     loss: float | None
     seconds: float
-
-
-class _FiniteLossHook(tf.train.SessionRunHook):
-    """Ends the run at the first loss of NaN or infinity (NanTensorHook lets one pass)."""
-
-    def __init__(self, config, step, progress):
-        self._config = config
-        self._loss_name = step.loss.name
-        self._progress = progress
-
-    def after_run(self, run_context, run_values):
-        if not math.isfinite(self._progress.loss):
-            raise TrainingError(
-                f"the loss is not finite at step {self._progress.step}: tensor "
-                f"{self._loss_name} is {self._progress.loss}, and after the step "
-                f"{_not_finite(run_context.session)}; try a smaller --learning_rate "
-                f"than {self._config.learning_rate}"
-            )
-
-
-def _not_finite(session):
-    """Which of the variables are not finite, in words."""
-    variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
-    values = session.run(variables)
-    names = [
-        variable.op.name
-        for variable, value in zip(variables, values)
-        if not np.all(np.isfinite(value))
-    ]
-    if not names:
-        return "all variables are finite"
-    return f"{len(names)} of {len(variables)} variables are not, {names[0]} the first"
-
-
-class _Step(NamedTuple):
-    """The tensors of one training step, and how its input begins."""
-
-    inputs: training_session.Inputs
-    train_op: tf.Operation
-    global_step: tf.Variable
-    loss: tf.Tensor
-    accuracy: tf.Tensor
-    learning_rate: tf.Tensor
 
 
 def train(config: Config) -> TrainingResult:
@@ -144,16 +95,13 @@ def train(config: Config) -> TrainingResult:
             step = _build_step(config, dataset)
             if newest is not None:
                 checkpoints.check_fits(newest, tf.global_variables())
-            progress = ProgressHook(step, config)
-            hooks = [_FiniteLossHook(config, step, progress), StopHook(signals)]
-            explained = _explained(config, progress)
-            with explained, training_session.start(
-                config, step.inputs, newest, progress, hooks
-            ) as run:
-                while progress.step < config.max_steps and not run.should_stop():
-                    run.run(step.train_op)
+            progress = Progress(config)
+            started = training_run.started(config, step, newest, progress)
+            with _explained(config, progress), started as run:
+                while progress.step < config.max_steps and signals.received is None:
+                    run.make_step()
     if progress.step < config.max_steps:
-        raise _ended_early(config, progress.step, signals.received)
+        raise _stopped(config, progress.step, signals.received)
     return TrainingResult(progress.step, progress.loss, time.time() - start)
 
 
@@ -170,19 +118,17 @@ def _explained(config, progress):
         raise TrainingError(ended.format(progress.step, reason)) from error
 
 
-def _ended_early(config, step, signal_number):
-    place = f"at step {step} of {config.max_steps}"
-    if signal_number is None:
-        # A session also ends, without an error, when something in it runs out of range
-        # (tensorflow/tensorflow#15844).
-        return TrainingError(f"the run ended {place}")
+def _stopped(config, step, signal_number):
     name = signal.Signals(signal_number).name
+    place = f"at step {step} of {config.max_steps}"
     return TrainingStopped(f"stopped by {name} {place}, saved; run again to go on")
 
 
 def _build_step(config, dataset):
     global_step = tf.train.get_or_create_global_step()
-    inputs, (images, labels) = _next_batch(config, dataset, global_step)
+    first_step = tf.placeholder_with_default(tf.cast(global_step, tf.int64), [])
+    batches = _input(config, dataset, first_step)
+    images, labels = batches.get_next()
     objective = network.build(images, labels, True, config, dataset.num_classes)
     penalty = tf.losses.get_regularization_loss()
     loss = tf.add(tf.reduce_mean(objective.losses), penalty, name="total_loss")
@@ -194,14 +140,20 @@ def _build_step(config, dataset):
         tf.train.MomentumOptimizer(learning_rate, config.momentum),
         global_step=global_step,
     )
-    accuracy = tf.reduce_mean(objective.hits)
-    step = _Step(inputs, train_op, global_step, loss, accuracy, learning_rate)
+    step = Step(
+        train_op=train_op,
+        global_step=global_step,
+        loss=loss,
+        accuracy=tf.reduce_mean(objective.hits),
+        learning_rate=learning_rate,
+        initialize_input=batches.initializer,
+        first_step=first_step,
+    )
     _add_summaries(step, config)
     return step
 
 
-def _next_batch(config, dataset, global_step):
-    first_step = tf.placeholder_with_default(tf.cast(global_step, tf.int64), [])
+def _input(config, dataset, first_step):
     batches = datasets.training_batches(
         dataset,
         config.batch_size,
@@ -209,10 +161,7 @@ def _next_batch(config, dataset, global_step):
         first_step=first_step,
         augment=config.augment,
     )
-    iterator = tf.data.make_initializable_iterator(batches)
-    return training_session.Inputs(
-        iterator.initializer, first_step
-    ), iterator.get_next()
+    return tf.data.make_initializable_iterator(batches)
 
 
 def _learning_rate(config, global_step):

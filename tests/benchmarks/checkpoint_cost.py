@@ -26,7 +26,6 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.jobs import network, training
 from bn_tf1.jobs.checkpoints import CommittingSaver
 from bn_tf1.jobs.config import Config
-from bn_tf1.jobs.progress import ProgressHook
 from tests.benchmarks import jobs
 
 _KINDS = ("plain", "protected")
@@ -80,30 +79,33 @@ def _time_saves(folder, count):
 
 def _time_blocks(config, count):
     """Two trainings take turns; the first block of each is not counted."""
-    runs = {kind: _open_run(config, kind) for kind in _KINDS}
+    configs = {
+        kind: dataclasses.replace(
+            config, model_dir=os.path.join(config.model_dir, kind)
+        )
+        for kind in _KINDS
+    }
     times = {kind: [] for kind in _KINDS}
-    for block in range(count + 1):
-        totals = dict.fromkeys(_KINDS, 0.0)
-        for _ in range(config.save_checkpoint_steps):
-            for kind, step in runs.items():
-                start = time.perf_counter()
-                step()
-                totals[kind] += time.perf_counter() - start
-        if block:
-            for kind, total in totals.items():
-                times[kind].append(total)
+    with jobs.job(configs["protected"]) as step:
+        steps = {"plain": _plain_job(configs["plain"]), "protected": step}
+        for block in range(count + 1):
+            totals = dict.fromkeys(_KINDS, 0.0)
+            for _ in range(config.save_checkpoint_steps):
+                for kind, step in steps.items():
+                    start = time.perf_counter()
+                    step()
+                    totals[kind] += time.perf_counter() - start
+            if block:
+                for kind, total in totals.items():
+                    times[kind].append(total)
     return times
 
 
-def _open_run(config, kind):
-    config = dataclasses.replace(config, model_dir=os.path.join(config.model_dir, kind))
-    if kind == "protected":
-        return jobs.open_job(config)
+def _plain_job(config):
     with tf.Graph().as_default():
         step = training._build_step(config, network.open_split(config, "train"))
-        tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, step.inputs.initializer)
-        hooks = [ProgressHook(step, config), tf.train.NanTensorHook(step.loss)]
-        session = _plain_session(config, hooks)
+        tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, step.initialize_input)
+        session = _plain_session(config, [tf.train.NanTensorHook(step.loss)])
     return lambda: session.run(step.train_op)
 
 

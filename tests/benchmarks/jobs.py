@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Callable
+from typing import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import datasets, network, stop_signals, training, training_session
+from bn_tf1.jobs import datasets, network, training, training_run
 from bn_tf1.jobs.config import Config
-from bn_tf1.jobs.progress import ProgressHook
+from bn_tf1.jobs.progress import Progress
 from bn_tf1.train_op import make_train_op
 from tests.benchmarks import timing
 
@@ -52,18 +52,14 @@ def measure(starts: int, rounds: int, steps: int) -> list[timing.Row]:
         return rows + _speed_rows(config, rounds)
 
 
-def open_job(config: Config) -> Callable[[], object]:
-    """Starts a run as train.py does; what is returned makes one step of it."""
+@contextlib.contextmanager
+def job(config: Config) -> Iterator[Callable[[], object]]:
+    """A run as train.py starts it: a function that makes one step of it."""
     os.makedirs(config.model_dir)
     with tf.Graph().as_default():
         step = training._build_step(config, network.open_split(config, "train"))
-        progress = ProgressHook(step, config)
-        hooks = [
-            training._FiniteLossHook(config, step, progress),
-            stop_signals.StopHook(stop_signals.StopSignals(config.grace_secs)),
-        ]
-        session = training_session.start(config, step.inputs, None, progress, hooks)
-    return lambda: session.run(step.train_op)
+        with training_run.started(config, step, None, Progress(config)) as run:
+            yield run.make_step
 
 
 def _start_rows(folder, starts):
@@ -119,8 +115,8 @@ def _speed_rows(config, rounds):
     steps = config.save_checkpoint_steps
     # What a job prints goes to a file or a pipe, not into the table.
     silenced = contextlib.redirect_stderr(io.StringIO())
-    with silenced, contextlib.redirect_stdout(io.StringIO()):
-        contenders = {"train.py": open_job(config), "bare step": _bare_step(config)}
+    with silenced, contextlib.redirect_stdout(io.StringIO()), job(config) as step:
+        contenders = {"train.py": step, "bare step": _bare_step(config)}
         batch = _input_batch(config)
         found = {name: [] for name in [*contenders, "input alone"]}
         for turn in range(rounds + 1):

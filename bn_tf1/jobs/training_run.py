@@ -1,0 +1,186 @@
+"""A training run from its start to its last step: steps, checkpoints and summaries.
+
+`tf.train.MonitoredTrainingSession` does the same with hooks, but on TensorFlow 1.15 it takes
+0.9 seconds to the first step of a small network, as long as importing TensorFlow takes: it
+makes seven runs before it, each of which prunes and optimizes the graph anew, and
+writes the graph five times. Here the variables and the input are initialised in one run, and
+the graph is written once, after the first step. The hooks take 0.2 ms of each step too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from typing import Iterator, NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.jobs import checkpoints
+from bn_tf1.jobs.checkpoints import Checkpoint, CommittingSaver
+from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.progress import Progress
+
+GRAPH_FILE = "graph.pbtxt"
+
+
+class TrainingError(RuntimeError):
+    """The run ended before its last step."""
+
+
+class Step(NamedTuple):
+    """The tensors of a training step.
+
+    Attributes:
+        train_op: operation that makes the step.
+        global_step: variable, the number of steps that were made.
+        loss: float32 scalar, in nats, with the L2 penalty.
+        accuracy: float32 scalar, the share of the batch that is classified rightly.
+        learning_rate: float32 scalar.
+        initialize_input: operation that begins the input; runs after the global step was
+            restored.
+        first_step: int64 scalar, the step at which the input begins; the global step
+            where it is not fed.
+    """
+
+    train_op: tf.Operation
+    global_step: tf.Variable
+    loss: tf.Tensor
+    accuracy: tf.Tensor
+    learning_rate: tf.Tensor
+    initialize_input: tf.Operation
+    first_step: tf.Tensor
+
+
+@contextlib.contextmanager
+def started(
+    config: Config, step: Step, newest: Checkpoint | None, progress: Progress
+) -> Iterator[TrainingRun]:
+    """Starts a run of the default graph, which it finalizes, and saves it.
+
+    When the `with` block ends without an error, the run is saved again.
+
+    Args:
+        config: the configuration.
+        step: the step, in the default graph.
+        newest: what `checkpoints.recover` returned.
+        progress: is told of each step.
+    """
+    saver = CommittingSaver(config.model_dir, config.keep_checkpoint_max, newest)
+    initialize = tf.global_variables_initializer()
+    summary = tf.summary.merge_all()
+    tf.get_default_graph().finalize()
+    with tf.Session() as session:
+        if newest is None:
+            # In one run: fed, the first step is not read before it is initialised.
+            fetches = [initialize, step.initialize_input]
+            session.run(fetches, {step.first_step: 0})
+            progress.begin(0)
+        else:
+            saver.restore(session, newest.path)
+            restored, _ = session.run([step.global_step, step.initialize_input])
+            progress.begin(int(restored))
+        run = TrainingRun(config, session, step, summary, saver, progress)
+        run.save()
+        yield run
+        run.finish()
+
+
+class TrainingRun:
+    """The steps of a run, each with what is due after it."""
+
+    def __init__(
+        self,
+        config: Config,
+        session: tf.Session,
+        step: Step,
+        summary: tf.Tensor,
+        saver: CommittingSaver,
+        progress: Progress,
+    ):
+        """`progress` has the step that was restored, `summary` is all of them merged."""
+        fetches = {
+            "train_op": step.train_op,
+            "loss": step.loss,
+            # For the log lines only, but a run with other fetches costs 0.1 seconds.
+            "accuracy": step.accuracy,
+            "learning_rate": step.learning_rate,
+        }
+        self._config = config
+        self._session = session
+        self._loss_name = step.loss.name
+        self._step = session.make_callable(fetches)
+        self._summarized_step = session.make_callable({**fetches, "summary": summary})
+        self._saver = saver
+        self._progress = progress
+        self._writer = progress.writer
+        self._first_step = progress.step
+        self._saved_step = None
+
+    def make_step(self) -> None:
+        """Makes one step, and what is due after it: reports, summaries, a checkpoint.
+
+        Raises:
+            TrainingError: the loss is not finite; nothing was saved after it.
+            bn_tf1.jobs.checkpoints.CheckpointError: the checkpoint cannot be saved.
+        """
+        made = self._progress.step - self._first_step
+        is_summarized = made % self._config.summary_steps == 0
+        results = self._summarized_step() if is_summarized else self._step()
+        self._progress.update(results)
+        if is_summarized:
+            self._writer.add_summary(results["summary"], self._progress.step)
+        self._check_loss()
+        if not made:
+            self._write_graph()
+        unsaved = self._progress.step - self._saved_step
+        if unsaved >= self._config.save_checkpoint_steps:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the step as it is."""
+        step = self._progress.step
+        path = os.path.join(self._config.model_dir, checkpoints.PREFIX)
+        self._saver.save(self._session, path, global_step=step)
+        log = tf.SessionLog(status=tf.SessionLog.CHECKPOINT, checkpoint_path=path)
+        self._writer.add_session_log(log, step)
+        self._saved_step = step
+
+    def finish(self) -> None:
+        """Saves the last step, if it is not saved, and all that was reported."""
+        if self._progress.step != self._saved_step:
+            self.save()
+        self._progress.end()
+
+    def _check_loss(self):
+        if not math.isfinite(self._progress.loss):
+            raise TrainingError(
+                f"the loss is not finite at step {self._progress.step}: tensor "
+                f"{self._loss_name} is {self._progress.loss}, and after the step "
+                f"{_not_finite(self._session)}; try a smaller --learning_rate "
+                f"than {self._config.learning_rate}"
+            )
+
+    def _write_graph(self):
+        graph = self._session.graph
+        with graph.as_default():
+            meta_graph = self._saver.export_meta_graph()
+        folder = self._config.model_dir
+        tf.train.write_graph(meta_graph.graph_def, folder, GRAPH_FILE)
+        self._writer.add_graph(graph)
+        self._writer.add_meta_graph(meta_graph)
+
+
+def _not_finite(session: tf.Session) -> str:
+    """Which of the variables are not finite, in words."""
+    variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+    values = session.run(variables)
+    names = [
+        variable.op.name
+        for variable, value in zip(variables, values)
+        if not np.all(np.isfinite(value))
+    ]
+    if not names:
+        return "all variables are finite"
+    return f"{len(names)} of {len(variables)} variables are not, {names[0]} the first"
