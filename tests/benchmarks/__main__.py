@@ -87,6 +87,13 @@ def _parser():
     )
     parser.add_argument("--shapes", type=int, help="measures so many shapes of layers")
     parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=layers.MODES,
+        default=layers.MODES,
+        help="measures layers in these modes alone",
+    )
+    parser.add_argument(
         "--leave_memory",
         action="store_true",
         help="leaves the memory allocator as TensorFlow ships it",
@@ -99,7 +106,7 @@ def _measure(section, options):
     size = {"batch": 4, "size": 8, "blocks": 1} if options.tiny else {}
     rounds = 2 if options.tiny else 5 if options.quick else 15
     if section == "layers":
-        return layers.measure(_shapes(options), rounds)
+        return layers.measure(_shapes(options), rounds, options.modes)
     if section == "masked":
         return layers.measure_masked(_shapes(options), rounds)
     if section == "shipped":
@@ -115,7 +122,8 @@ def _measure(section, options):
         return graphs.measure(5 if small else 20, 3 if small else 7)
     if options.tiny:
         return jobs.measure(starts=1, rounds=1, steps=20)
-    return jobs.measure(starts=rounds, rounds=rounds, steps=200)
+    turns = 3 if options.quick else rounds
+    return jobs.measure(starts=turns, rounds=turns, steps=200)
 
 
 def _shapes(options):
@@ -128,7 +136,8 @@ def _shapes(options):
 def _with_the_shipped_allocator(options):
     """The layers again, in a process that leaves the allocator alone."""
     command = [sys.executable, "-m", "tests.benchmarks", "--leave_memory"]
-    command += ["--only", "layers", "--json", "/dev/stdout"]
+    command += ["--only", "layers", "--modes", "forward+backward"]
+    command += ["--json", "/dev/stdout"]
     command += ["--quick"] * options.quick + ["--tiny"] * options.tiny
     command += ["--shapes", "1"] if options.quick else []
     output = subprocess.run(
@@ -140,7 +149,7 @@ def _with_the_shipped_allocator(options):
             **{**row, "case": row["case"] + ", shipped allocator", "ratio": None}
         )
         for row in report["rows"]
-        if "inference" not in row["case"] and row["contender"] != "PyTorch"
+        if row["contender"] != "PyTorch"
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -26,11 +27,11 @@ TINY = {"NHWC 4x4x4x3": ((4, 4, 4, 3), -1), "NCW 4x3x5": ((4, 3, 5), 1)}
 MODES = ("forward", "forward+backward", "inference")
 
 
-def measure(shapes, rounds: int) -> list[timing.Row]:
-    """The rows of every mode on `shapes`, a mapping from a name to (shape, axis)."""
+def measure(shapes, rounds: int, modes: Sequence[str] = MODES) -> list[timing.Row]:
+    """The rows of `modes` on `shapes`, a mapping from a name to (shape, axis)."""
     found = []
     for name, (shape, axis) in shapes.items():
-        for mode in MODES:
+        for mode in modes:
             with tf.Graph().as_default(), tf.Session() as session:
                 contenders = peers.layers_for(shape, axis)
                 calls = _calls(contenders, session, shape, axis, mode)
@@ -55,7 +56,7 @@ def measure_masked(shapes, rounds: int) -> list[timing.Row]:
 
 def _in_turns(calls, rounds):
     # A small layer takes a millisecond, in which anything may come in between.
-    return timing.in_turns(calls, rounds, calls=2, seconds=rounds / 5)
+    return timing.in_turns(calls, rounds, calls=2, seconds=rounds / 10)
 
 
 def _calls(contenders, session, shape, axis, mode):

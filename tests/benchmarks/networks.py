@@ -48,7 +48,7 @@ def measure_steps(rounds: int, *, batch=128, size=32, blocks=3) -> list[timing.R
         case = (
             f"ResNet-{6 * blocks + 2} step, batch {batch}, {size}x{size}, {precision}"
         )
-        found += timing.rows(case, timing.in_turns(calls, rounds))
+        found += timing.rows(case, timing.in_turns(calls, rounds, warm_up=1))
     return found
 
 
@@ -60,11 +60,11 @@ def measure_inference(rounds: int, *, batch=128, size=32, blocks=3) -> list[timi
             name: _inference(name, model, batch, size, blocks)
             for name in (peers.OURS, EACH_STEP, NONE, BIAS, "recipe")
         }
-        # More rounds for what takes no time: the ratios are close to 1.
-        turns = 4 * rounds if model == "mlp" else rounds
         kind = f"ResNet-{6 * blocks + 2}" if model == "resnet" else model
         case = f"{kind} inference, batch {batch}, {size}x{size}"
-        found += timing.rows(case, timing.in_turns(calls, turns))
+        # More rounds for what takes no time: the ratios are close to 1.
+        timings = timing.in_turns(calls, rounds, seconds=rounds / 5)
+        found += timing.rows(case, timings)
     return found
 
 
