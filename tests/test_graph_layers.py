@@ -3,6 +3,7 @@
 import pytest
 import tensorflow.compat.v1 as tf
 
+import bn_tf1
 from bn_tf1.tools.graph_layers import find_layers
 from bn_tf1.tools.graph_view import view_of
 from tests import graph_zoo
@@ -79,3 +80,15 @@ def test_a_kernel_in_a_gradient_is_no_call_of_the_layer(options):
     layer = only_layer()
     assert (layer.name, layer.kind, layer.mode) == ("bn", "composed", "training")
     assert layer.node.startswith("bn/")
+
+
+def test_a_layer_behind_another_one_takes_no_kernel_from_it():
+    x = graph_zoo.convolution(graph_zoo.images())
+    for name, axis in (("one", -1), ("two", (2, 3))):
+        x = bn_tf1.batch_norm(x, True, axis=axis, name=name)
+    graph_zoo.make_train_op(tf.reduce_mean(x**2))
+    found = find_layers(view_of(tf.get_default_graph()))
+    assert [(layer.name, layer.mode) for layer in found] == [
+        ("one", "training"),
+        ("two", "training"),
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from bn_tf1.tools.graph_batch_statistics import layout_of
+from bn_tf1.tools.graph_batch_statistics import layout_of, through_casts
 from bn_tf1.tools.graph_matches import Normalization
 from bn_tf1.tools.graph_values import is_fused, leaves, static_shape
 from bn_tf1.tools.graph_view import GraphView, node_of
@@ -19,9 +19,6 @@ _OWN_GRADIENT = re.compile(
 )
 # That, and what `bn_tf1.statistics.output_gradients` registers.
 _OWN_ARITHMETIC = re.compile(rb"bn_tf1\.(normalize_batch|output_gradients)\(")
-# What may lie between the kernel and the IdentityN, and how much of it.
-_BEHIND_KERNEL = ("Identity", "Cast", "Reshape", "Mul", "Add", "AddV2")
-_STEPS_TO_KERNEL = 5
 
 
 def match_own(view: GraphView, node: int) -> Normalization | None:
@@ -60,15 +57,15 @@ def own_kernels(view: GraphView, node: int) -> set[int]:
     They are a part of its arithmetic, and no batch norm by themselves.
     """
     gradient = view.attribute(node, "_gradient_op_type")
-    if gradient is None or not _OWN_ARITHMETIC.match(gradient.s):
+    named = gradient is not None and _OWN_ARITHMETIC.match(gradient.s)
+    if not named:
         return set()
-    found, pending = set(), [(view.inputs[node][0], _STEPS_TO_KERNEL)]
-    while pending:
-        reference, steps = pending.pop()
-        end = node_of(reference)
-        op = view.ops[end]
-        if is_fused(op):
-            found.add(end)
-        elif op in _BEHIND_KERNEL and steps:
-            pending += [(source, steps - 1) for source in view.inputs[end][:2]]
-    return found
+    reference = through_casts(view, view.inputs[node][0])
+    if named.group(1) == b"output_gradients":
+        # The share of dy comes first in the sum, and the weights in their product.
+        for _ in range(2):
+            if view.ops[node_of(reference)] in ("Add", "AddV2", "Mul"):
+                second = view.inputs[node_of(reference)][1]
+                reference = through_casts(view, second)
+    kernel = node_of(reference)
+    return {kernel} if is_fused(view.ops[kernel]) else set()
