@@ -203,6 +203,19 @@ def test_a_gradient_by_hand_makes_as_few_tensors_as_it_can(kernel, graph):
     assert large_operations(x, since) == expected
 
 
+@pytest.mark.parametrize("kernel", ["composed", "fused"])
+@pytest.mark.parametrize("known", [[None, 4, 4, 3], [None] * 3 + [3]])
+def test_a_gradient_may_know_more_of_its_shape_than_x(known, kernel, session):
+    """Where the loss compares the output with a constant, say."""
+    x = tf.placeholder(tf.float32, known)
+    batch = np.random.RandomState(0).normal(size=[8, 4, 4, 3]).astype(np.float32)
+    dy = np.random.RandomState(1).normal(size=batch.shape).astype(np.float32)
+    y = normalize_by(kernel, x, None, None, -1).y
+    slope = session.run(tf.gradients(y, x, tf.constant(dy))[0], {x: batch})
+    expected = reference.training_gradients(batch, dy, epsilon=EPSILON).x
+    np.testing.assert_allclose(slope, expected, atol=1e-5)
+
+
 # --------------------------------------------------------------------------- weights
 
 

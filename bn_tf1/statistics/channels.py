@@ -52,8 +52,10 @@ class Channels(NamedTuple):
     places: int = 1
 
     def enter(self, x: tf.Tensor) -> tf.Tensor:
-        """`x` in this layout."""
-        if self.sizes is None or x.shape.as_list() == self.sizes:
+        """`x` in this layout; more of its static shape may be known than from outside."""
+        # An image that stays as it is has sizes of None where they are not known.
+        stays = self.sizes is None or None in self.sizes
+        if stays or x.shape.as_list() == self.sizes:
             return x
         return tf.reshape(x, self.sizes)
 
