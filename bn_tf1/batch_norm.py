@@ -128,9 +128,11 @@ def batch_norm(
             float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. True does it in each
             step, which costs one pass over the weights: it pays where the output is
             larger than they are. "once" does it when `tf.local_variables_initializer()`
-            runs, and costs nothing in a step: run that after every restore, since what
-            it keeps, in local variables that no checkpoint holds, does not follow the
-            others by itself. (`bn_tf1.statistics.folded`)
+            runs, and costs nothing in a step: run that by itself after every restore,
+            since what it keeps, in local variables that no checkpoint holds, does not
+            follow the others by itself. It passes no gradient to the weights, gamma and
+            beta, and an exported graph would have to initialise it, too: to train, or to
+            export, use True. (`bn_tf1.statistics.folded`)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again: choose for one of the calls `update="skip"` where the
@@ -327,7 +329,7 @@ def _check_renorm(renorm, ema_variance, zero_debias):
 
 
 def _check_fold(fold, x, axis, is_training):
-    if not (isinstance(fold, bool) or fold == "once"):
+    if not (isinstance(fold, (bool, np.bool_)) or fold == "once"):
         raise ValueError(f"`fold` is {fold!r}, but must be False, True or 'once'")
     if not fold:
         return
@@ -336,7 +338,7 @@ def _check_fold(fold, x, axis, is_training):
             f"`fold` is {fold!r}, but `is_training` is {is_training!r}: only statistics that "
             "do not change with the batch can be folded; use is_training=False"
         )
-    obstacle = statistics.why_not_folded(x, axis)
+    obstacle = statistics.why_not_folded(x, axis, once=fold == "once")
     if obstacle is not None:
         raise ValueError(
             f"`fold` is {fold!r}, but cannot be: {obstacle}; use fold=False"

@@ -215,6 +215,14 @@ def test_two_calls_of_a_layer_fold_their_own_weights_once(start):
     assert_equal_but_for_rounding(outputs[2], outputs[3])
 
 
+def test_weights_that_change_with_each_step_are_not_folded_once():
+    weights = tf.reshape(tf.placeholder(tf.float32, [24], name="fed"), [4, CHANNELS])
+    x = tf.matmul(tf.ones([8, 4]), weights)
+    make_layer(x, make_statistics())
+    with pytest.raises(ValueError, match="`fold` is 'once'.* 'fed', which changes"):
+        make_layer(x, make_statistics(), fold="once")
+
+
 def test_in_control_flow_nothing_is_folded_once():
     def branch():
         return make_layer(product("float32"), make_statistics(), fold="once")

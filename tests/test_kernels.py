@@ -349,11 +349,14 @@ def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, grap
     x = tf.placeholder(tf.float32, [0 if sizes == "known_sizes" else None, 4, 3])
     is_training = True if switch == "python_bool" else tf.constant(True)
     y = bn_tf1.batch_norm(x, is_training, kernel=kernel)
-    slope = tf.gradients(y, x)[0]
+    slope, *learned = tf.gradients(y, [x, *tf.trainable_variables()])
     session = start()
     before = session.run(tf.global_variables())
     updates = graph.get_collection(bn_tf1.UPDATE_OPS_COLLECTION)
-    output, slope, _ = session.run([y, slope, updates], {x: np.zeros([0, 4, 3])})
+    output, slope, learned, _ = session.run(
+        [y, slope, learned, updates], {x: np.zeros([0, 4, 3])}
+    )
+    np.testing.assert_array_equal(learned, np.zeros([2, 3]))
     assert output.shape == slope.shape == (0, 4, 3)
     for one, other in zip(before, session.run(tf.global_variables())):
         np.testing.assert_array_equal(one, other)

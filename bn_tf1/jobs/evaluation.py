@@ -365,7 +365,6 @@ def _restore(session, saver, graph, path):
         )
         if not missing:
             saver.restore(session, path)
-            session.run(graph.refold)
     except checkpoints.READ_ERRORS as error:
         raise DamagedCheckpoint(path, str(error)) from error
     if missing:
@@ -374,6 +373,7 @@ def _restore(session, saver, graph, path):
             "tf.train.Saver of tf.global_variables(): the moving statistics are not "
             "trainable variables"
         )
+    session.run(graph.refold)
 
 
 def _measure(session, graph, path, split):

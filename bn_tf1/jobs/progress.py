@@ -21,13 +21,13 @@ class Progress:
     Attributes:
         step: the last global step that was made or restored.
         loss: the loss of the last step; None before the first.
-        writer: `tf.summary.FileWriter` of the run's model directory.
+        writer: `tf.summary.FileWriter` of the run's model directory; None until it begins.
     """
 
     def __init__(self, config: Config):
         self.step = 0
         self.loss = None
-        self.writer = tf.summary.FileWriter(config.model_dir)
+        self.writer = None  # until it begins
         self._config = config
         self._bar = None
         self._reported = None  # (step, time) of the last report
@@ -35,6 +35,7 @@ class Progress:
     def begin(self, step: int) -> None:
         """The run begins behind `step`; 0 unless it was restored."""
         self.step = step
+        self.writer = tf.summary.FileWriter(self._config.model_dir)
         self._reported = step, time.time()
         if step:
             print(f"resuming {self._config.model_dir} at step {step}", flush=True)
@@ -57,10 +58,10 @@ class Progress:
             self._report(results)
 
     def end(self) -> None:
-        """The run is over."""
+        """The run is over, or failed."""
         if self._bar is not None:
             self._bar.close()
-        self.writer.flush()
+        self.writer.close()
 
     def _report(self, results):
         now = time.time()

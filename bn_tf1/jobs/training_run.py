@@ -82,9 +82,12 @@ def started(
             restored, _ = session.run([step.global_step, step.initialize_input])
             progress.begin(int(restored))
         run = TrainingRun(config, session, step, summary, saver, progress)
-        run.save()
-        yield run
-        run.finish()
+        try:
+            run.save()
+            yield run
+            run.finish()
+        finally:
+            progress.end()
 
 
 class TrainingRun:
@@ -148,10 +151,9 @@ class TrainingRun:
         self._saved_step = step
 
     def finish(self) -> None:
-        """Saves the last step, if it is not saved, and all that was reported."""
+        """Saves the last step, if it is not saved."""
         if self._progress.step != self._saved_step:
             self.save()
-        self._progress.end()
 
     def _check_loss(self):
         if not math.isfinite(self._progress.loss):

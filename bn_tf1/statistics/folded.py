@@ -22,17 +22,43 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics.moments import channel_axes
 
+# How the names of the operations begin that bring a graph its input.
+_INPUTS = ("Placeholder", "IteratorGetNext", "QueueDequeue")
 _FOLDABLE = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
-def why_not_folded(x: tf.Tensor, axis: int | Sequence[int]) -> str | None:
-    """What keeps `x` from being folded into what made it, in words; None if nothing."""
+def why_not_folded(
+    x: tf.Tensor, axis: int | Sequence[int], *, once: bool = False
+) -> str | None:
+    """What keeps `x` from being folded into what made it, in words; None if nothing.
+
+    Args:
+        x: tensor of known rank.
+        axis: the channel axis of `x`, or several.
+        once: whether the weights are to be kept, and so must not depend on an input.
+    """
     if x.op.type not in _FOLDABLE:
         return f"`x` is made by {x.op.type}, and not by one of {', '.join(_FOLDABLE)}"
     if x.dtype.base_dtype not in (tf.float32, tf.float64):
         return f"`x` has dtype {x.dtype.name}, in which folded weights would be rounded"
     if channel_axes(x.shape.ndims, axis) != (_output_axis(x),):
         return f"the channels of {x.op.type} are on axis {_output_axis(x)}, not {axis}"
+    source = _input_behind(x.op.inputs[1]) if once else None
+    if source is not None:
+        return f"the weights depend on {source.name!r}, which changes with each step"
+    return None
+
+
+def _input_behind(weights):
+    """An operation that feeds `weights` with what changes in each step, or None."""
+    seen, pending = set(), [weights.op]
+    while pending:
+        operation = pending.pop()
+        if operation.type.startswith(_INPUTS):
+            return operation
+        if operation not in seen:
+            seen.add(operation)
+            pending += [tensor.op for tensor in operation.inputs]
     return None
 
 

@@ -70,7 +70,9 @@ def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
     centred = channels.add(channels.enter(x), -mean)
     direct = channels.enter(dy)
     dbeta = channels.sum(direct)
-    dgamma = channels.dot(centred, direct) * deviations
+    # Of no examples it is 0, as the kernel's, and not 0 times a variance of NaN.
+    products = channels.dot(centred, direct)
+    dgamma = tf.math.multiply_no_nan(deviations, products)
     # Each of these writes over the one before: no other tensor of the size of `x` is made.
     through = channels.scale_last_read(centred, -inverse * dgamma * deviations)
     through = channels.add(through, -inverse * dbeta)

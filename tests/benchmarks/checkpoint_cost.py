@@ -5,8 +5,9 @@
 Prints medians, one line of JSON for each of two measurements:
 
 - Saving a model of 100 MB: `tf.train.Saver` against `CommittingSaver`, alternately.
-- Training, with the default flags: blocks of steps with one checkpoint in each, with the
-  hooks that `tf.train` offers against those of the training job, step by step in turns.
+- Training, with the default flags: blocks of steps with one checkpoint in each, by
+  `MonitoredTrainingSession` against the training job's loop, which also reports its
+  progress, step by step in turns.
 
 The ratio is the median of the ratios of neighbours, which had the same load beside them.
 """

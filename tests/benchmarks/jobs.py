@@ -2,7 +2,7 @@
 
 The start is compared with `import tensorflow`, process by process in turns.
 
-The whole job, with its input, hooks, summaries and checkpoints, is compared with the bare
+The whole job, with its input, reports, summaries and checkpoints, is compared with the bare
 step: the same network, loss and optimizer, on one batch that never changes. The two take
 turns of a few steps in one process. The ratios are medians of those of neighbours, which
 had the same load beside them.
