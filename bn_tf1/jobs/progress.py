@@ -58,10 +58,10 @@ class Progress:
             self._report(results)
 
     def end(self) -> None:
-        """The run is over, or failed."""
+        """The run is over. Of one that failed, on a full disk say, nothing is flushed."""
         if self._bar is not None:
             self._bar.close()
-        self.writer.close()
+        self.writer.flush()
 
     def _report(self, results):
         now = time.time()

@@ -82,12 +82,9 @@ def started(
             restored, _ = session.run([step.global_step, step.initialize_input])
             progress.begin(int(restored))
         run = TrainingRun(config, session, step, summary, saver, progress)
-        try:
-            run.save()
-            yield run
-            run.finish()
-        finally:
-            progress.end()
+        run.save()
+        yield run
+        run.finish()
 
 
 class TrainingRun:
@@ -151,9 +148,10 @@ class TrainingRun:
         self._saved_step = step
 
     def finish(self) -> None:
-        """Saves the last step, if it is not saved."""
+        """Saves the last step, if it is not saved, and all that was reported."""
         if self._progress.step != self._saved_step:
             self.save()
+        self._progress.end()
 
     def _check_loss(self):
         if not math.isfinite(self._progress.loss):
