@@ -70,9 +70,11 @@ def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
     centred = channels.add(channels.enter(x), -mean)
     direct = channels.enter(dy)
     dbeta = channels.sum(direct)
-    # Of no examples it is 0, as the kernel's, and not 0 times a variance of NaN.
-    products = channels.dot(centred, direct)
-    dgamma = tf.math.multiply_no_nan(deviations, products)
+    # Of no examples it is 0, as the kernel's. Their variance is NaN, and the convolution
+    # of TensorFlow 1.15 gives whatever was in memory.
+    products = channels.dot(centred, direct) * deviations
+    some = tf.sign(tf.convert_to_tensor(count, mean.dtype))
+    dgamma = tf.math.multiply_no_nan(products, some)
     # Each of these writes over the one before: no other tensor of the size of `x` is made.
     through = channels.scale_last_read(centred, -inverse * dgamma * deviations)
     through = channels.add(through, -inverse * dbeta)
