@@ -87,8 +87,8 @@ def _time_blocks(config, count):
         for kind in _KINDS
     }
     times = {kind: [] for kind in _KINDS}
-    with jobs.job(configs["protected"]) as step:
-        steps = {"plain": _plain_job(configs["plain"]), "protected": step}
+    with jobs.job(configs["protected"]) as protected:
+        steps = {"plain": _plain_job(configs["plain"]), "protected": protected}
         for block in range(count + 1):
             totals = dict.fromkeys(_KINDS, 0.0)
             for _ in range(config.save_checkpoint_steps):
