@@ -29,7 +29,7 @@ from bn_tf1.statistics.moments import channel_axes, reduction_axes
 
 _STRIDES = [1, 1, 1, 1]
 _WIDE = 256  # channels: with more, no convolution is faster
-_IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
+IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
 
 class Channels(NamedTuple):
@@ -187,7 +187,7 @@ def fast_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
     if on_gpu(x):
         return plain_channels_of(x, axis)
     channels = channels_of(x, axis)
-    if not (_IS_TENSORFLOW_1 and channels.dot_by_convolution):
+    if not (IS_TENSORFLOW_1 and channels.dot_by_convolution):
         return channels
     _, *inner, count = channels.sizes
     if None in inner or -1 in inner:

@@ -30,12 +30,11 @@ from typing import NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics import composed, fused, output
-from bn_tf1.statistics.channels import channels_of, on_gpu
+from bn_tf1.statistics.channels import IS_TENSORFLOW_1, channels_of, on_gpu
 from bn_tf1.statistics.moments import reduction_axes, unbiased_variance
 
 KERNELS = ("auto", "fused", "composed")
 
-_IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 # cuDNN refuses less; the kernels for the CPU take any.
 _SMALLEST_EPSILON_ON_GPU = 1.001e-5
 
@@ -61,7 +60,7 @@ def why_not_fused(
     dtype = x.dtype.base_dtype
     if dtype == tf.float64:
         return "it has no kernel for float64"
-    if dtype == tf.bfloat16 and _IS_TENSORFLOW_1:
+    if dtype == tf.bfloat16 and IS_TENSORFLOW_1:
         return "TensorFlow 1.15 has no kernel for bfloat16"
     layout = channels_of(x, axis).layout
     if layout == "any":
@@ -69,7 +68,7 @@ def why_not_fused(
     if on_gpu(x):
         if epsilon < _SMALLEST_EPSILON_ON_GPU:
             return f"on a GPU `epsilon` must be at least {_SMALLEST_EPSILON_ON_GPU}"
-    elif layout == "middle" and _IS_TENSORFLOW_1:
+    elif layout == "middle" and IS_TENSORFLOW_1:
         return "TensorFlow 1.15 has none on the CPU for channels that are not last"
     return None
 
@@ -144,7 +143,7 @@ def normalize_constant(
     one_kernel = (
         why_not_fused(x, axis, epsilon) is None
         and (channels_of(x, axis).layout == "last" or on_gpu(x))
-        and (x.dtype.base_dtype == tf.float32 or not _IS_TENSORFLOW_1)
+        and (x.dtype.base_dtype == tf.float32 or not IS_TENSORFLOW_1)
     )
     normalize = fused.normalize if one_kernel else output.normalize
     return normalize(x, mean, variance, gamma, beta, axis=axis, epsilon=epsilon)
@@ -153,10 +152,10 @@ def normalize_constant(
 def _is_fast(x, axis):
     if on_gpu(x):
         return True
-    if _IS_TENSORFLOW_1 and x.dtype.base_dtype != tf.float32:
+    if IS_TENSORFLOW_1 and x.dtype.base_dtype != tf.float32:
         return False
     return channels_of(x, axis).layout == "last"
 
 
 def _is_slow_backward(x):
-    return _IS_TENSORFLOW_1 and x.dtype.base_dtype == tf.float32 and not on_gpu(x)
+    return IS_TENSORFLOW_1 and x.dtype.base_dtype == tf.float32 and not on_gpu(x)
