@@ -14,6 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.statistics import views
+
 tf.disable_v2_behavior()
 
 
@@ -23,6 +25,16 @@ def graph():
     with tf.Graph().as_default() as fresh:
         tf.set_random_seed(1)
         yield fresh
+
+
+@pytest.fixture(params=["small", "large"][tf.version.VERSION.startswith("1.") :])
+def small_and_large(request, monkeypatch):
+    """The test twice: its tensors are small, and taken for large.
+
+    On TensorFlow 1.15, which makes no difference, once.
+    """
+    if request.param == "large":
+        monkeypatch.setattr(views, "_SMALL", 0)
 
 
 @pytest.fixture

@@ -59,6 +59,9 @@ CASES = {
     "rank4_nchw": Case((3, 6, 4, 5), 1),
     "rank4_nchw_axis_minus_3": Case((3, 6, 4, 5), -3),
     "rank4_axis_2": Case((3, 4, 6, 5), 2),
+    "rank4_nhwc_12_channels": Case((2, 4, 4, 12), -1),
+    "rank4_nhwc_40_channels": Case((2, 4, 4, 40), -1),
+    "rank4_nhwc_50_channels": Case((2, 4, 4, 50), -1),
     "rank5_ndhwc": Case((2, 3, 2, 4, 3), -1),
     "rank5_ncdhw": Case((2, 3, 3, 2, 4), 1),
 }

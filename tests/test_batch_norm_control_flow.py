@@ -11,6 +11,8 @@ import tensorflow.compat.v1 as tf
 import bn_tf1
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("small_and_large")
+
 DECAY = 0.9
 STEPS = 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -7,6 +7,8 @@ import tensorflow.compat.v1 as tf
 import bn_tf1
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("small_and_large")
+
 
 def make_input(case, dtype, sizes):
     """A placeholder for x: the channels are known, the other sizes by `sizes`."""

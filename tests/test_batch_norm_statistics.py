@@ -11,6 +11,8 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import Renormalization, batch_norm, batch_norm_calls
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("small_and_large")
+
 # float32 with its roundings on values of size 1 to 10, and float64.
 TOLERANCES = {"float32": 2e-5, "float64": 1e-11}
 GAMMA, BETA = np.array([0.5, -1.5, 2.0]), np.array([0.25, 0.0, -1.0])

@@ -7,6 +7,8 @@ import tensorflow.compat.v1 as tf
 import bn_tf1
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("small_and_large")
+
 DECAY = 0.9
 MOVING = ["batch_norm/moving_mean", "batch_norm/moving_variance"]
 SHAPES = {

@@ -96,12 +96,14 @@ def test_four_times_the_layers_take_no_more_than_linear_time():
     [
         # tf.layers' fused layer on 1.15 has 30, 18 and 52; see the README on the gap.
         (True, [None, 8, 8, 16], {}, 34),
-        (True, [4, 8, 8, 16], {}, 30),
+        (True, [128, 8, 8, 16], {}, 30),
+        # Small on TensorFlow 2: plain operations, which take half the time there.
+        (True, [4, 8, 8, 16], {}, 30 if tf.version.VERSION.startswith("1.") else 47),
         (True, [None, 8, 8, 16], {"kernel": "fused", "ema_variance": "unbiased"}, 28),
         (False, [None, 8, 8, 16], {}, 15),
         ("tensor", [None, 8, 8, 16], {}, 45),
     ],
-    ids=["training", "known_batch", "unbiased", "inference", "tensor"],
+    ids=["training", "known_batch", "small", "unbiased", "inference", "tensor"],
 )
 def test_nodes_of_a_layer(is_training, shape, options, most, graph):
     x = tf.placeholder(tf.float32, shape)

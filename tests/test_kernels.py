@@ -9,7 +9,8 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import statistics
-from bn_tf1.statistics.channels import channels_of, fast_channels_of
+from bn_tf1.statistics import views
+from bn_tf1.statistics.channels import channels_of
 from tests import reference
 
 EPSILON = 1e-3
@@ -32,6 +33,7 @@ def fused_cases():
 # ------------------------------------------------------------ both kernels, one answer
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
 @pytest.mark.parametrize(
     "kernel, name",
@@ -69,6 +71,7 @@ def test_output_statistics_and_gradients(kernel, name, unbiased, session):
         )
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize("sizes", ["known_sizes", "unknown_sizes"])
 @pytest.mark.parametrize("axis", [-1, 1], ids=["last", "middle"])
 @pytest.mark.parametrize("rank", [2, 3, 4, 5])
@@ -99,6 +102,7 @@ def test_a_composed_mean_of_300_deviations_is_closer_than_the_recipes(
     np.testing.assert_allclose(variance, exact.variance, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("small_and_large")
 def test_a_weighted_mean_of_300_deviations_is_closer_than_the_recipes(session):
     generator = np.random.RandomState(0)
     batch = (300 + generator.normal(size=(64, 32, 32, 8))).astype(np.float32)
@@ -120,6 +124,7 @@ def test_a_weighted_mean_of_300_deviations_is_closer_than_the_recipes(session):
 # ------------------------------------------------------------ gradients of gradients
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize(
     "kernel, shape, axis, dtype",
     [
@@ -154,6 +159,7 @@ def test_the_gradient_of_a_gradient_penalty(kernel, shape, axis, dtype, session)
     np.testing.assert_allclose(actual / scale, expected / scale, atol=tolerance)
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
 @pytest.mark.parametrize(
     "kernel, dtype",
@@ -187,6 +193,7 @@ def large_operations(x, since):
     )
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize("kernel", ["composed"] + ["fused"] * IS_TENSORFLOW_1)
 def test_a_gradient_by_hand_makes_as_few_tensors_as_it_can(kernel, graph):
     """x - mean, and six operations that write over it or only read."""
@@ -203,6 +210,7 @@ def test_a_gradient_by_hand_makes_as_few_tensors_as_it_can(kernel, graph):
     assert large_operations(x, since) == expected
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize("kernel", ["composed", "fused"])
 @pytest.mark.parametrize("known", [[None, 4, 4, 3], [None] * 3 + [3]])
 def test_a_gradient_may_know_more_of_its_shape_than_x(known, kernel, session):
@@ -219,6 +227,7 @@ def test_a_gradient_may_know_more_of_its_shape_than_x(known, kernel, session):
 # --------------------------------------------------------------------------- weights
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "shape, axis",
@@ -276,7 +285,10 @@ def op_types(graph):
     return {op.type for op in graph.get_operations()}
 
 
-@pytest.mark.parametrize("shape", [(8, 3), (4, 5, 3), (2, 4, 4, 3), (2, 2, 4, 4, 3)])
+LARGE_SHAPES = [(1024, 128), (64, 16, 128), (8, 16, 16, 64), (2, 8, 16, 16, 64)]
+
+
+@pytest.mark.parametrize("shape", LARGE_SHAPES)
 def test_auto_takes_the_fused_kernel_where_it_is_the_fastest(shape, graph):
     y = bn_tf1.batch_norm(tf.zeros(shape), True)
     assert "BiasAddGrad" not in op_types(graph)
@@ -284,11 +296,53 @@ def test_auto_takes_the_fused_kernel_where_it_is_the_fastest(shape, graph):
     assert ("FusedBatchNormGradV3" in op_types(graph)) != IS_TENSORFLOW_1
 
 
-@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 has fast fused kernels")
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_auto_on_1_15_is_composed_where_the_kernel_is_slow(dtype, graph):
-    bn_tf1.batch_norm(tf.zeros([2, 4, 4, 3], dtype), True)
+@pytest.mark.skipif(IS_TENSORFLOW_1, reason="its kernels start faster")
+@pytest.mark.parametrize("shape", [(None, 100), (256, 256), (16, 4, 4, 32)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_kernel_of_2_is_worth_its_start_for_a_small_tensor(shape, dtype, graph):
+    x = tf.placeholder(dtype, shape)
+    for is_training in (True, False):
+        y = bn_tf1.batch_norm(x, is_training)
+        tf.gradients(y, [x, *tf.trainable_variables()])
+    kernels = {"FusedBatchNormV3", "FusedBatchNormGradV3", "DepthwiseConv2dNative"}
+    assert not kernels & op_types(graph)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 is slow elsewhere")
+@pytest.mark.parametrize(
+    "dtype, channels", [("float16", 16), ("float64", 16), ("float32", 3)]
+)
+def test_auto_on_1_15_is_composed_where_the_kernel_is_slow(dtype, channels, graph):
+    bn_tf1.batch_norm(tf.zeros([2, 4, 4, channels], dtype), True)
     assert "BiasAddGrad" in op_types(graph)
+
+
+@pytest.mark.skipif(IS_TENSORFLOW_1, reason="1.15 is slow elsewhere")
+@pytest.mark.parametrize(
+    "dtype, channels, is_fused",
+    [
+        ("float32", 3, False),
+        ("float32", 12, True),
+        ("float32", 50, False),
+        ("float16", 50, False),
+        ("bfloat16", 12, False),
+        ("bfloat16", 24, False),
+        ("bfloat16", 32, True),
+    ],
+)
+def test_auto_on_2_is_composed_for_numbers_of_channels_that_are_slow(
+    dtype, channels, is_fused, graph
+):
+    bn_tf1.batch_norm(tf.zeros([128, 16, 16, channels], dtype), True)
+    assert ("BiasAddGrad" not in op_types(graph)) == is_fused
+
+
+@pytest.mark.parametrize(
+    "shape", [(None, 1023), (None, 15, 15, 50), (None, None, None, 3)]
+)
+def test_auto_is_fused_where_neighbours_cannot_be_seen_as_one(shape, graph):
+    bn_tf1.batch_norm(tf.placeholder(tf.float32, shape), True)
+    assert "BiasAddGrad" not in op_types(graph)
 
 
 def test_auto_on_a_cpu_is_composed_for_channels_that_are_not_last(graph):
@@ -335,6 +389,7 @@ def test_an_unknown_kernel():
         bn_tf1.batch_norm(tf.zeros([4, 3]), True, kernel="fast")
 
 
+@pytest.mark.usefixtures("small_and_large")
 @pytest.mark.parametrize(
     "kernel, sizes",
     [
@@ -362,12 +417,23 @@ def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, grap
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="TensorFlow 2 has no use for them")
-@pytest.mark.parametrize("batch", [4, None], ids=["known_batch", "unknown_batch"])
 @pytest.mark.parametrize(
-    "sizes", [(4, 6, 3), (7, 7, 16), (48, 3), (6, 300), (2, 4, 6, 5)]
+    "batch, sizes, on_1_15, on_2",
+    [
+        (4, (4, 8, 3), 16, 16),
+        (None, (4, 8, 3), 16, 16),
+        (4, (7, 7, 16), 4, 4),
+        (None, (7, 7, 16), 1, 1),
+        (None, (48, 3), 16, 16),
+        (4, (8, 300), 1, 4),
+        (None, (3, 20), 3, 1),
+        (4, (2, 4, 6, 5), 12, 16),
+    ],
 )
-def test_neighbours_seen_as_one_keep_every_value(sizes, batch, session):
+def test_neighbours_seen_as_one_keep_every_value(
+    batch, sizes, on_1_15, on_2, session, monkeypatch
+):
+    monkeypatch.setattr(views, "_SMALL", 0)
     shape = [4, *sizes]
     values, others = (
         np.random.RandomState(seed).normal(size=shape).astype(np.float32)
@@ -378,14 +444,45 @@ def test_neighbours_seen_as_one_keep_every_value(sizes, batch, session):
         tf.placeholder_with_default(array, [batch, *sizes])
         for array in (values, others)
     )
-    channels = fast_channels_of(x, -1)
-    assert (channels.places > 1) == (sizes[-1] < 300)
-    scaled = channels.leave(channels.scale(channels.enter(x), tf.constant(factor)), x)
-    products = channels.dot(channels.enter(x), channels.enter(y))
-    dot, scaled = session.run([products, scaled])
+    channels = views.channels_for_arithmetic(x, -1)
+    assert channels.places == (on_1_15 if IS_TENSORFLOW_1 else on_2)
+    inside, by_channel = channels.enter(x), tf.constant(factor)
+    products = channels.dot(inside, channels.enter(y)), channels.sum(inside)
+    spread = [
+        channels.leave(operation(inside, by_channel), x)
+        for operation in (channels.scale, channels.scale_last_read, channels.add)
+    ]
+    (dot, total), (scaled, scaled_last, added) = session.run([products, spread])
     axes = tuple(range(len(sizes)))
     np.testing.assert_allclose(dot, (values * others).sum(axes), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(total, values.sum(axes), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(scaled, values * factor)
+    np.testing.assert_array_equal(scaled_last, values * factor)
+    np.testing.assert_array_equal(added, values + factor)
+
+
+@pytest.mark.skipif(IS_TENSORFLOW_1, reason="its kernel takes every view as fast")
+@pytest.mark.parametrize(
+    "shape, view",
+    [
+        ((2, 4, 4, 64), [2, 4, 4, 64]),
+        ((2, 4, 4, 40), [32, 1, 1, 40]),
+        ((None, 4, 4, 40), [None, 1, 1, 40]),
+        ((2, 4, 4, 12), [2, 16, 1, 12]),
+        ((None, None, None, 12), [None, None, None, 12]),
+        ((64, 16, 16, 256), [16384, 1, 1, 256]),
+        ((None, 16, 16, 256), [None, 16, 16, 256]),
+        ((63, 16, 16, 256), [63, 16, 16, 256]),
+        ((128, 16, 16, 128), [128, 16, 16, 128]),
+        ((64, 256, 256), [16384, 1, 1, 256]),
+    ],
+)
+def test_the_view_that_the_kernel_makes_the_statistics_of(shape, view):
+    x = tf.placeholder(tf.float32, shape)
+    channels = views.channels_for_statistics(x, -1)
+    entered = channels.enter(x)
+    assert entered.shape.as_list() == view
+    assert channels.leave(entered, x).shape.as_list() == list(shape)
 
 
 def test_layouts_are_reshapes_that_keep_every_value(session):

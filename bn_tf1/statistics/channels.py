@@ -2,7 +2,8 @@
 
 Contract: a `Channels` sees a tensor of any rank as one of three layouts,
 
-    last      [a, b, 1, channels]      the channels change fastest
+    last      [a, b, 1, channels]      the channels change fastest; several neighbours
+                                       may be seen as one, with as many times the channels
     middle    [a, channels, b, 1]      a channel lies in one piece, once per example
     any       as it is                 all else: several channel axes, sizes that are 0,
                                        or unknown where a reshape must know them
@@ -15,8 +16,7 @@ Why these operations (measured on two CPU cores, TensorFlow 1.15.5 and 2.21.0, t
 whose inner loop runs over the channels; the filter gradient of a depthwise 1x1
 convolution is the sum of products without writing the products; a matrix product is a
 weighted sum; that convolution, and `tf.nn.bias_add`, broadcast faster than `*` and `+`.
-In 1.15 that convolution and its gradient take twice as long for 16 channels as for the same
-values seen as 256, so that several places are seen as one there.
+Which view of a tensor is the fastest for what is chosen in `views`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.statistics.moments import channel_axes, reduction_axes
 
 _STRIDES = [1, 1, 1, 1]
-_WIDE = 256  # channels: with more, no convolution is faster
-IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
 
 class Channels(NamedTuple):
@@ -41,7 +39,7 @@ class Channels(NamedTuple):
         shape: the static shape from outside.
         axes: the channel axes, ascending.
         dot_by_convolution: whether `dot` and `scale` are depthwise convolutions.
-        places: how many neighbours these see as one, with as many times the channels.
+        places: how many neighbours are seen as one.
     """
 
     layout: str
@@ -76,20 +74,18 @@ class Channels(NamedTuple):
             return tf.reduce_sum(
                 values, list(reduction_axes(self.shape.ndims, self.axes))
             )
-        return tf.raw_ops.BiasAddGrad(out_backprop=values, data_format=self.data_format)
+        return self.over_places(
+            tf.raw_ops.BiasAddGrad(out_backprop=values, data_format=self.data_format)
+        )
 
     def dot(self, values: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of the products."""
         if not self.dot_by_convolution:
             return self.sum(values * others)
-        values, others = self._side_by_side(values), self._side_by_side(others)
-        count = tf.dimension_value(values.shape[-1])
         products = tf.nn.depthwise_conv2d_native_backprop_filter(
-            values, [1, 1, count, 1], others, _STRIDES, "VALID"
+            values, [1, 1, self.sizes[-1], 1], others, _STRIDES, "VALID"
         )
-        if self.places == 1:
-            return tf.squeeze(products, [0, 1, 3])
-        return tf.reduce_sum(tf.reshape(products, [self.places, -1]), 0)
+        return self.over_places(tf.squeeze(products, [0, 1, 3]))
 
     def weighted_sum(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of weights * values.
@@ -100,7 +96,7 @@ class Channels(NamedTuple):
         if self.layout == "any":
             return self.sum(weights * values)
         if self.layout == "last":
-            channels = self.sizes[-1]
+            channels = self.sizes[-1] // self.places
             values = tf.reshape(values, [-1, channels])
             return tf.reshape(tf.matmul(tf.reshape(weights, [1, -1]), values), [-1])
         examples, channels, size, _ = self.sizes
@@ -112,21 +108,20 @@ class Channels(NamedTuple):
         """values + offset."""
         if self.layout == "any":
             return values + self._broadcast(offset)
-        return tf.nn.bias_add(values, offset, self.data_format)
+        return tf.nn.bias_add(values, self.for_places(offset), self.data_format)
+
+    def centre(self, values: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        """values - mean."""
+        if self.layout == "any":
+            return values - self._broadcast(mean)
+        return self.add(values, -mean)
 
     def scale(self, values: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
         """values * factor."""
-        if self.dot_by_convolution:
-            if self.places > 1:
-                factor = tf.tile(factor, [self.places])
-            wide = tf.nn.depthwise_conv2d_native(
-                self._side_by_side(values),
-                tf.reshape(factor, [1, 1, -1, 1]),
-                _STRIDES,
-                "VALID",
-            )
-            return wide if self.places == 1 else tf.reshape(wide, self._known_sizes)
-        return values * self._broadcast(factor)
+        if not self.dot_by_convolution:
+            return self.scale_last_read(values, factor)
+        factor = tf.reshape(self.for_places(factor), [1, 1, -1, 1])
+        return tf.nn.depthwise_conv2d_native(values, factor, _STRIDES, "VALID")
 
     def scale_last_read(self, values: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
         """As `scale`, for values that are read by nothing later.
@@ -136,26 +131,24 @@ class Channels(NamedTuple):
         """
         return values * self._broadcast(factor)
 
+    def for_places(self, by_channel: tf.Tensor) -> tf.Tensor:
+        """`by_channel` once for each place that is seen as one with others."""
+        return by_channel if self.places == 1 else tf.tile(by_channel, [self.places])
+
+    def over_places(self, sums: tf.Tensor) -> tf.Tensor:
+        """The sums by channel, of those for each place."""
+        if self.places == 1:
+            return sums
+        return tf.reduce_sum(tf.reshape(sums, [self.places, -1]), 0)
+
     @property
     def data_format(self) -> str:
         """TensorFlow's name of the layout "last" or "middle"."""
         return "NHWC" if self.layout == "last" else "NCHW"
 
-    def _side_by_side(self, values):
-        """`values` of this layout, with those of `places` neighbours as one."""
-        if self.places == 1:
-            return values
-        first, *inner, channels = self._known_sizes
-        inner = _product(inner) // self.places
-        return tf.reshape(values, [first, inner, 1, self.places * channels])
-
-    @property
-    def _known_sizes(self):
-        return [-1 if size is None else size for size in self.sizes]
-
     def _broadcast(self, by_channel):
         if self.layout == "last":
-            return by_channel
+            return self.for_places(by_channel)
         if self.layout == "middle":
             return tf.reshape(by_channel, [-1, 1, 1])
         return along(by_channel, self.shape, self.axes)
@@ -177,34 +170,6 @@ def plain_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
     """As `channels_of`, with the layout "any": by reductions and broadcasting alone."""
     axes = channel_axes(x.shape.ndims, axis)
     return Channels("any", None, x.shape, axes, dot_by_convolution=False)
-
-
-def fast_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
-    """The view in which arithmetic is the fastest, on the device of `x`.
-
-    The operations that are fast on a CPU are slow on a GPU, or not deterministic.
-    """
-    if on_gpu(x):
-        return plain_channels_of(x, axis)
-    channels = channels_of(x, axis)
-    if not (IS_TENSORFLOW_1 and channels.dot_by_convolution):
-        return channels
-    _, *inner, count = channels.sizes
-    if None in inner or -1 in inner:
-        return channels
-    limit = max(1, _WIDE // count)
-    return channels._replace(places=_largest_divisor(_product(inner), limit))
-
-
-def on_gpu(x: tf.Tensor) -> bool:
-    """Whether what is computed from `x` is going to be placed on a GPU.
-
-    That is known only where the graph says it; otherwise a GPU of this machine counts.
-    """
-    device_type = tf.DeviceSpec.from_string(x.device).device_type
-    if device_type is not None:
-        return device_type == "GPU"
-    return bool(tf.config.experimental.list_physical_devices("GPU"))
 
 
 def along(by_channel: tf.Tensor, shape: tf.TensorShape, axes: tuple[int, ...]):
@@ -232,11 +197,16 @@ def _sizes_last(shape, axis):
         return [*reduced, channels]
     known = [size for size in reduced if size is not None]
     if len(known) == len(reduced):
-        parts = _largest_divisor(_product(known), 64)
-        return [parts, _product(known) // parts, 1, channels]
+        return flat_sizes(_product(known), channels)
     if len(known) == len(reduced) - 1 and _product(known) > 0:
         return [-1, _product(known), 1, channels] if known else [1, -1, 1, channels]
     return [1, -1, 1, channels]
+
+
+def flat_sizes(rows: int, channels: int) -> list[int]:
+    """[a, b, 1, channels] with a * b = rows."""
+    parts = max(d for d in range(1, 65) if rows % d == 0)
+    return [parts, rows // parts, 1, channels]
 
 
 def _sizes_middle(shape, axis):
@@ -253,10 +223,6 @@ def _sizes_middle(shape, axis):
         -1 if last is None else last,
         1,
     ]
-
-
-def _largest_divisor(number, limit):
-    return max(d for d in range(1, limit + 1) if number % d == 0)
 
 
 def _product(sizes):

@@ -20,7 +20,6 @@ from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import fast_channels_of
 from bn_tf1.statistics.moments import (
     Moments,
     count_of,
@@ -29,6 +28,7 @@ from bn_tf1.statistics.moments import (
 )
 from bn_tf1.statistics.output_gradients import output_gradients
 from bn_tf1.statistics.registered_gradients import registered_gradient
+from bn_tf1.statistics.views import channels_for_arithmetic, is_fast_fixed_kernel
 
 
 def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
@@ -42,12 +42,12 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
         `Moments` in float32, or float64 for float64 `x`.
     """
     x = tf.cast(x, statistics_dtype(x.dtype))
-    channels = fast_channels_of(x, reduction_axes(x.shape.ndims, axes))
+    channels = channels_for_arithmetic(x, reduction_axes(x.shape.ndims, axes))
     count = count_of(x, axes)
     divisor = tf.convert_to_tensor(count, x.dtype)
     values = channels.enter(x)
     rough_mean = channels.sum(values) / divisor
-    centred = channels.add(values, -rough_mean)
+    centred = channels.centre(values, rough_mean)
     mean = rough_mean + channels.sum(centred) / divisor
     variance = channels.dot(centred, centred) / divisor
     return Moments(mean, variance, count)
@@ -79,11 +79,11 @@ def normalize_batch(
     """
     mean, variance, count = moments
     x, dtype = tf.cast(x, mean.dtype), x.dtype
-    channels = fast_channels_of(x, axis)
+    channels = channels_for_arithmetic(x, axis)
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
 
-    y = _output(channels, x, mean, variance, gamma, beta, epsilon)
+    y = normalize_fixed(x, mean, variance, gamma, beta, axis=axis, epsilon=epsilon)
     inputs = [y, x, mean, variance, gamma, beta]
     if weights is not None:
         inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
@@ -112,7 +112,7 @@ def _gradients(operation, dy, *_, axes, epsilon):
     deviations = tf.rsqrt(variance + epsilon)
     dmean = -gamma * deviations * slopes.beta
     dvariance = -0.5 * gamma * deviations**2 * slopes.gamma
-    channels = fast_channels_of(x, axes)
+    channels = channels_for_arithmetic(x, axes)
     dweights = _weights_gradient(channels, x, moments, weights, dmean, dvariance)
     return (*gradients, dweights, None)
 
@@ -120,7 +120,7 @@ def _gradients(operation, dy, *_, axes, epsilon):
 def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
     """Of the weights, which enter both moments with their share of the sum."""
     mean, variance, count = moments
-    centred = channels.add(channels.enter(x), -mean)
+    centred = channels.centre(channels.enter(x), mean)
     through_variance = channels.scale(
         channels.add(tf.square(centred), -variance), dvariance
     )
@@ -130,22 +130,35 @@ def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
     return tf.reshape(tf.reduce_sum(by_value, broadcast.r0), tf.shape(weights))
 
 
-def _output(channels, x, mean, variance, gamma, beta, epsilon):
-    """gamma * (x - mean) / sqrt(variance + epsilon) + beta, without its gradient."""
+def normalize_fixed(
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+) -> tf.Tensor:
+    """As `output.normalize`, for a mean and a variance that need no gradient."""
+    x, dtype = tf.cast(x, mean.dtype), x.dtype
+    gamma = tf.ones_like(mean) if gamma is None else gamma
+    beta = tf.zeros_like(mean) if beta is None else beta
+    channels = channels_for_arithmetic(x, axis)
     values = channels.enter(x)
-    if channels.layout == "last" and x.dtype == tf.float32:
+    if is_fast_fixed_kernel(channels, x.dtype):
         # One pass over the data in place of three.
         y = tf.raw_ops.FusedBatchNormV3(
             x=values,
-            scale=gamma,
-            offset=beta,
-            mean=mean,
-            variance=variance,
+            scale=channels.for_places(gamma),
+            offset=channels.for_places(beta),
+            mean=channels.for_places(mean),
+            variance=channels.for_places(variance),
             epsilon=epsilon,
             is_training=False,
         ).y
     else:
-        centred = channels.add(values, -mean)
+        centred = channels.centre(values, mean)
         y = channels.scale_last_read(centred, gamma * tf.rsqrt(variance + epsilon))
         y = channels.add(y, beta)
-    return channels.leave(y, x)
+    return tf.cast(channels.leave(y, x), dtype)

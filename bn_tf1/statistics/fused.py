@@ -19,6 +19,7 @@ from bn_tf1.statistics.channels import channels_of
 from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
 from bn_tf1.statistics.output_gradients import output_gradients
 from bn_tf1.statistics.registered_gradients import registered_gradient
+from bn_tf1.statistics.views import channels_for_statistics
 
 _KERNEL = "FusedBatchNormV3"
 
@@ -115,7 +116,7 @@ def normalize(
 
 
 def _fused(x, mean, variance, gamma, beta, axis, epsilon, is_training):
-    channels = channels_of(x, axis)
+    channels = (channels_for_statistics if is_training else channels_of)(x, axis)
     size = [tf.dimension_value(x.shape[channels.axes[0]])]
     outputs = tf.raw_ops.FusedBatchNormV3(
         x=channels.enter(x),

@@ -7,16 +7,18 @@ Measured with float32 on two CPU cores, forward and backward, on tensors of 33 M
 command is `python -m tests.benchmarks`:
 
 - TensorFlow 2, channels last: fused, at a quarter of the recipe's time with oneDNN (CPUs
-  with AVX512-VNNI), at half of it without.
-- TensorFlow 1.15, channels last, float32: fused, with the gradient of the composed one in
-  the place of the kernel's own, which takes longer than a whole composed layer: two thirds
-  to nine tenths of the time of the kernel with its own gradient, and as few nodes. All
-  composed it is up to a fifth faster where a tensor is large and has 64 channels, and
-  slower by as much where it has 16 or 32. For a mean of 300 deviations the statistics of
-  the kernel are as far from the true ones as the recipe's, and those of composed a hundred
-  times closer: that is what to take it for.
-- Constant statistics: the fused kernel is as fast as anything, and what grappler can
-  merge with a convolution before it.
+  with AVX512-VNNI), at half of it without. Composed where the kernels of oneDNN are slow:
+  for up to 2^16 values, and for numbers of channels that are no multiple of 4 (16 in
+  bfloat16); `views` has the figures.
+- TensorFlow 1.15, channels last, float32, 8 channels or more: fused, with the gradient of
+  the composed one in the place of the kernel's own, which takes longer than a whole
+  composed layer: two thirds to nine tenths of the time of the kernel with its own gradient,
+  and as few nodes. All composed it is up to a fifth faster where a tensor is large and has
+  64 channels, and slower by as much where it has 16 or 32. For a mean of 300 deviations the
+  statistics of the kernel are as far from the true ones as the recipe's, and those of
+  composed a hundred times closer: that is what to take it for.
+- Constant statistics: the fused kernel, where it is fast, and what grappler can merge with
+  a convolution before it.
 - Channels not last, on a CPU: composed. 1.15 has no such fused kernel; that of
   TensorFlow 2 is slower, by a twentieth with oneDNN and three times without.
 - On a GPU both versions have the fused kernel for both layouts. This follows TensorFlow's
@@ -30,8 +32,9 @@ from typing import NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics import composed, fused, output
-from bn_tf1.statistics.channels import IS_TENSORFLOW_1, channels_of, on_gpu
+from bn_tf1.statistics.channels import channels_of
 from bn_tf1.statistics.moments import reduction_axes, unbiased_variance
+from bn_tf1.statistics.views import IS_TENSORFLOW_1, is_fast_kernel, is_small, on_gpu
 
 KERNELS = ("auto", "fused", "composed")
 
@@ -140,21 +143,27 @@ def normalize_constant(
     epsilon: float,
 ) -> tf.Tensor:
     """As `output.normalize`, for a mean and a variance that need no gradient."""
-    one_kernel = (
-        why_not_fused(x, axis, epsilon) is None
-        and (channels_of(x, axis).layout == "last" or on_gpu(x))
-        and (x.dtype.base_dtype == tf.float32 or not IS_TENSORFLOW_1)
-    )
-    normalize = fused.normalize if one_kernel else output.normalize
+    normalize = _normalize_constant(x, axis, epsilon)
     return normalize(x, mean, variance, gamma, beta, axis=axis, epsilon=epsilon)
+
+
+def _normalize_constant(x, axis, epsilon):
+    if why_not_fused(x, axis, epsilon) is not None:
+        return output.normalize
+    if on_gpu(x):
+        return fused.normalize
+    if channels_of(x, axis).layout != "last":
+        return output.normalize
+    # Grappler merges the kernel with a convolution before it.
+    if x.op.type == "Conv2D" or is_fast_kernel(x, axis):
+        return fused.normalize
+    return output.normalize if is_small(x) else composed.normalize_fixed
 
 
 def _is_fast(x, axis):
     if on_gpu(x):
         return True
-    if IS_TENSORFLOW_1 and x.dtype.base_dtype != tf.float32:
-        return False
-    return channels_of(x, axis).layout == "last"
+    return channels_of(x, axis).layout == "last" and is_fast_kernel(x, axis)
 
 
 def _is_slow_backward(x):

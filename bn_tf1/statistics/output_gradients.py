@@ -19,9 +19,13 @@ from typing import NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import IS_TENSORFLOW_1, fast_channels_of
 from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
 from bn_tf1.statistics.registered_gradients import registered_gradient
+from bn_tf1.statistics.views import (
+    IS_TENSORFLOW_1,
+    channels_for_arithmetic,
+    is_fast_fixed_kernel,
+)
 
 
 class OutputGradients(NamedTuple):
@@ -52,10 +56,10 @@ def output_gradients(
         dmoments: where a loss is on the mean and the biased variance themselves, the
             gradients for them.
     """
-    channels = fast_channels_of(x, axis)
-    takes_kernel = channels.layout == "last" and x.dtype == tf.float32
+    channels = channels_for_arithmetic(x, axis)
     # The kernel of 1.15 takes longer than what it does away with.
-    if takes_kernel and not IS_TENSORFLOW_1 and dmoments is None:
+    takes_kernel = not IS_TENSORFLOW_1 and is_fast_fixed_kernel(channels, x.dtype)
+    if takes_kernel and dmoments is None:
         return _by_kernel(channels, x, dy, moments, gamma, epsilon, weights)
     return _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments)
 
@@ -64,7 +68,7 @@ def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
     mean, variance, count = moments
     deviations = tf.rsqrt(variance + epsilon)
     inverse = _inverse(count)
-    centred = channels.add(channels.enter(x), -mean)
+    centred = channels.centre(channels.enter(x), mean)
     direct = channels.enter(dy)
     dbeta = channels.sum(direct)
     # Of no examples it is 0, as the kernel's. Their variance is NaN, and the convolution
@@ -93,23 +97,25 @@ def _by_kernel(channels, x, dy, moments, gamma, epsilon, weights):
     """
     mean, variance, count = moments
     values = channels.enter(x)
-    direct, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+    wide_mean, wide_variance = map(channels.for_places, (mean, variance))
+    direct, *sums, _, _ = tf.raw_ops.FusedBatchNormGradV3(
         y_backprop=channels.enter(dy),
         x=values,
-        scale=gamma,
-        reserve_space_1=mean,
-        reserve_space_2=variance,
+        scale=channels.for_places(gamma),
+        reserve_space_1=wide_mean,
+        reserve_space_2=wide_variance,
         reserve_space_3=tf.constant([], tf.float32),
         epsilon=epsilon,
         is_training=False,
     )
+    dgamma, dbeta = map(channels.over_places, sums)
     share = -gamma * tf.rsqrt(variance + epsilon) * _inverse(count)
     through_both = tf.raw_ops.FusedBatchNormV3(
         x=values,
-        scale=share * dgamma,
-        offset=share * dbeta,
-        mean=mean,
-        variance=variance,
+        scale=channels.for_places(share * dgamma),
+        offset=channels.for_places(share * dbeta),
+        mean=wide_mean,
+        variance=wide_variance,
         epsilon=epsilon,
         is_training=False,
     ).y
@@ -136,7 +142,7 @@ def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_, axes, epsilon):
         count_of(x, reduction_axes(x.shape.ndims, axes)),
     )
     slopes = _by_hand(
-        fast_channels_of(x, axes),
+        channels_for_arithmetic(x, axes),
         x,
         dy,
         Moments(mean, variance, count),

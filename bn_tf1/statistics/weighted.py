@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import fast_channels_of
 from bn_tf1.statistics.moments import Moments, reduction_axes, statistics_dtype
+from bn_tf1.statistics.views import channels_for_arithmetic
 
 
 def weighted_moments(
@@ -36,14 +36,14 @@ def weighted_moments(
     x, weights = tf.cast(x, dtype), tf.cast(weights, dtype)
     weights = _one_for_each_value(weights, x, axes)
     total = tf.reduce_sum(weights)
-    channels = fast_channels_of(x, reduction_axes(x.shape.ndims, axes))
+    channels = channels_for_arithmetic(x, reduction_axes(x.shape.ndims, axes))
 
     def average(values):
         return channels.weighted_sum(weights, values) / total
 
     values = channels.enter(x)
     rough_mean = average(values)
-    centred = channels.add(values, -rough_mean)
+    centred = channels.centre(values, rough_mean)
     # As in `composed`: it takes the rounding error of the first sum out of the mean.
     mean = rough_mean + average(centred)
     return Moments(mean, average(tf.square(centred)), total)

@@ -1,0 +1,162 @@
+"""The fastest view of a tensor, by what is going to be done with it.
+
+Contract: a view is of the same values and costs nothing to take, but the time of the
+operations on it depends on it by a factor of up to ten. Measured on two CPU cores with
+AVX512, forward and backward:
+
+- TensorFlow 2 with oneDNN, at most 256 KB of float32: each of its kernels takes 0.1 ms and
+  more, however small the tensor is. Several plain operations take half the time of two.
+- TensorFlow 2 with oneDNN, float32, no multiple of 4 channels: its kernels take twice to
+  five times as long as on several neighbours seen as one, with as many times the channels.
+  No multiple of 8: the kernel that is merged with a relu takes twice the time of both apart.
+- The same, and the kernel that makes the statistics: with 8 * odd channels, and with 256
+  channels or more in 16 MB, it takes up to twice the time of one place per example.
+- bfloat16, no multiple of 16 channels: its kernels take three to ten times as long as
+  several operations in float32.
+- On both versions, fewer than 64 channels: all other operations take up to ten times as long
+  as on several neighbours seen as one.
+
+On a GPU none of this holds, and the operations that are fast on a CPU are slow there, or
+not deterministic: the views are the plain ones.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.channels import (
+    Channels,
+    channels_of,
+    flat_sizes,
+    plain_channels_of,
+)
+from bn_tf1.statistics.moments import static_count
+
+IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
+
+# Channels: a vector of the processor, and as many as no operation is faster with more of.
+_VECTOR = 1 if IS_TENSORFLOW_1 else 16
+_WIDE = 64
+# Numbers of values: as many as no kernel of oneDNN's is worth its start for, and half of a
+# common cache of the third level, from where it takes the channels block by block.
+_SMALL = 2**16
+_LARGE = 2**22
+_TYPICAL_BATCH = 128
+
+
+def channels_for_arithmetic(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
+    """The view for the operations of `Channels`, and for fixed statistics."""
+    if on_gpu(x):
+        return plain_channels_of(x, axis)
+    channels = channels_of(x, axis)
+    if channels.layout != "last":
+        return channels
+    if is_small(x):
+        return plain_channels_of(x, axis)
+    *reduced, count = x.shape.as_list()
+    rows = _rows(reduced)
+    places = 1 if rows is None else _places(rows, count)
+    if places == 1:
+        return channels
+    wide = count * places
+    if None in reduced:
+        sizes = [-1, rows // places, 1, wide]
+    else:
+        sizes = flat_sizes(rows // places, wide)
+    return channels._replace(
+        sizes=sizes, places=places, dot_by_convolution=sizes[0] != 1
+    )
+
+
+def channels_for_statistics(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
+    """The view for the fused kernel that makes the statistics itself."""
+    channels = channels_of(x, axis)
+    if IS_TENSORFLOW_1 or channels.layout != "last" or on_gpu(x):
+        return channels
+    *reduced, count = x.shape.as_list()
+    if x.dtype.base_dtype == tf.float32 and _is_faster_by_row(x):
+        return channels._replace(sizes=[-1, 1, 1, count])
+    if count % 8 and len(reduced) == 3 and None not in reduced[1:]:
+        # No image any more, so that no relu is merged with it.
+        return channels._replace(sizes=[-1, reduced[1] * reduced[2], 1, count])
+    return channels
+
+
+def is_fast_kernel(x: tf.Tensor, axis: int | Sequence[int]) -> bool:
+    """Whether the fused kernel that makes the statistics is faster than several operations.
+
+    For `x` with its channels last, on a CPU.
+    """
+    dtype = x.dtype.base_dtype
+    count = tf.dimension_value(x.shape[-1])
+    if IS_TENSORFLOW_1:
+        is_slow, are_few = dtype != tf.float32, count < 8
+    else:
+        is_slow = is_small(x) or (dtype == tf.bfloat16 and count % 16 != 0)
+        are_few = count % 4 != 0
+    if is_slow:
+        return False
+    return not are_few or channels_for_arithmetic(x, axis).places == 1
+
+
+def is_fast_fixed_kernel(channels: Channels, dtype: tf.DType) -> bool:
+    """Whether the fused kernel for fixed statistics serves this view, and is fast."""
+    if channels.layout != "last" or dtype != tf.float32:
+        return False
+    return IS_TENSORFLOW_1 or channels.sizes[-1] % 4 == 0
+
+
+def is_small(x: tf.Tensor) -> bool:
+    """Whether TensorFlow 2 takes longer to start a kernel on `x` than to run it."""
+    return not IS_TENSORFLOW_1 and _size(x.shape) <= _SMALL
+
+
+def on_gpu(x: tf.Tensor) -> bool:
+    """Whether what is computed from `x` is going to be placed on a GPU.
+
+    That is known only where the graph says it; otherwise a GPU of this machine counts.
+    """
+    device_type = tf.DeviceSpec.from_string(x.device).device_type
+    if device_type is not None:
+        return device_type == "GPU"
+    return bool(tf.config.experimental.list_physical_devices("GPU"))
+
+
+def _rows(reduced):
+    """The number of places, of one example where that of examples is unknown, or None."""
+    known = reduced[1:] if reduced and reduced[0] is None else reduced
+    return _product(known)
+
+
+def _size(shape):
+    """The number of values; with a batch of a common size, where it is unknown."""
+    batch, *others = shape.as_list()
+    if None in others:
+        return _LARGE  # not small, and not known to be larger
+    return _product([_TYPICAL_BATCH if batch is None else batch, *others])
+
+
+def _product(sizes):
+    """None where a size is unknown."""
+    return static_count(tf.TensorShape(sizes), range(len(sizes)))
+
+
+def _places(rows, count):
+    """How many neighbours are best seen as one."""
+    candidates = [
+        places
+        for places in range(1, max(_WIDE // count, _VECTOR) + 1)
+        if rows % places == 0 and (count * places) % _VECTOR == 0
+    ]
+    narrow = [places for places in candidates if count * places <= _WIDE]
+    return max(narrow) if narrow else min(candidates, default=1)
+
+
+def _is_faster_by_row(x):
+    *reduced, count = x.shape.as_list()
+    if count % 16:
+        return count % 8 == 0 and count >= 40
+    known = None not in reduced
+    return known and count >= 256 and _size(x.shape) >= _LARGE
