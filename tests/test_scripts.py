@@ -82,27 +82,39 @@ def test_eval_reports_at_least_98_5_percent(default_run):
 
 
 def test_moving_statistics_predict_as_well_as_those_of_the_batch(default_run):
-    """Batches of 180 test examples, within half a point of the moving statistics."""
+    """Within half a point in batches of 180 test examples, on average over five seeds.
+
+    Of one run it says little: each of the 360 examples is 0.28 points, and on which side
+    of the border the last ones fall changes with the rounding of any operation.
+    """
     folder, _, _ = default_run
-    model_dir = str(folder / "runs" / "default")
+    differences = []
+    for seed in range(5):
+        model_dir = folder / "runs" / "default"
+        if seed > 0:
+            model_dir = folder / f"seed_{seed}"
+            flags = [f"--model_dir={model_dir}", f"--seed={seed}"]
+            assert _run("train.py", *flags, cwd=folder).returncode == 0
+        accuracy = {mode: _accuracy(str(model_dir), mode) for mode in (True, False)}
+        differences.append(accuracy[True] - accuracy[False])
+    assert abs(np.mean(differences)) <= 0.005, differences
+
+
+def _accuracy(model_dir, is_training):
+    """On the test examples, in batches of 180, with the statistics of `is_training`."""
     config = configuration.load(model_dir)
     dataset = network.open_split(config, "test")
-    iterator = tf.data.make_initializable_iterator(
-        datasets.evaluation_batches(dataset, 180)
-    )
-    is_training = tf.placeholder(tf.bool, [])
-    objective = network.build(
-        *iterator.get_next(), is_training, config, dataset.num_classes
-    )
-    accuracy = {}
-    with tf.Session() as session:
+    with tf.Graph().as_default(), tf.Session() as session:
+        iterator = tf.data.make_initializable_iterator(
+            datasets.evaluation_batches(dataset, 180)
+        )
+        objective = network.build(
+            *iterator.get_next(), is_training, config, dataset.num_classes
+        )
         path = tf.train.latest_checkpoint(model_dir)
         tf.train.Saver(tf.global_variables()).restore(session, path)
-        for mode in (True, False):
-            session.run(iterator.initializer)
-            hits = [session.run(objective.hits, {is_training: mode}) for _ in range(2)]
-            accuracy[mode] = np.mean(hits)
-    assert abs(accuracy[True] - accuracy[False]) <= 0.005
+        session.run(iterator.initializer)
+        return np.mean([session.run(objective.hits) for _ in range(2)])
 
 
 def test_the_trained_statistics_have_forgotten_where_they_started(default_run):
