@@ -79,7 +79,9 @@ def table(rows: list[timing.Row]) -> str:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer shapes, modes and rounds"
+    )
     parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--json", metavar="FILE", help="writes the figures there too")
     parser.add_argument(
@@ -90,7 +92,6 @@ def _parser():
         "--modes",
         nargs="+",
         choices=layers.MODES,
-        default=layers.MODES,
         help="measures layers in these modes alone",
     )
     parser.add_argument(
@@ -106,7 +107,8 @@ def _measure(section, options):
     size = {"batch": 4, "size": 8, "blocks": 1} if options.tiny else {}
     rounds = 2 if options.tiny else 5 if options.quick else 15
     if section == "layers":
-        return layers.measure(_shapes(options), rounds, options.modes)
+        modes = options.modes or layers.MODES[1 if options.quick else 0 :]
+        return layers.measure(_shapes(options), rounds, modes)
     if section == "masked":
         return layers.measure_masked(_shapes(options), rounds)
     if section == "shipped":
