@@ -43,7 +43,7 @@ _WIDE = 64
 # common cache of the third level, from where it takes the channels block by block.
 _SMALL = 2**16
 _LARGE = 2**22
-_TYPICAL_BATCH = 128
+_TYPICAL_BATCH = 256
 
 
 def channels_for_arithmetic(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
@@ -131,7 +131,11 @@ def _rows(reduced):
 
 
 def _size(shape):
-    """The number of values; with a batch of a common size, where it is unknown."""
+    """The number of values; with a batch of a common size, where it is unknown.
+
+    A larger one than most are: several operations lose more on what is large after all
+    than they win on what is small.
+    """
     batch, *others = shape.as_list()
     if None in others:
         return _LARGE  # not small, and not known to be larger
