@@ -105,7 +105,7 @@ def _parser():
 def _measure(section, options):
     small = options.quick or options.tiny
     size = {"batch": 4, "size": 8, "blocks": 1} if options.tiny else {}
-    rounds = 2 if options.tiny else 5 if options.quick else 15
+    rounds = 2 if options.tiny else 4 if options.quick else 15
     if section == "layers":
         modes = options.modes or layers.MODES[1 if options.quick else 0 :]
         return layers.measure(_shapes(options), rounds, modes)
@@ -124,7 +124,7 @@ def _measure(section, options):
         return graphs.measure(5 if small else 20, 3 if small else 7)
     if options.tiny:
         return jobs.measure(starts=1, rounds=1, steps=20)
-    turns = 3 if options.quick else rounds
+    turns = 2 if options.quick else rounds
     return jobs.measure(starts=turns, rounds=turns, steps=200)
 
 
