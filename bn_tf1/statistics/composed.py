@@ -22,6 +22,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics.moments import (
     Moments,
+    channel_axes,
     count_of,
     reduction_axes,
     statistics_dtype,
@@ -79,7 +80,6 @@ def normalize_batch(
     """
     mean, variance, count = moments
     x, dtype = tf.cast(x, mean.dtype), x.dtype
-    channels = channels_for_arithmetic(x, axis)
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
 
@@ -88,7 +88,10 @@ def normalize_batch(
     if weights is not None:
         inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
     gradient = registered_gradient(
-        "normalize_batch", _gradients, axes=channels.axes, epsilon=epsilon
+        "normalize_batch",
+        _gradients,
+        axes=channel_axes(x.shape.ndims, axis),
+        epsilon=epsilon,
     )
     with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
         y = tf.identity_n(inputs)[0]
