@@ -79,7 +79,7 @@ def applied_rate(
     if apply is True:
         return rate
     with tf.name_scope("moving_average_rate"):
-        return tf.where_v2(apply, rate, constant(0.0, rate.dtype))
+        return tf.where(apply, rate, constant(0.0, rate.dtype))
 
 
 def _plain_update(variable, value, rate, apply):
