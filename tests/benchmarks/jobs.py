@@ -66,10 +66,9 @@ def _start_rows(folder, starts):
     started, imported = [], []
     for turn in range(starts + 1):
         seconds = _seconds_to_first_step(os.path.join(folder, str(turn)))
-        reference = _seconds_of(_import_tensorflow)
         if turn:  # the first brings the files into memory
             started.append(seconds)
-            imported.append(reference)
+            imported.append(_seconds_of(_import_tensorflow))
     ratios = [ours / reference for ours, reference in zip(started, imported)]
     case = "start, digits"
     return [
@@ -119,12 +118,13 @@ def _speed_rows(config, rounds):
         contenders = {"train.py": step, "bare step": _bare_step(config)}
         batch = _input_batch(config)
         found = {name: [] for name in [*contenders, "input alone"]}
-        for turn in range(rounds + 1):
+        _take_turns(contenders, _STEPS_OF_A_TURN)  # compiles, and fills caches
+        _seconds_of(batch, steps)
+        for _ in range(rounds):
             totals = _take_turns(contenders, steps)
             totals["input alone"] = _seconds_of(batch, 5 * steps) / 5
-            if turn:  # the first compiles and fills caches
-                for name, seconds in totals.items():
-                    found[name].append(config.batch_size * steps / seconds)
+            for name, seconds in totals.items():
+                found[name].append(config.batch_size * steps / seconds)
     case = f"{config.model} on {config.dataset}, batch {config.batch_size}"
     ratios = [job / bare for job, bare in zip(found["train.py"], found["bare step"])]
     return [
