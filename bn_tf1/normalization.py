@@ -27,7 +27,6 @@ from bn_tf1.moving_averages import (
     applied_rate,
     assign_moving_value,
     update_moving_average,
-    update_rate,
 )
 from bn_tf1.shared_constants import Constant, shared_constants
 
@@ -84,7 +83,7 @@ def normalize_and_update(
     update: str,
     updates_collection: Any,
     skip_nonfinite: bool,
-    rate: tf.Tensor | None = None,
+    rate: tf.Tensor | None,
     kernel: str = "auto",
     trainable: bool | tf.Tensor = True,
     weights: tf.Tensor | None = None,
@@ -103,7 +102,8 @@ def normalize_and_update(
         axis: the channel axis, or several of them.
         zero_debias: which of "moving_mean" and "moving_variance" are bias-corrected.
         updates_collection: a collection, or a list of them.
-        rate: what `update_rate` gave for `decay`, where it was made before.
+        rate: what `update_rate` gave for `decay`, made just before; None makes no
+            updates.
         trainable: a scalar bool tensor switches the gradients of gamma and beta, and
             the updates, at run time. Whether the variables are trainable is theirs.
 
@@ -127,24 +127,16 @@ def normalize_and_update(
     # A scope of its own leaves the names of the layer's to the output and the updates.
     with tf.name_scope("normalize"):
         normalized = _normalize(x, variables, is_training, options)
-    y = normalized.y
     updates = ()
-    if update != "skip" and is_training is not False:
+    if rate is not None:
         apply = _and(is_training, trainable)
         if skip_nonfinite:
             apply = _and(apply, _all_finite(normalized, options.constant))
-        if rate is None:
-            rate = update_rate(decay, normalized.mean.dtype)
         rate = applied_rate(rate, apply, options.constant)
         updates = _update_operations(
             variables, normalized, decay, rate, zero_debias, renorm, epsilon, apply
         )
-    if updates and update == "collection":
-        for operation in updates:
-            tf.add_to_collections(updates_collection, operation)
-    elif updates:
-        with tf.control_dependencies(updates):
-            y = tf.identity(y)
+    y = _with_updates(normalized.y, updates, update, updates_collection)
     in_batch = is_training is not False
     record_call(
         BatchNormCall(
@@ -158,6 +150,17 @@ def normalize_and_update(
             updates=updates,
         )
     )
+    return y
+
+
+def _with_updates(y, updates, update, updates_collection):
+    """`y`, which takes the updates along unless a collection does."""
+    if update == "collection":
+        for operation in updates:
+            tf.add_to_collections(updates_collection, operation)
+    elif updates:
+        with tf.control_dependencies(updates):
+            return tf.identity(y)
     return y
 
 
