@@ -121,6 +121,36 @@ def test_a_weighted_mean_of_300_deviations_is_closer_than_the_recipes(session):
     np.testing.assert_allclose(variance, exact_variance, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [0, 300])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("batch", [64, None], ids=["known_batch", "unknown_batch"])
+def test_a_composed_variance_is_as_close_as_the_recipes(
+    batch, weighted, ratio, session
+):
+    """Sums of 65,536 squares: made in one go, they are ten times further off."""
+    generator = np.random.RandomState(0)
+    values = (ratio + generator.normal(size=(64, 32, 32, 16))).astype(np.float32)
+    weights = generator.randint(0, 3, (64, 1, 1, 1)).astype(np.float32)
+    x = tf.placeholder(tf.float32, [batch, 32, 32, 16])
+    axes = (0, 1, 2)
+    if weighted:
+        ours = statistics.weighted_moments(x, axes, tf.constant(weights)).variance
+        recipe = tf.nn.weighted_moments(x, axes, tf.constant(weights))[1]
+    else:
+        ours = statistics.batch_moments(x, axes).variance
+        recipe = tf.nn.moments(x, axes)[1]
+    variance, theirs = session.run([ours, recipe], {x: values})
+
+    values, weights = values.astype(np.float64), weights.astype(np.float64)
+    shares = weights / weights.mean() if weighted else np.ones_like(weights)
+    mean = (shares * values).mean(axes)
+    exact = (shares * (values - mean) ** 2).mean(axes)
+    error, their_error = (
+        np.sqrt(np.mean((found / exact - 1) ** 2)) for found in (variance, theirs)
+    )
+    assert error <= min(their_error, 3e-7)
+
+
 # ------------------------------------------------------------ gradients of gradients
 
 

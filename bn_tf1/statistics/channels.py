@@ -40,6 +40,8 @@ class Channels(NamedTuple):
         axes: the channel axes, ascending.
         dot_by_convolution: whether `dot` and `scale` are depthwise convolutions.
         places: how many neighbours are seen as one.
+        dot_sizes: the sizes for the convolution of `dot`, if they are not `sizes`; with
+            more neighbours seen as one, more sums are made and each has fewer terms.
     """
 
     layout: str
@@ -48,6 +50,7 @@ class Channels(NamedTuple):
     axes: tuple[int, ...]
     dot_by_convolution: bool
     places: int = 1
+    dot_sizes: Any = None
 
     def enter(self, x: tf.Tensor) -> tf.Tensor:
         """`x` in this layout; more of its static shape may be known than from outside."""
@@ -96,10 +99,15 @@ class Channels(NamedTuple):
         """The sum over each channel of the products."""
         if not self.dot_by_convolution:
             return self.sum(values * others)
+        sizes, places = self.sizes, self.places
+        if self.dot_sizes is not None:
+            values, others = (tf.reshape(t, self.dot_sizes) for t in (values, others))
+            places *= self.dot_sizes[-1] // sizes[-1]
+            sizes = self.dot_sizes
         products = tf.nn.depthwise_conv2d_native_backprop_filter(
-            values, [1, 1, self.sizes[-1], 1], others, _STRIDES, "VALID"
+            values, [1, 1, sizes[-1], 1], others, _STRIDES, "VALID"
         )
-        return self.over_places(tf.squeeze(products, [0, 1, 3]))
+        return _over_places(tf.squeeze(products, [0, 1, 3]), places)
 
     def weighted_sum(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of weights * values.
@@ -110,13 +118,22 @@ class Channels(NamedTuple):
         if self.layout == "any":
             return self.sum(weights * values)
         if self.layout == "last":
-            channels = self.sizes[-1] // self.places
-            values = tf.reshape(values, [-1, channels])
-            return tf.reshape(tf.matmul(tf.reshape(weights, [1, -1]), values), [-1])
+            return self._weighted_sum_last(weights, values)
         examples, channels, size, _ = self.sizes
         weights = tf.reshape(weights, [examples, size, 1])
         values = tf.reshape(values, [examples, channels, size])
         return tf.reduce_sum(tf.matmul(values, weights), [0, 2])
+
+    def _weighted_sum_last(self, weights, values):
+        """In parts, whose sums have smaller rounding errors than one over all."""
+        examples, *others, _ = self.sizes
+        if examples is None or None in others:
+            parts, size = 1, -1
+        else:
+            parts, size = examples, _product(others) * self.places
+        values = tf.reshape(values, [parts, size, self.sizes[-1] // self.places])
+        sums = tf.matmul(tf.reshape(weights, [parts, 1, size]), values)
+        return tf.reduce_sum(sums, [0, 1])
 
     def add(self, values: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         """values + offset."""
@@ -151,9 +168,7 @@ class Channels(NamedTuple):
 
     def over_places(self, sums: tf.Tensor) -> tf.Tensor:
         """The sums by channel, of those for each place."""
-        if self.places == 1:
-            return sums
-        return tf.reduce_sum(tf.reshape(sums, [self.places, -1]), 0)
+        return _over_places(sums, self.places)
 
     @property
     def data_format(self) -> str:
@@ -166,6 +181,12 @@ class Channels(NamedTuple):
         if self.layout == "middle":
             return tf.reshape(by_channel, [-1, 1, 1])
         return along(by_channel, self.shape, self.axes)
+
+
+def _over_places(sums, places):
+    if places == 1:
+        return sums
+    return tf.reduce_sum(tf.reshape(sums, [places, -1]), 0)
 
 
 def channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
