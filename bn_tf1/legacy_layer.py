@@ -26,8 +26,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.drop_in import add_to_collection, as_list, parts
-from bn_tf1.graph_state import graph_state
 from bn_tf1.train_op import ancestors
+
+# A tuple, so that `export_meta_graph` does not try to write it (see calls.py).
+_NAME_COUNTS_KEY = ("bn_tf1_layer_name_counts",)
 
 
 class InputSpec(NamedTuple):
@@ -353,7 +355,9 @@ def _names(layer_class, name):
     if name and not isinstance(name, tf.VariableScope):
         return name, name
     base = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", layer_class.__name__).lower()
-    counts = graph_state("layer_name_counts", collections.Counter)
-    counts[base] += 1
-    unique = f"{base}_{counts[base]}"
+    counts = tf.get_collection_ref(_NAME_COUNTS_KEY)
+    if not counts:
+        counts.append(collections.Counter())
+    counts[0][base] += 1
+    unique = f"{base}_{counts[0][base]}"
     return (name.name if name else base), unique

@@ -25,7 +25,6 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.shared_constants import Constant
 from bn_tf1.statistics import in_dtype
 
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
@@ -72,14 +71,12 @@ def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         return in_dtype(1 - decay, dtype)
 
 
-def applied_rate(
-    rate: tf.Tensor, apply: bool | tf.Tensor, constant: Constant = tf.constant
-) -> tf.Tensor:
+def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:
     """`rate`, a scalar, where `apply` is true, and 0 where it is false."""
     if apply is True:
         return rate
     with tf.name_scope("moving_average_rate"):
-        return tf.where(apply, rate, constant(0.0, rate.dtype))
+        return rate * tf.cast(apply, rate.dtype)
 
 
 def _plain_update(variable, value, rate, apply):

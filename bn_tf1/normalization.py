@@ -28,7 +28,6 @@ from bn_tf1.moving_averages import (
     assign_moving_value,
     update_moving_average,
 )
-from bn_tf1.shared_constants import Constant, shared_constants
 
 
 class LayerVariables(NamedTuple):
@@ -66,7 +65,6 @@ class _Options(NamedTuple):
     adjustment: Any
     kernel: str
     fold: Any
-    constant: Constant
 
 
 def normalize_and_update(
@@ -122,7 +120,6 @@ def normalize_and_update(
         adjustment,
         kernel,
         fold,
-        tf.constant if rate is None else shared_constants(made_here=rate.op),
     )
     # A scope of its own leaves the names of the layer's to the output and the updates.
     with tf.name_scope("normalize"):
@@ -131,8 +128,7 @@ def normalize_and_update(
     if rate is not None:
         apply = _and(is_training, trainable)
         if skip_nonfinite:
-            apply = _and(apply, _all_finite(normalized, options.constant))
-        rate = applied_rate(rate, apply, options.constant)
+            apply = _and(apply, _all_finite(normalized))
         updates = _update_operations(
             variables, normalized, decay, rate, zero_debias, renorm, epsilon, apply
         )
@@ -278,17 +274,14 @@ def _kernel(x, options):
 
 def _plain(x, gamma, beta, kernel, is_training, options):
     axes = statistics.reduction_axes(x.shape.ndims, options.axis)
-    # In a branch of a tf.cond there is no sharing.
-    constant = options.constant if is_training is True else tf.constant
     return statistics.normalize_batch(
-        _with_several_values(x, axes, options.layer, is_training, constant),
+        _with_several_values(x, axes, options.layer, is_training),
         gamma,
         beta,
         kernel=kernel,
         axis=options.axis,
         epsilon=options.epsilon,
         unbiased=options.ema_variance == "unbiased",
-        constant=constant,
     )
 
 
@@ -387,7 +380,7 @@ def _read(variable, shape):
     return value if value.shape.as_list() == shape else tf.reshape(value, shape)
 
 
-def _with_several_values(x, axes, layer, is_training, constant=tf.constant):
+def _with_several_values(x, axes, layer, is_training):
     """`x`, once it is sure that a channel has not just one value.
 
     The variance of one value is 0, and the output beta, whatever the input.
@@ -402,23 +395,12 @@ def _with_several_values(x, axes, layer, is_training, constant=tf.constant):
     sizes = [tf.dimension_value(x.shape[a]) for a in axes]
     if count != 1 and any(size is not None and size > 1 for size in sizes):
         return x  # an unknown size makes N a multiple of this one
-    # Of this very tensor even if they are known: the check must not run without `x`.
+    # Of this very tensor even if it is known: the check must not run without `x`.
     shape = tf.raw_ops.Shape(input=x)
-    size = tf.raw_ops.Size(input=x, out_type=tf.int64)
-    several = tf.not_equal(size, _one_for_each_channel(shape, x.shape, axes, constant))
+    several = tf.not_equal(tf.reduce_prod(tf.gather(shape, list(axes))), 1)
     message = problem + ", but batch statistics need 2 or more; shape of `x`:"
-    check = tf.raw_ops.Assert(condition=several, data=[message, shape], summarize=3)
-    with tf.control_dependencies([check]):
+    with tf.control_dependencies([tf.Assert(several, [message, shape])]):
         return tf.identity(x)
-
-
-def _one_for_each_channel(shape, static_shape, axes, constant):
-    """The size of a tensor with one value per channel."""
-    kept = statistics.reduction_axes(static_shape.ndims, axes)
-    known = statistics.static_count(static_shape, kept)
-    if known is not None:
-        return constant(known, tf.int64)
-    return tf.reduce_prod(tf.cast(tf.gather(shape, list(kept)), tf.int64))
 
 
 def _and(one, other):
@@ -429,17 +411,16 @@ def _and(one, other):
     return other if one is True else tf.logical_and(one, other)
 
 
-def _all_finite(normalized, constant):
+def _all_finite(normalized):
     # The variance is made of distances from the mean: finite only if that is.
-    finite = tf.is_finite(normalized.variance)
-    axes = constant(list(range(finite.shape.ndims)), tf.int32)
-    return tf.reduce_all(finite, axes)
+    return tf.reduce_all(tf.is_finite(normalized.variance))
 
 
 def _update_operations(
     variables, normalized, decay, rate, zero_debias, renorm, epsilon, apply
 ):
     mean, variance = normalized.mean, normalized.variance
+    rate = applied_rate(rate, apply)
 
     def update(key, batch, decay=decay, rate=rate):
         moving = getattr(variables, key)

@@ -16,7 +16,6 @@ from typing import Any, Callable, Mapping, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.graph_state import graph_state
 from bn_tf1.normalization import LayerVariables
 
 INITIALIZERS = {
@@ -46,8 +45,9 @@ def make_variables(
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
     """
+    made_once = {}
     initial = {
-        key: _sharing(initializers.get(key) or default())
+        key: _sharing(made_once, initializers.get(key) or default())
         for key, default in INITIALIZERS.items()
     }
     absent = {"gamma": not scale, "beta": not center}
@@ -60,21 +60,18 @@ def make_variables(
     return LayerVariables(**made)
 
 
-def _sharing(initializer):
-    """`initializer`; zeros of one shape, and ones, are one constant of the whole graph.
-
-    TensorFlow makes initial values outside of all control flow and devices.
-    """
+def _sharing(made_once, initializer):
+    """`initializer`; all those of zeros, and all those of ones, make one constant."""
     kind = type(initializer)
     if kind not in (tf.zeros_initializer, tf.ones_initializer):
         return initializer
 
     def initial_value(shape, dtype=None, partition_info=None):
-        made = graph_state("initial_values", dict)
-        key = kind, tuple(tf.TensorShape(shape).as_list()), dtype
-        if key not in made:
-            made[key] = initializer(shape, dtype, partition_info)
-        return made[key]
+        sizes = tuple(tf.TensorShape(shape).as_list())
+        key = kind, sizes, dtype, tf.get_default_graph()
+        if key not in made_once:
+            made_once[key] = initializer(shape, dtype, partition_info)
+        return made_once[key]
 
     return initial_value
 

@@ -78,8 +78,7 @@ def test_operations_lie_in_the_layers_scope(graph):
     strays = [
         op.name
         for op in made
-        if not op.name.startswith(("net/bn/", "bn_tf1_constants/"))
-        and op.type != "Placeholder"
+        if not op.name.startswith("net/bn/") and op.type != "Placeholder"
     ]
     assert strays == []
 

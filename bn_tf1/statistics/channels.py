@@ -81,20 +81,6 @@ class Channels(NamedTuple):
             tf.raw_ops.BiasAddGrad(out_backprop=values, data_format=self.data_format)
         )
 
-    def mean(self, values: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """The mean over each channel, of `count` values."""
-        if self.layout == "any":
-            return tf.reduce_mean(
-                values, list(reduction_axes(self.shape.ndims, self.axes))
-            )
-        return self.sum(values) / count
-
-    def mean_square(self, values: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """The mean over each channel of the squares of `count` values."""
-        if not self.dot_by_convolution:
-            return self.mean(tf.square(values), count)
-        return self.dot(values, values) / count
-
     def dot(self, values: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of the products."""
         if not self.dot_by_convolution:

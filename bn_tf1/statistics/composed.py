@@ -20,7 +20,6 @@ from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.shared_constants import Constant
 from bn_tf1.statistics.moments import (
     Moments,
     channel_axes,
@@ -33,28 +32,26 @@ from bn_tf1.statistics.registered_gradients import registered_gradient
 from bn_tf1.statistics.views import channels_for_arithmetic, is_fast_fixed_kernel
 
 
-def batch_moments(
-    x: tf.Tensor, axes: tuple[int, ...], constant: Constant = tf.constant
-) -> Moments:
+def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
     """Mean, biased variance and count of `x` over `axes`.
 
     Args:
         x: float tensor of known rank.
         axes: the axes to reduce: all but the channel axes.
-        constant: makes the constants (`bn_tf1.shared_constants`).
 
     Returns:
         `Moments` in float32, or float64 for float64 `x`.
     """
     x = tf.cast(x, statistics_dtype(x.dtype))
     channels = channels_for_arithmetic(x, reduction_axes(x.shape.ndims, axes))
-    count = count_of(x, axes, constant)
-    divisor = constant(count, x.dtype) if isinstance(count, int) else count
+    count = count_of(x, axes)
+    divisor = tf.convert_to_tensor(count, x.dtype)
     values = channels.enter(x)
-    rough_mean = channels.mean(values, divisor)
+    rough_mean = channels.sum(values) / divisor
     centred = channels.centre(values, rough_mean)
-    mean = rough_mean + channels.mean(centred, divisor)
-    return Moments(mean, channels.mean_square(centred, divisor), count)
+    mean = rough_mean + channels.sum(centred) / divisor
+    variance = channels.dot(centred, centred) / divisor
+    return Moments(mean, variance, count)
 
 
 def normalize_batch(

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.shared_constants import Constant
 from bn_tf1.statistics.channels import channels_of
 from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
 from bn_tf1.statistics.output_gradients import output_gradients
@@ -45,7 +44,6 @@ def normalize_batch(
     epsilon: float,
     unbiased: bool,
     gradient_by_hand: bool,
-    constant: Constant = tf.constant,
 ) -> FusedOutput:
     """The output with the statistics of the batch `x`, and these statistics.
 
@@ -58,9 +56,8 @@ def normalize_batch(
             N - 1 instead of N.
         gradient_by_hand: for float32 `x` with its channels last: whether the gradient
             is the one of `composed` instead of the kernel's.
-        constant: makes the constants (`bn_tf1.shared_constants`).
     """
-    unused = constant([], tf.float32)
+    unused = tf.constant([], tf.float32)
     gradients = {}
     if gradient_by_hand:
         gradients[_KERNEL] = registered_gradient(
@@ -70,9 +67,9 @@ def normalize_batch(
         outputs, channels = _fused(x, unused, unused, gamma, beta, axis, epsilon, True)
     mean, variance = outputs.batch_mean, outputs.batch_variance
     if not unbiased:
-        count = count_of(x, reduction_axes(x.shape.ndims, axis), constant)
+        count = count_of(x, reduction_axes(x.shape.ndims, axis))
         if isinstance(count, int):
-            variance *= constant((count - 1) / count, variance.dtype)
+            variance *= (count - 1) / count
         else:
             variance -= variance / count
     return FusedOutput(channels.leave(outputs.y, x), mean, variance)

@@ -31,7 +31,6 @@ from typing import NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.shared_constants import Constant
 from bn_tf1.statistics import composed, fused, output
 from bn_tf1.statistics.channels import channels_of
 from bn_tf1.statistics.moments import reduction_axes, unbiased_variance
@@ -105,7 +104,6 @@ def normalize_batch(
     axis: int | Sequence[int],
     epsilon: float,
     unbiased: bool,
-    constant: Constant = tf.constant,
 ) -> BatchOutput:
     """The output with the statistics of the batch `x`, by the kernel of `choose`.
 
@@ -116,7 +114,6 @@ def normalize_batch(
         axis: the channel axis of `x`, or several.
         epsilon: added to the variance; in the unit of the variance.
         unbiased: which variance is returned; the output always uses the biased one.
-        constant: makes the constants (`bn_tf1.shared_constants`).
     """
     if kernel == "fused":
         outputs = fused.normalize_batch(
@@ -127,10 +124,9 @@ def normalize_batch(
             epsilon=epsilon,
             unbiased=unbiased,
             gradient_by_hand=_is_slow_backward(x),
-            constant=constant,
         )
         return BatchOutput(*outputs)
-    moments = composed.batch_moments(x, reduction_axes(x.shape.ndims, axis), constant)
+    moments = composed.batch_moments(x, reduction_axes(x.shape.ndims, axis))
     y = composed.normalize_batch(x, moments, gamma, beta, axis=axis, epsilon=epsilon)
     variance = unbiased_variance(moments) if unbiased else moments.variance
     return BatchOutput(y, moments.mean, variance)

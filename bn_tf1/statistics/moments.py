@@ -17,8 +17,6 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.shared_constants import Constant
-
 
 class Moments(NamedTuple):
     """Statistics of one batch, per channel.
@@ -84,9 +82,7 @@ def static_count(shape: tf.TensorShape, axes: tuple[int, ...]) -> int | None:
     return count
 
 
-def count_of(
-    x: tf.Tensor, axes: tuple[int, ...], constant: Constant = tf.constant
-) -> int | tf.Tensor:
+def count_of(x: tf.Tensor, axes: tuple[int, ...]) -> int | tf.Tensor:
     """The number of values per channel, as in `Moments`."""
     count = static_count(x.shape, axes)
     if count is not None:
@@ -96,7 +92,7 @@ def count_of(
     if None in kept:
         return tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), list(axes))), dtype)
     size = tf.size(x, out_type=tf.int64)
-    return tf.cast(size, dtype) / constant(float(np.prod(kept)), dtype)
+    return tf.cast(size, dtype) / float(np.prod(kept))
 
 
 def unbiased_variance(moments: Moments) -> tf.Tensor:
