@@ -109,6 +109,19 @@ def test_one_value_per_channel_passes_at_run_time_in_inference(start, control_fl
     assert "tower/last_layer" in caught.value.message
 
 
+@pytest.mark.parametrize("kernel", ["fused", "composed"])
+@pytest.mark.parametrize("ema_variance", ["biased", "unbiased"])
+def test_a_known_batch_of_one_value_can_be_switched(kernel, ema_variance, start):
+    is_training = tf.placeholder(tf.bool, [])
+    x = tf.ones([1, 3])
+    y = bn_tf1.batch_norm(x, is_training, kernel=kernel, ema_variance=ema_variance)
+    session = start()
+    output = session.run(y, {is_training: False})
+    np.testing.assert_allclose(output, np.ones([1, 3]) / np.sqrt(1 + 1e-3), rtol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        session.run(y, {is_training: True})
+
+
 @pytest.mark.parametrize("update", ["collection", "in_place", "skip"])
 @pytest.mark.parametrize("shape", [(1, 3), (1, 1, 1, 3)], ids=["rank2", "rank4"])
 def test_one_value_per_channel_fails_in_a_training_run(shape, update, start, graph):

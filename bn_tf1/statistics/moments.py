@@ -97,4 +97,8 @@ def count_of(x: tf.Tensor, axes: tuple[int, ...]) -> int | tf.Tensor:
 
 def unbiased_variance(moments: Moments) -> tf.Tensor:
     """The variance divided by N - 1 instead of N, shape [channels]."""
-    return moments.variance * (moments.count / (moments.count - 1))
+    count = moments.count
+    # Where a switch keeps one value from being trained on, the graph must still be built.
+    if isinstance(count, int) and count == 1:
+        return moments.variance
+    return moments.variance * (count / (count - 1))
