@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import graphs, layers, networks, peers, timing
+from tests.benchmarks import accuracy, graphs, layers, networks, peers, timing
 
 
 def test_layers_measures_every_contender_in_every_mode():
@@ -33,6 +33,17 @@ def test_the_masked_recipe_is_the_masked_layer(session):
     session.run(tf.global_variables_initializer())
     one, other = session.run([ours, recipe])
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_accuracy_is_as_good_as_the_recipes():
+    """Of a layer that is composed: on a CPU, with its channels not last."""
+    shapes = {"NCHW 16x4x16x16": ((16, 4, 16, 16), 1)}
+    rows = accuracy.measure(shapes)
+    assert {row.contender for row in rows} == set(accuracy.CONTENDERS)
+    assert len(rows) == 2 * 4 * len(accuracy.CONTENDERS)
+    far = [row for row in rows if "of 300" in row.case and row.contender == "recipe"]
+    assert all(row.ratio < 0.8 for row in far), far
+    assert all(0 < row.value < 1 for row in rows)
 
 
 def test_networks_measures_steps_and_inference():

@@ -20,7 +20,7 @@ import sys
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import allocator
-from tests.benchmarks import graphs, jobs, layers, networks, peers, timing
+from tests.benchmarks import accuracy, graphs, jobs, layers, networks, peers, timing
 
 SECTIONS = (
     "layers",
@@ -31,7 +31,10 @@ SECTIONS = (
     "memory",
     "graphs",
     "jobs",
+    "accuracy",
 )
+# All but the figures that do not vary from run to run.
+QUICK_SECTIONS = SECTIONS[:-1]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.leave_memory:
         allocator.keep_memory()
     found = []
-    for section in options.only or SECTIONS:
+    sections = QUICK_SECTIONS if options.quick else SECTIONS
+    for section in options.only or sections:
         found += _measure(section, options)
     report = {
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
@@ -80,7 +84,9 @@ def table(rows: list[timing.Row]) -> str:
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer shapes, modes and rounds"
+        "--quick",
+        action="store_true",
+        help="fewer shapes, modes and rounds, and no accuracy",
     )
     parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--json", metavar="FILE", help="writes the figures there too")
@@ -122,6 +128,8 @@ def _measure(section, options):
         return networks.measure_memory(names, **size)
     if section == "graphs":
         return graphs.measure(5 if small else 20, 3 if small else 7)
+    if section == "accuracy":
+        return accuracy.measure(_shapes(options))
     if options.tiny:
         return jobs.measure(starts=1, rounds=1, steps=20)
     turns = 2 if options.quick else rounds
