@@ -123,15 +123,17 @@ def test_a_weighted_mean_of_300_deviations_is_closer_than_the_recipes(session):
 
 @pytest.mark.parametrize("ratio", [0, 300])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("channels", [16, 64])
 @pytest.mark.parametrize("batch", [64, None], ids=["known_batch", "unknown_batch"])
 def test_a_composed_variance_is_as_close_as_the_recipes(
-    batch, weighted, ratio, session
+    batch, channels, weighted, ratio, session
 ):
     """Sums of 65,536 squares: made in one go, they are ten times further off."""
     generator = np.random.RandomState(0)
-    values = (ratio + generator.normal(size=(64, 32, 32, 16))).astype(np.float32)
+    shape = (64, 32, 32, channels)
+    values = (ratio + generator.normal(size=shape)).astype(np.float32)
     weights = generator.randint(0, 3, (64, 1, 1, 1)).astype(np.float32)
-    x = tf.placeholder(tf.float32, [batch, 32, 32, 16])
+    x = tf.placeholder(tf.float32, [batch, *shape[1:]])
     axes = (0, 1, 2)
     if weighted:
         ours = statistics.weighted_moments(x, axes, tf.constant(weights)).variance
@@ -148,7 +150,9 @@ def test_a_composed_variance_is_as_close_as_the_recipes(
     error, their_error = (
         np.sqrt(np.mean((found / exact - 1) ** 2)) for found in (variance, theirs)
     )
-    assert error <= min(their_error, 3e-7)
+    assert error <= their_error
+    # With it comes the square of the rounding error of the first sum of the mean.
+    assert error <= (6e-7 if ratio else 3e-7)
 
 
 # ------------------------------------------------------------ gradients of gradients
@@ -455,6 +459,7 @@ def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, grap
         (4, (7, 7, 16), 4, 4),
         (None, (7, 7, 16), 1, 1),
         (None, (48, 3), 16, 16),
+        (4, (1552, 3), 16, 16),
         (4, (8, 300), 1, 4),
         (None, (3, 20), 3, 1),
         (4, (2, 4, 6, 5), 12, 16),

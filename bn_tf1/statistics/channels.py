@@ -88,7 +88,7 @@ class Channels(NamedTuple):
         sizes, places = self.sizes, self.places
         if self.dot_sizes is not None:
             values, others = (tf.reshape(t, self.dot_sizes) for t in (values, others))
-            places *= self.dot_sizes[-1] // sizes[-1]
+            places = places * self.dot_sizes[-1] // sizes[-1]
             sizes = self.dot_sizes
         products = tf.nn.depthwise_conv2d_native_backprop_filter(
             values, [1, 1, sizes[-1], 1], others, _STRIDES, "VALID"
@@ -113,10 +113,11 @@ class Channels(NamedTuple):
     def _weighted_sum_last(self, weights, values):
         """In parts, whose sums have smaller rounding errors than one over all."""
         examples, *others, _ = self.sizes
-        if examples is None or None in others:
+        if None in others:
             parts, size = 1, -1
         else:
-            parts, size = examples, _product(others) * self.places
+            parts = -1 if examples is None else examples
+            size = _product(others) * self.places
         values = tf.reshape(values, [parts, size, self.sizes[-1] // self.places])
         sums = tf.matmul(tf.reshape(weights, [parts, 1, size]), values)
         return tf.reduce_sum(sums, [0, 1])

@@ -7,10 +7,10 @@ Measured with float32 on two CPU cores, forward and backward, on tensors of 33 M
 command is `python -m tests.benchmarks`:
 
 - TensorFlow 2, channels last: fused, at a quarter of the recipe's time with oneDNN (CPUs
-  with AVX512-VNNI), at half of it without; its one long sum for each channel is up to three
-  times as far off as the recipe's, and composed, at twice its time, closer. Composed where the kernels of oneDNN are slow:
-  for up to 2^16 values, and for numbers of channels that are no multiple of 4 (16 in
-  bfloat16); `views` has the figures.
+  with AVX512-VNNI), at half of it without. Its one long sum for each channel is up to three
+  times as far off as the recipe's; composed, at twice its time, is closer than both.
+  Composed where the kernels of oneDNN are slow: for up to 2^16 values, and for numbers of
+  channels that are no multiple of 4 (16 in bfloat16); `views` has the figures.
 - TensorFlow 1.15, channels last, float32, 8 channels or more: fused, with the gradient of
   the composed one in the place of the kernel's own, which takes longer than a whole
   composed layer: two thirds to nine tenths of the time of the kernel with its own gradient,
