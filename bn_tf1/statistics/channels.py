@@ -85,15 +85,13 @@ class Channels(NamedTuple):
         """The sum over each channel of the products."""
         if not self.dot_by_convolution:
             return self.sum(values * others)
-        sizes, places = self.sizes, self.places
+        wide = (self.dot_sizes or self.sizes)[-1]
         if self.dot_sizes is not None:
             values, others = (tf.reshape(t, self.dot_sizes) for t in (values, others))
-            places = places * self.dot_sizes[-1] // sizes[-1]
-            sizes = self.dot_sizes
         products = tf.nn.depthwise_conv2d_native_backprop_filter(
-            values, [1, 1, sizes[-1], 1], others, _STRIDES, "VALID"
+            values, [1, 1, wide, 1], others, _STRIDES, "VALID"
         )
-        return _over_places(tf.squeeze(products, [0, 1, 3]), places)
+        return self.over_places(tf.squeeze(products, [0, 1, 3]))
 
     def weighted_sum(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of weights * values.
@@ -118,7 +116,7 @@ class Channels(NamedTuple):
         else:
             parts = -1 if examples is None else examples
             size = _product(others) * self.places
-        values = tf.reshape(values, [parts, size, self.sizes[-1] // self.places])
+        values = tf.reshape(values, [parts, size, self._count])
         sums = tf.matmul(tf.reshape(weights, [parts, 1, size]), values)
         return tf.reduce_sum(sums, [0, 1])
 
@@ -154,13 +152,19 @@ class Channels(NamedTuple):
         return by_channel if self.places == 1 else tf.tile(by_channel, [self.places])
 
     def over_places(self, sums: tf.Tensor) -> tf.Tensor:
-        """The sums by channel, of those for each place."""
-        return _over_places(sums, self.places)
+        """The sums by channel, of those for each place, however many are seen as one."""
+        if sums.shape.ndims == 1 and sums.shape.as_list() == [self._count]:
+            return sums
+        return tf.reduce_sum(tf.reshape(sums, [-1, self._count]), 0)
 
     @property
     def data_format(self) -> str:
         """TensorFlow's name of the layout "last" or "middle"."""
         return "NHWC" if self.layout == "last" else "NCHW"
+
+    @property
+    def _count(self):
+        return tf.dimension_value(self.shape[self.axes[0]])
 
     def _broadcast(self, by_channel):
         if self.layout == "last":
@@ -168,12 +172,6 @@ class Channels(NamedTuple):
         if self.layout == "middle":
             return tf.reshape(by_channel, [-1, 1, 1])
         return along(by_channel, self.shape, self.axes)
-
-
-def _over_places(sums, places):
-    if places == 1:
-        return sums
-    return tf.reduce_sum(tf.reshape(sums, [places, -1]), 0)
 
 
 def channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:

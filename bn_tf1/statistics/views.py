@@ -171,7 +171,7 @@ def _places(rows, count):
 
 def _places_for_dot(rows, count):
     most = max(_PRECISE // count, 1)
-    return max(places for places in range(1, most + 1) if rows % places == 0)
+    return next(places for places in range(most, 0, -1) if rows % places == 0)
 
 
 def _is_faster_by_row(x):

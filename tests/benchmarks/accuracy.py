@@ -15,6 +15,9 @@ CONTENDERS = {
 }
 
 
+_FIGURES = ("output", "mean", "gradient of x", "gradient of gamma")
+
+
 def measure(shapes, deviations=(0, 300)) -> list[timing.Row]:
     """The root mean squares of the errors of one float32 training step.
 
@@ -33,9 +36,9 @@ def measure(shapes, deviations=(0, 300)) -> list[timing.Row]:
                 contender: _errors(layer, batch, slope, axis, expected)
                 for contender, layer in CONTENDERS.items()
             }
-            for what in expected:
+            for index, what in enumerate(_FIGURES):
                 case = f"error of the {what}, {name}, mean of {mean} deviations"
-                found += _rows(case, {key: by[what] for key, by in errors.items()})
+                found += _rows(case, {key: by[index] for key, by in errors.items()})
     return found
 
 
@@ -48,13 +51,10 @@ def _rows(case, errors):
 
 
 def _expected(batch, slope, axis):
+    """The true `_FIGURES`."""
     gradients = reference.training_gradients(batch, slope, axis=axis)
-    return {
-        "output": reference.training_output(batch, axis=axis),
-        "mean": reference.moments(batch, axis).mean,
-        "gradient of x": gradients.x,
-        "gradient of gamma": gradients.gamma,
-    }
+    output = reference.training_output(batch, axis=axis)
+    return output, reference.moments(batch, axis).mean, gradients.x, gradients.gamma
 
 
 def _errors(layer, batch, slope, axis, expected):
@@ -70,13 +70,7 @@ def _errors(layer, batch, slope, axis, expected):
         y, dx, dgamma, _ = session.run([*outputs, updates], {x: batch, dy: slope})
         # It started at 0, and took one step.
         mean = session.run(moving_mean) / np.float64(np.float32(1 - peers.DECAY))
-    found = {
-        "output": y,
-        "mean": mean,
-        "gradient of x": dx,
-        "gradient of gamma": dgamma,
-    }
-    return {
-        what: float(np.sqrt(np.mean((found[what] - values) ** 2)))
-        for what, values in expected.items()
-    }
+    return [
+        float(np.sqrt(np.mean((found - values) ** 2)))
+        for found, values in zip((y, mean, dx, dgamma), expected)
+    ]
