@@ -1,15 +1,15 @@
 """Batch statistics and output out of several operations, for any input.
 
-    mean     = m + sum(x - m) / N,   m = sum(x) / N
-    variance = sum((x - m)^2) / N
+    mean     = sum(x) / N
+    variance = sum((x - mean)^2) / N
     y        = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
 Contract: the moments are plain, differentiable operations. The gradient of the output
 for x is the total derivative, through the moments too (`output_gradients`): nothing flows
 back through them. It is made of the moments as they entered the output, so that gradients
-of gradients see what they depend on. The sum of the residues x - m takes the rounding error
-of the first sum out of the mean, which is the largest error there is when a mean is
-hundreds of times larger than the deviation.
+of gradients see what they depend on. The largest error there is when a mean is hundreds of
+times larger than the deviation is that of the sum of x: it is made of sums over parts, or,
+where it cannot be, corrected by the sum of the residues x - mean.
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section 3.
 """
@@ -47,10 +47,12 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
     count = count_of(x, axes)
     divisor = tf.convert_to_tensor(count, x.dtype)
     values = channels.enter(x)
-    rough_mean = channels.sum(values) / divisor
-    centred = channels.centre(values, rough_mean)
-    mean = rough_mean + channels.sum(centred) / divisor
-    variance = channels.dot(centred, centred) / divisor
+    mean = channels.average(values, divisor)
+    # What the output is made of, too: TensorFlow merges the two, and computes it once.
+    centred = channels.centre(values, mean)
+    variance = channels.sum_of_squares(centred) / divisor
+    if not channels.has_partial_sums:
+        mean += channels.average(centred, divisor)
     return Moments(mean, variance, count)
 
 

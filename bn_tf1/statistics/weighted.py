@@ -37,16 +37,13 @@ def weighted_moments(
     weights = _one_for_each_value(weights, x, axes)
     total = tf.reduce_sum(weights)
     channels = channels_for_arithmetic(x, reduction_axes(x.shape.ndims, axes))
-
-    def average(values):
-        return channels.weighted_sum(weights, values) / total
-
     values = channels.enter(x)
-    rough_mean = average(values)
-    centred = channels.centre(values, rough_mean)
-    # As in `composed`: it takes the rounding error of the first sum out of the mean.
-    mean = rough_mean + average(centred)
-    return Moments(mean, average(tf.square(centred)), total)
+    mean = channels.average(values, total, weights)
+    centred = channels.centre(values, mean)
+    variance = channels.average(tf.square(centred), total, weights)
+    if not channels.has_partial_sums:
+        mean += channels.average(centred, total, weights)  # as in `composed`
+    return Moments(mean, variance, total)
 
 
 def _one_for_each_value(weights, x, axes):
