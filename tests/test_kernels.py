@@ -402,6 +402,22 @@ def test_auto_on_1_15_is_composed_where_the_kernel_is_slow(dtype, channels, grap
     assert not has_fused_statistics(graph)
 
 
+@pytest.mark.skipif(not IS_TENSORFLOW_1, reason="its kernel is slow")
+@pytest.mark.parametrize(
+    "shape, is_fused",
+    [
+        ((64, 32, 32, 64), False),
+        ((None, 32, 32, 64), False),
+        ((8192, 512), False),
+        ((64, 32, 32, 32), True),
+        ((None, None, None, 64), True),
+    ],
+)
+def test_auto_on_1_15_is_composed_for_what_is_large(shape, is_fused, graph):
+    bn_tf1.batch_norm(tf.placeholder(tf.float32, shape), True)
+    assert has_fused_statistics(graph) == is_fused
+
+
 @pytest.mark.skipif(IS_TENSORFLOW_1, reason="1.15 is slow elsewhere")
 @pytest.mark.parametrize(
     "dtype, channels, is_fused",

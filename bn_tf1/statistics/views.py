@@ -45,7 +45,8 @@ _WIDE = 64
 # Channels with which oneDNN's sums of products are as exact as those of TensorFlow 1.15.
 _PRECISE = 2**12
 # Numbers of values: as many as no kernel of oneDNN's is worth its start for, and half of a
-# common cache of the third level, from where it takes the channels block by block.
+# common cache of the third level, from where it takes the channels block by block, and
+# several operations overtake the kernel of TensorFlow 1.15.
 _SMALL = 2**16
 _LARGE = 2**22
 _TYPICAL_BATCH = 256
@@ -103,7 +104,8 @@ def is_fast_kernel(x: tf.Tensor, axis: int | Sequence[int]) -> bool:
     dtype = x.dtype.base_dtype
     count = tf.dimension_value(x.shape[-1])
     if IS_TENSORFLOW_1:
-        is_slow, are_few = dtype != tf.float32, count < 8
+        is_slow = dtype != tf.float32 or _size(x.shape) >= _LARGE
+        are_few = count < 8
     else:
         is_slow = is_small(x) or (dtype == tf.bfloat16 and count % 16 != 0)
         are_few = count % 4 != 0
@@ -149,7 +151,7 @@ def _size(shape):
     """
     batch, *others = shape.as_list()
     if None in others:
-        return _LARGE  # not small, and not known to be larger
+        return _LARGE - 1  # neither small nor large, as far as is known
     return _product([_TYPICAL_BATCH if batch is None else batch, *others])
 
 
