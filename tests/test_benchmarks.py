@@ -55,6 +55,13 @@ def test_networks_measures_steps_and_inference():
     assert any("bfloat16" in row.case for row in rows) != peers.ON_TENSORFLOW_1
 
 
+def test_memory_is_that_of_the_contender_and_not_of_this_process():
+    ballast = np.ones(2**27)  # 1 GiB, far more than a process of three steps takes
+    size = {"batch": 2, "size": 8, "blocks": 1}
+    (row,) = networks.measure_memory([peers.OURS], **size)
+    assert 50 < row.value < ballast.nbytes / 2**20, row
+
+
 def test_the_table_has_ratios_to_this_library():
     rows = timing.rows(
         "a case",
