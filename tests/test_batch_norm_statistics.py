@@ -177,21 +177,36 @@ def test_ghost_batches(dtype, known, shape, axis, ema_variance, start, variable)
     )
 
 
-def test_ghost_batch_gradients(session):
-    batch = make_batch(6, 3)
-    dy = reference.make_output_gradient(reference.Case((6, 3), -1))
-    x = tf.placeholder(tf.float64, [None, 3])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    "shape, axis",
+    [((6, 3), -1), ((6, 4, 5, 3), -1), ((6, 3, 4, 5), 1), ((6, 4, 3, 5), 2)],
+    ids=["rank2", "nhwc", "nchw", "nhcw"],
+)
+def test_ghost_batch_gradients(shape, axis, known, session):
+    batch = make_batch(*shape)
+    dy = reference.make_output_gradient(reference.Case(shape, axis))
+    x = tf.placeholder(tf.float64, shape if known else (None, *shape[1:]))
     y = batch_norm(
-        x, True, ghost_batch_size=3, initializers=initial(gamma=GAMMA, beta=BETA)
+        x,
+        True,
+        axis=axis,
+        ghost_batch_size=3,
+        initializers=initial(gamma=GAMMA, beta=BETA),
     )
-    (gradient,) = tf.gradients(tf.reduce_sum(y * dy), [x])
+    gradients = tf.gradients(tf.reduce_sum(y * dy), [x, *tf.trainable_variables()])
     session.run(tf.global_variables_initializer())
+    dx, dgamma, dbeta = session.run(gradients, {x: batch})
+    each = [
+        reference.training_gradients(batch[first::2], dy[first::2], GAMMA, axis)
+        for first in range(2)
+    ]
     expected = np.empty_like(batch)
-    for first in range(2):
-        expected[first::2] = reference.training_gradients(
-            batch[first::2], dy[first::2], GAMMA
-        ).x
-    close(session.run(gradient, {x: batch}), expected, "float64")
+    for first, slopes in enumerate(each):
+        expected[first::2] = slopes.x
+    close(dx, expected, "float64")
+    close(dgamma, sum(slopes.gamma for slopes in each), "float64")
+    close(dbeta, sum(slopes.beta for slopes in each), "float64")
 
 
 def test_ghost_batches_evaluate_with_any_size(start, control_flow):

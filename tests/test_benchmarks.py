@@ -21,17 +21,32 @@ def test_layers_measures_every_contender_in_every_mode():
     assert all(row.value > 0 and row.unit == "ms" for row in rows)
 
 
-def test_masked_layers_are_measured_beside_the_recipe():
-    rows = layers.measure_masked(layers.TINY, rounds=1)
+@pytest.mark.parametrize(
+    "what, measure",
+    [
+        ("masked", layers.measure_masked),
+        ("ghost-batch", layers.measure_ghost_batches),
+    ],
+)
+def test_rich_layers_are_measured_beside_the_recipe(what, measure):
+    rows = measure(layers.TINY, rounds=1)
     assert [row.contender for row in rows] == [peers.OURS, "recipe"] * len(layers.TINY)
-    assert all("masked" in row.case and row.value > 0 for row in rows)
+    assert all(what in row.case and row.value > 0 for row in rows)
 
 
-def test_the_masked_recipe_is_the_masked_layer(session):
-    x = tf.random.stateless_normal([6, 5, 4, 3], [1, 2])
-    ours, recipe = peers.ours_masked(x, True), peers.recipe_masked(x, True)
+@pytest.mark.parametrize(
+    "ours, recipe",
+    [
+        (peers.ours_masked, peers.recipe_masked),
+        (peers.ours_in_ghost_batches, peers.recipe_in_ghost_batches),
+    ],
+    ids=["masked", "ghost_batches"],
+)
+def test_the_rich_recipe_is_the_rich_layer(ours, recipe, session):
+    x = tf.random.stateless_normal([8, 5, 4, 3], [1, 2])
+    outputs = [ours(x, True), recipe(x, True)]
     session.run(tf.global_variables_initializer())
-    one, other = session.run([ours, recipe])
+    one, other = session.run(outputs)
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 

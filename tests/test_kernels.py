@@ -133,6 +133,42 @@ def test_a_mean_of_many_values_is_rounded_once(shape, axis, first, weighted, ses
     assert np.abs(mean - exact).max() <= np.spacing(np.float32(300))
 
 
+@pytest.mark.parametrize("first", [5, None], ids=["known_batch", "unknown_batch"])
+@pytest.mark.parametrize(
+    "axes", [(1, 2), (3, 4), (2, 4), (1, 3), (2, 3, 4), (1, 2, 4)], ids=str
+)
+def test_several_channel_axes_are_normalised_as_one(axes, first, session, monkeypatch):
+    monkeypatch.setattr(views, "_SMALL", 0)
+    generator = np.random.RandomState(0)
+    shape = (5, 3, 4, 2, 6)
+    values = (3 + generator.normal(size=shape)).astype(np.float32)
+    dy = generator.normal(size=shape).astype(np.float32)
+    reduced = tuple(a for a in range(5) if a not in axes)
+    gamma = generator.normal(size=[shape[a] for a in axes]).astype(np.float32)
+    x = tf.placeholder(tf.float32, (first, *shape[1:]))
+    moments = statistics.batch_moments(x, reduced)
+    y = statistics.normalize_with_moments(
+        x, moments, tf.constant(gamma), None, axis=axes, epsilon=EPSILON
+    )
+    (dx,) = tf.gradients(y, x, tf.constant(dy))
+    found = session.run([moments.mean, y, dx], {x: values})
+
+    # As one channel axis, the last one, in float64.
+    order = (*reduced, *axes)
+    count = np.prod([shape[a] for a in axes])
+    flat, dy = (t.transpose(order).reshape(-1, count) for t in (values, dy))
+    back = np.argsort(order)
+    sizes = [shape[a] for a in order]
+    expected = [
+        flat.astype(np.float64).mean(0).reshape(gamma.shape),
+        reference.training_output(flat, gamma.ravel(), epsilon=EPSILON),
+        reference.training_gradients(flat, dy, gamma.ravel(), epsilon=EPSILON).x,
+    ]
+    expected[1:] = [t.reshape(sizes).transpose(back) for t in expected[1:]]
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 def test_the_variance_of_constant_examples_has_its_gradients(session):
     """The norm of what is 0 has none; its square has."""
     x = tf.constant([[[1.0, 1.0], [2.0, 5.0]], [[3.0, 3.0], [2.0, 2.0]]])

@@ -5,15 +5,18 @@ Contract: a `Channels` sees a tensor of any rank as one of three layouts,
     last      [a, b, 1, channels]      the channels change fastest; several neighbours
                                        may be seen as one, with as many times the channels
     middle    [a, channels, b, 1]      a channel lies in one piece, once per example
-    any       as it is                 all else: several channel axes, sizes that are 0,
-                                       or unknown where a reshape must know them
+    any       as it is                 all else: sizes that are 0, or unknown where a
+                                       reshape must know them
+
+Several channel axes are seen as one where they are neighbours. With two that are not, as
+those of ghost batches, the layout is "last" with all places of an example seen as one.
 
 by reshaping, which copies nothing, and offers on it what batch normalization needs. All
 operations have gradients of every order.
 
 Why these operations (measured on two CPU cores, TensorFlow 1.15.5 and 2.21.0, tensors of
-33 MB): a batched product with a matrix of ones sums by channel three times faster than
-`tf.reduce_sum`, whose inner loop runs over the channels; the filter gradient of a
+33 MB): a batched product with a matrix of ones, or where sizes are unknown `BiasAddGrad`,
+sums by channel three times faster than `tf.reduce_sum`, whose inner loop runs over them; the filter gradient of a
 depthwise 1x1 convolution is the sum of products without writing the products, and a norm
 that of squares; that convolution, and `tf.nn.bias_add`, broadcast faster than `*` and `+`.
 Which view of a tensor is the fastest for what is chosen in `views`.
@@ -34,9 +37,11 @@ from bn_tf1.statistics.registered_gradients import registered_gradient
 
 _STRIDES = [1, 1, 1, 1]
 
-# Rows of what is summed in one go, and the parts of a sum that is not divided.
-_LARGEST_PART = 2**10
-_ONE = (1, -1)
+# Channels: fewer than these `tf.reduce_sum` adds up as fast as `BiasAddGrad`, or faster.
+_NARROW = 32
+# Rows: as many as are summed in one go with hardly an error, and as many as parts have.
+_FEW = 16
+_MANY = 2**10
 
 
 class Channels(NamedTuple):
@@ -51,6 +56,8 @@ class Channels(NamedTuple):
         places: how many neighbours are seen as one.
         dot_sizes: the sizes for the convolution of `dot`, if they are not `sizes`; with
             more neighbours seen as one, more sums are made and each has fewer terms.
+        between: [groups, b, channels], with -1 for an unknown number of groups, where b
+            places lie between two channel axes.
     """
 
     layout: str
@@ -60,6 +67,7 @@ class Channels(NamedTuple):
     dot_by_convolution: bool
     places: int = 1
     dot_sizes: Any = None
+    between: Any = None
 
     def enter(self, x: tf.Tensor) -> tf.Tensor:
         """`x` in this layout; more of its static shape may be known than from outside."""
@@ -91,19 +99,20 @@ class Channels(NamedTuple):
     def average(
         self, values: tf.Tensor, count: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """sum / count; with the error of one rounding, if it `has_partial_sums`."""
-        if not self.has_partial_sums:
-            return self.sum(values, weights) / count
-        partial_sums = tf.cast(self._partial_sums(values, weights), tf.float64)
-        average = self.over_places(partial_sums) / tf.cast(count, tf.float64)
-        return tf.cast(average, values.dtype)
+        """sum / count; with the error of one rounding, if it `has_short_sums`."""
+        sums = self._partial_sums(values, weights)
+        if not self.has_short_sums or sums.shape.ndims == 1:
+            return self.over_places(sums) / count
+        sums = self.over_places(tf.cast(sums, tf.float64))
+        return tf.cast(sums / tf.cast(count, tf.float64), values.dtype)
 
     @property
-    def has_partial_sums(self) -> bool:
-        """Whether a sum over a channel is made of sums over parts of it."""
-        if self.layout == "middle":
-            return self.sizes[0] != 1
-        return self.layout == "last" and self._parts != _ONE
+    def has_short_sums(self) -> bool:
+        """Whether a sum over a channel is of few values, or of sums over parts."""
+        if self.layout == "last" and self.between is None:
+            parts, size = self._parts
+            return parts != 1 or 0 < size <= _FEW
+        return self.layout != "any" and self.sizes[0] != 1
 
     def _partial_sums(self, values, weights):
         if self.layout == "any":
@@ -112,14 +121,21 @@ class Channels(NamedTuple):
             return tf.reduce_sum(values, list(axes))
         if self.layout == "middle":
             return self._sums_of_examples(values, weights)
+        if self.between is not None:
+            return self._sums_between(values, weights)
         parts, size = self._parts
         if weights is not None:
             weights = tf.reshape(weights, [parts, 1, size])
-        elif self.has_partial_sums:
-            weights = tf.constant(1.0, values.dtype, [1, 1, size])
+        elif parts == 1:
+            return self._sum_in_one_go(values)
         else:
-            return tf.raw_ops.BiasAddGrad(out_backprop=values)
+            weights = tf.constant(1.0, values.dtype, [1, 1, size])
         return tf.matmul(weights, tf.reshape(values, [parts, size, self._count]))
+
+    def _sum_in_one_go(self, values):
+        if 0 < self.sizes[-1] < _NARROW:
+            return tf.reduce_sum(values, list(range(values.shape.ndims - 1)))
+        return tf.raw_ops.BiasAddGrad(out_backprop=values)
 
     def _sums_of_examples(self, values, weights):
         if weights is None:
@@ -129,12 +145,21 @@ class Channels(NamedTuple):
         values = tf.reshape(values, [examples, channels, size])
         return tf.matmul(weights, values, transpose_b=True)
 
+    def _sums_between(self, values, weights):
+        groups, size, channels = self.between
+        if weights is None:
+            weights = tf.constant(1.0, values.dtype, [1, 1, 1, size])
+        else:
+            weights = tf.reshape(weights, [-1, 1, 1, size])
+        values = tf.reshape(values, [self.sizes[0], groups, size, channels])
+        return tf.squeeze(tf.matmul(weights, values), [2])
+
     def sum_of_squares(self, values: tf.Tensor) -> tf.Tensor:
         """The sum over each channel of the squares."""
         if self.layout != "middle":
             return self.dot(values, values)
         norms = tf.raw_ops.EuclideanNorm(input=values, axis=[2, 3])
-        sums = tf.reduce_sum(tf.square(norms), 0)
+        sums = self.over_places(tf.square(norms))
         gradient = registered_gradient("sum_of_squares", _sum_of_squares_gradient)
         with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
             return tf.identity_n([sums, values])[0]
@@ -180,16 +205,26 @@ class Channels(NamedTuple):
 
     def for_places(self, by_channel: tf.Tensor) -> tf.Tensor:
         """`by_channel` once for each place that is seen as one with others."""
+        if self.between is not None:
+            _, size, _ = self.between
+            by_channel = tf.tile(tf.expand_dims(by_channel, 1), [1, size, 1])
+        if len(self.axes) > 1:
+            by_channel = tf.reshape(by_channel, [-1])
         return by_channel if self.places == 1 else tf.tile(by_channel, [self.places])
 
     def over_places(self, sums: tf.Tensor) -> tf.Tensor:
         """The sums by channel, of those for parts, or for places that are seen as one."""
         if self.layout == "any":
             return sums
-        if tf.dimension_value(sums.shape[-1]) != self._count:
+        if self.between is not None:
+            return tf.reduce_sum(sums, 0)
+        if self._count not in (-1, tf.dimension_value(sums.shape[-1])):
             sums = tf.reshape(sums, [-1, self._count])
         leading = list(range(sums.shape.ndims - 1))
-        return tf.reduce_sum(sums, leading) if leading else sums
+        sums = tf.reduce_sum(sums, leading) if leading else sums
+        if len(self.axes) == 1:
+            return sums
+        return tf.reshape(sums, _for_reshape(self.shape[a] for a in self.axes))
 
     @property
     def data_format(self) -> str:
@@ -204,18 +239,22 @@ class Channels(NamedTuple):
         """
         examples, *others, _ = self.sizes
         if None in others or -1 in others:
-            return _ONE
+            return 1, -1
         rows = _product(others) * self.places
         if examples in (None, -1):
-            size = _size_of_parts(rows, rows)
-            return (-1, size) if size else _ONE
+            # The product over each part is a task of its own: few, large ones are faster.
+            size = _divisor(rows, at_most=_MANY)
+            return (-1, size) if 4 * size >= min(rows, _MANY) else (1, -1)
         rows *= examples
-        size = _size_of_parts(rows, rows // 16)
-        return (rows // size, size) if size else _ONE
+        most = min(max(rows // 16, _FEW), _MANY)
+        size = _divisor(rows, at_most=most)
+        return (rows // size, size) if 4 * size >= min(rows, most) else (1, rows)
 
     @property
     def _count(self):
-        return tf.dimension_value(self.shape[self.axes[0]])
+        if self.layout == "middle":
+            return self.sizes[1]
+        return self.sizes[-1] // self.places
 
     def _broadcast(self, by_channel):
         if self.layout == "last":
@@ -228,13 +267,21 @@ class Channels(NamedTuple):
 def channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
     """The view of tensors of the shape of `x` with the channels on `axis`."""
     axes = channel_axes(x.shape.ndims, axis)
-    sizes, layout = None, "any"
-    if len(axes) == 1:
-        layout = "last" if axes[0] == x.shape.ndims - 1 else "middle"
-        sizes = (_sizes_last if layout == "last" else _sizes_middle)(x.shape, axes[0])
-    if sizes is None or tf.dimension_value(x.shape[axes[0]]) is None or 0 in sizes:
-        return plain_channels_of(x, axis)
-    return Channels(layout, sizes, x.shape, axes, layout == "last" and sizes[0] != 1)
+    is_last = axes[-1] == x.shape.ndims - 1
+    if axes == tuple(range(axes[0], axes[-1] + 1)):
+        sizes = (_sizes_last if is_last else _sizes_middle)(x.shape, axes)
+        layout = "last" if is_last else "middle"
+        if sizes is not None:
+            by_convolution = is_last and sizes[0] != 1 and len(axes) == 1
+            return Channels(layout, sizes, x.shape, axes, by_convolution)
+    elif is_last and len(axes) == 2:
+        between = _between(x.shape, axes)
+        if between is not None:
+            sizes = _for_reshape([_product(x.shape.as_list()[: axes[0]]), 1, 1])
+            sizes.append(-1 if -1 in between else _product(between))
+            if sizes.count(-1) < 2:
+                return Channels("last", sizes, x.shape, axes, False, between=between)
+    return plain_channels_of(x, axis)
 
 
 def plain_channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
@@ -258,12 +305,9 @@ def along(by_channel: tf.Tensor, shape: tf.TensorShape, axes: tuple[int, ...]):
     return tf.reshape(by_channel, [-1 if size is None else size for size in sizes])
 
 
-def _size_of_parts(rows, most):
-    """The largest size of equal parts of so many rows, or None without a sensible one."""
-    most = min(most, _LARGEST_PART)
-    size = next((size for size in range(most, 0, -1) if rows % size == 0), 0)
-    # Many small parts take longer: the product over each is a task of its own.
-    return size if 4 * size >= most > 0 else None
+def _divisor(number, at_most):
+    """The largest one."""
+    return next(d for d in range(at_most, 0, -1) if number % d == 0)
 
 
 def _sum_of_squares_gradient(operation, dsums, _):
@@ -271,19 +315,35 @@ def _sum_of_squares_gradient(operation, dsums, _):
     return None, 2 * operation.inputs[1] * tf.reshape(dsums, [-1, 1, 1])
 
 
-def _sizes_last(shape, axis):
+def _between(shape, axes):
+    """[groups, b, channels], or None where it is not known, or 0, what a reshape must know."""
+    groups, *reduced, channels = shape.as_list()[axes[0] :]
+    size = _product(reduced)
+    if not size or not channels or groups == 0:
+        return None
+    return _for_reshape([groups, size, channels])
+
+
+def _sizes_last(shape, axes):
     """[a, b, 1, channels]; a convolution shares its work out over a.
 
     An image stays as it is, so that what follows can be merged with what made it.
     """
-    *reduced, channels = shape.as_list()
-    if len(reduced) == 3:
-        return [*reduced, channels]
+    reduced, channels = shape.as_list()[: axes[0]], _product(shape.as_list()[axes[0] :])
     known = [size for size in reduced if size is not None]
+    rows = _product(known)
+    if rows == 0 or channels == 0:
+        return None
+    if channels is None:
+        return (
+            [1, rows, 1, -1] if len(axes) > 1 and len(known) == len(reduced) else None
+        )
+    if len(reduced) == 3 and len(axes) == 1:
+        return [*reduced, channels]
     if len(known) == len(reduced):
-        return flat_sizes(_product(known), channels)
-    if len(known) == len(reduced) - 1 and _product(known) > 0:
-        return [-1, _product(known), 1, channels] if known else [1, -1, 1, channels]
+        return flat_sizes(rows, channels)
+    if len(known) == len(reduced) - 1 and known:
+        return [-1, rows, 1, channels]
     return [1, -1, 1, channels]
 
 
@@ -293,24 +353,27 @@ def flat_sizes(rows: int, channels: int) -> list[int]:
     return [parts, rows // parts, 1, channels]
 
 
-def _sizes_middle(shape, axis):
-    """[a, channels, b, 1]; None where both a and b are unknown."""
+def _sizes_middle(shape, axes):
+    """[a, channels, b, 1]; None where more than one of them is unknown, or one is 0."""
     sizes = shape.as_list()
-    before, after = sizes[:axis], sizes[axis + 1 :]
-    first = None if None in before else _product(before)
-    last = None if None in after else _product(after)
-    if (first is None and last is None) or 0 in (first, last):
+    before, after = sizes[: axes[0]], sizes[axes[-1] + 1 :]
+    view = _for_reshape(map(_product, (before, sizes[axes[0] : axes[-1] + 1], after)))
+    if view.count(-1) > 1 or 0 in view or (len(axes) == 1 and view[1] == -1):
         return None
-    return [
-        -1 if first is None else first,
-        sizes[axis],
-        -1 if last is None else last,
-        1,
-    ]
+    return [*view, 1]
+
+
+def _for_reshape(sizes):
+    """The sizes, with -1 for what is unknown."""
+    known = [tf.dimension_value(size) for size in sizes]
+    return [-1 if size is None else size for size in known]
 
 
 def _product(sizes):
+    """None where a size is unknown."""
     product = 1
     for size in sizes:
+        if size is None:
+            return None
         product *= size
     return product

@@ -51,7 +51,7 @@ def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
     # What the output is made of, too: TensorFlow merges the two, and computes it once.
     centred = channels.centre(values, mean)
     variance = channels.sum_of_squares(centred) / divisor
-    if not channels.has_partial_sums:
+    if not channels.has_short_sums:
         mean += channels.average(centred, divisor)
     return Moments(mean, variance, count)
 

@@ -65,8 +65,9 @@ def why_not_fused(
         return "it has no kernel for float64"
     if dtype == tf.bfloat16 and IS_TENSORFLOW_1:
         return "TensorFlow 1.15 has no kernel for bfloat16"
-    layout = channels_of(x, axis).layout
-    if layout == "any":
+    channels = channels_of(x, axis)
+    layout = channels.layout
+    if layout == "any" or len(channels.axes) > 1:
         return f"it cannot see shape {x.shape} with channels on axis {axis} as an image"
     if on_gpu(x):
         if epsilon < _SMALLEST_EPSILON_ON_GPU:

@@ -61,6 +61,8 @@ def channels_for_arithmetic(x: tf.Tensor, axis: int | Sequence[int]) -> Channels
         return channels
     if is_small(x):
         return plain_channels_of(x, axis)
+    if len(channels.axes) > 1:
+        return channels
     *reduced, count = x.shape.as_list()
     rows = _rows(reduced)
     if rows is None:
@@ -116,7 +118,7 @@ def is_fast_kernel(x: tf.Tensor, axis: int | Sequence[int]) -> bool:
 
 def is_fast_fixed_kernel(channels: Channels, dtype: tf.DType) -> bool:
     """Whether the fused kernel for fixed statistics serves this view, and is fast."""
-    if channels.layout != "last" or dtype != tf.float32:
+    if channels.layout != "last" or dtype != tf.float32 or len(channels.axes) > 1:
         return False
     return IS_TENSORFLOW_1 or channels.sizes[-1] % 4 == 0
 

@@ -41,7 +41,7 @@ def weighted_moments(
     mean = channels.average(values, total, weights)
     centred = channels.centre(values, mean)
     variance = channels.average(tf.square(centred), total, weights)
-    if not channels.has_partial_sums:
+    if not channels.has_short_sums:
         mean += channels.average(centred, total, weights)  # as in `composed`
     return Moments(mean, variance, total)
 

@@ -25,6 +25,7 @@ from tests.benchmarks import accuracy, graphs, jobs, layers, networks, peers, ti
 SECTIONS = (
     "layers",
     "masked",
+    "ghost",
     "shipped",
     "steps",
     "inference",
@@ -33,8 +34,7 @@ SECTIONS = (
     "jobs",
     "accuracy",
 )
-# All but the figures that do not vary from run to run.
-QUICK_SECTIONS = SECTIONS[:-1]
+QUICK_SECTIONS = tuple(name for name in SECTIONS if name not in ("ghost", "accuracy"))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def _parser():
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer shapes, modes and rounds, and no accuracy",
+        help="fewer shapes, modes and rounds; no ghost batches, and no accuracy",
     )
     parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--json", metavar="FILE", help="writes the figures there too")
@@ -117,6 +117,8 @@ def _measure(section, options):
         return layers.measure(_shapes(options), rounds, modes)
     if section == "masked":
         return layers.measure_masked(_shapes(options), rounds)
+    if section == "ghost":
+        return layers.measure_ghost_batches(_shapes(options), rounds)
     if section == "shipped":
         return _with_the_shipped_allocator(options)
     if section == "steps":

@@ -46,13 +46,25 @@ def measure(shapes, rounds: int, modes: Sequence[str] = MODES) -> list[timing.Ro
 
 def measure_masked(shapes, rounds: int) -> list[timing.Row]:
     """As `measure`, in training, with a mask over the values."""
-    contenders = {peers.OURS: peers.ours_masked, "recipe": peers.recipe_masked}
+    return _measure_rich(
+        "masked", peers.ours_masked, peers.recipe_masked, shapes, rounds
+    )
+
+
+def measure_ghost_batches(shapes, rounds: int) -> list[timing.Row]:
+    """As `measure`, in training, in ghost batches."""
+    ours, recipe = peers.ours_in_ghost_batches, peers.recipe_in_ghost_batches
+    return _measure_rich("ghost-batch", ours, recipe, shapes, rounds)
+
+
+def _measure_rich(what, ours, recipe, shapes, rounds):
+    contenders = {peers.OURS: ours, "recipe": recipe}
     found = []
     for name, (shape, axis) in shapes.items():
         with tf.Graph().as_default(), tf.Session() as session:
             calls = _calls(contenders, session, shape, axis, "forward+backward")
             timings = _in_turns(calls, rounds)
-        found += timing.rows(f"masked layer forward+backward, {name}", timings)
+        found += timing.rows(f"{what} layer forward+backward, {name}", timings)
     return found
 
 

@@ -16,6 +16,7 @@ from tests.benchmarks import timing
 
 EPSILON = 1e-3
 DECAY = 0.99
+GHOST_BATCH = 4
 ON_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
 OURS = timing.OURS
@@ -88,6 +89,31 @@ def recipe_masked(x, is_training, axis=-1):
         return tf.nn.weighted_moments(x, axes, mask)
 
     return recipe(x, is_training, axis, moments=weighted)
+
+
+def ours_in_ghost_batches(x, is_training, axis=-1):
+    return bn_tf1.batch_norm(x, is_training, axis=axis, ghost_batch_size=GHOST_BATCH)
+
+
+def recipe_in_ghost_batches(x, is_training, axis=-1):
+    """The recipe on ghost batches as tf.layers makes them, with the mean of their moments."""
+    channels = axis % x.shape.ndims + 1
+    batch, *others = x.shape.as_list()
+    split = tf.reshape(x, [GHOST_BATCH, batch // GHOST_BATCH, *others])
+    axes = [a for a in range(split.shape.ndims) if a not in (1, channels)]
+    mean, variance = tf.nn.moments(split, axes, keep_dims=True)
+    by_channel = [1] * split.shape.ndims
+    by_channel[channels] = others[channels - 2]
+    with tf.variable_scope(None, "recipe"):
+        gamma = tf.get_variable("gamma", by_channel, initializer=tf.ones_initializer())
+        beta = tf.get_variable("beta", by_channel, initializer=tf.zeros_initializer())
+        for name, value in (("mean", mean), ("variance", variance)):
+            moving = tf.get_variable(name, by_channel, trainable=False)
+            value = tf.reduce_mean(value, 1, keep_dims=True)
+            update = tf.assign_sub(moving, (1 - DECAY) * (moving - value))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+    y = tf.nn.batch_normalization(split, mean, variance, beta, gamma, EPSILON)
+    return tf.reshape(y, x.shape)
 
 
 def raw_kernel(x, is_training, axis=-1):
