@@ -16,9 +16,10 @@ operations have gradients of every order.
 
 Why these operations (measured on two CPU cores, TensorFlow 1.15.5 and 2.21.0, tensors of
 33 MB): a batched product with a matrix of ones, or where sizes are unknown `BiasAddGrad`,
-sums by channel three times faster than `tf.reduce_sum`, whose inner loop runs over them; the filter gradient of a
-depthwise 1x1 convolution is the sum of products without writing the products, and a norm
-that of squares; that convolution, and `tf.nn.bias_add`, broadcast faster than `*` and `+`.
+sums by channel three times faster than `tf.reduce_sum`, whose inner loop runs over the
+channels; the filter gradient of a depthwise 1x1 convolution is the sum of products without
+writing the products, and a norm that of squares; that convolution, and `tf.nn.bias_add`,
+broadcast faster than `*` and `+`.
 Which view of a tensor is the fastest for what is chosen in `views`.
 
 One long sum of numbers of one sign is off by up to a hundred times the rounding error of a
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.moments import channel_axes, reduction_axes
+from bn_tf1.statistics.moments import channel_axes, reduction_axes, static_count
 from bn_tf1.statistics.registered_gradients import registered_gradient
 
 _STRIDES = [1, 1, 1, 1]
@@ -240,7 +241,7 @@ class Channels(NamedTuple):
         examples, *others, _ = self.sizes
         if None in others or -1 in others:
             return 1, -1
-        rows = _product(others) * self.places
+        rows = product(others) * self.places
         if examples in (None, -1):
             # The product over each part is a task of its own: few, large ones are faster.
             size = _divisor(rows, at_most=_MANY)
@@ -277,8 +278,8 @@ def channels_of(x: tf.Tensor, axis: int | Sequence[int]) -> Channels:
     elif is_last and len(axes) == 2:
         between = _between(x.shape, axes)
         if between is not None:
-            sizes = _for_reshape([_product(x.shape.as_list()[: axes[0]]), 1, 1])
-            sizes.append(-1 if -1 in between else _product(between))
+            sizes = _for_reshape([product(x.shape.as_list()[: axes[0]]), 1, 1])
+            sizes.append(-1 if -1 in between else product(between))
             if sizes.count(-1) < 2:
                 return Channels("last", sizes, x.shape, axes, False, between=between)
     return plain_channels_of(x, axis)
@@ -318,7 +319,7 @@ def _sum_of_squares_gradient(operation, dsums, _):
 def _between(shape, axes):
     """[groups, b, channels], or None where it is not known, or 0, what a reshape must know."""
     groups, *reduced, channels = shape.as_list()[axes[0] :]
-    size = _product(reduced)
+    size = product(reduced)
     if not size or not channels or groups == 0:
         return None
     return _for_reshape([groups, size, channels])
@@ -329,9 +330,9 @@ def _sizes_last(shape, axes):
 
     An image stays as it is, so that what follows can be merged with what made it.
     """
-    reduced, channels = shape.as_list()[: axes[0]], _product(shape.as_list()[axes[0] :])
+    reduced, channels = shape.as_list()[: axes[0]], product(shape.as_list()[axes[0] :])
     known = [size for size in reduced if size is not None]
-    rows = _product(known)
+    rows = product(known)
     if rows == 0 or channels == 0:
         return None
     if channels is None:
@@ -357,7 +358,7 @@ def _sizes_middle(shape, axes):
     """[a, channels, b, 1]; None where more than one of them is unknown, or one is 0."""
     sizes = shape.as_list()
     before, after = sizes[: axes[0]], sizes[axes[-1] + 1 :]
-    view = _for_reshape(map(_product, (before, sizes[axes[0] : axes[-1] + 1], after)))
+    view = _for_reshape(map(product, (before, sizes[axes[0] : axes[-1] + 1], after)))
     if view.count(-1) > 1 or 0 in view or (len(axes) == 1 and view[1] == -1):
         return None
     return [*view, 1]
@@ -369,11 +370,6 @@ def _for_reshape(sizes):
     return [-1 if size is None else size for size in known]
 
 
-def _product(sizes):
-    """None where a size is unknown."""
-    product = 1
-    for size in sizes:
-        if size is None:
-            return None
-        product *= size
-    return product
+def product(sizes: Sequence[int | None]) -> int | None:
+    """Of all sizes; None where one is unknown."""
+    return static_count(tf.TensorShape(sizes), range(len(sizes)))

@@ -34,8 +34,8 @@ from bn_tf1.statistics.channels import (
     channels_of,
     flat_sizes,
     plain_channels_of,
+    product,
 )
-from bn_tf1.statistics.moments import static_count
 
 IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
@@ -142,7 +142,7 @@ def on_gpu(x: tf.Tensor) -> bool:
 def _rows(reduced):
     """The number of places, of one example where that of examples is unknown, or None."""
     known = reduced[1:] if reduced and reduced[0] is None else reduced
-    return _product(known)
+    return product(known)
 
 
 def _size(shape):
@@ -154,12 +154,7 @@ def _size(shape):
     batch, *others = shape.as_list()
     if None in others:
         return _LARGE - 1  # neither small nor large, as far as is known
-    return _product([_TYPICAL_BATCH if batch is None else batch, *others])
-
-
-def _product(sizes):
-    """None where a size is unknown."""
-    return static_count(tf.TensorShape(sizes), range(len(sizes)))
+    return product([_TYPICAL_BATCH if batch is None else batch, *others])
 
 
 def _places(rows, count):
