@@ -10,8 +10,8 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bn_tf1.tools import checkpoint_table
-from bn_tf1.tools.checkpoint_crc import Crc32c, masked_crc32c
+from bn_tf1.formats import sorted_table
+from bn_tf1.formats.crc32c import Crc32c, masked_crc32c
 from bn_tf1.tools.checkpoint_tensors import open_tensors
 from bn_tf1.tools.checkpoints import CheckpointError
 from tests import checkpoint_forge as forge
@@ -169,11 +169,11 @@ def test_shared_prefixes_do_not_explode(tmp_path):
     path.write_bytes(forge.table([], body + checksum))
     assert path.stat().st_size < 200_000
     with pytest.raises(ValueError, match="the keys exceed"):
-        checkpoint_table.read_table(str(path))
+        sorted_table.read_table(str(path))
 
 
 def test_entries_without_number_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_table, "_MAX_ENTRIES", 100)
+    monkeypatch.setattr(sorted_table, "_MAX_ENTRIES", 100)
     items = [(b"", forge.HEADER)] + [(b"%04d" % i, b"") for i in range(100)]
     prefix = forge.forge(tmp_path / "model", items, b"")
     with pytest.raises(CheckpointError, match="more than 100 entries"):
@@ -182,7 +182,7 @@ def test_entries_without_number_are_not_read(tmp_path, monkeypatch):
 
 def test_an_index_that_is_too_large_is_not_read(tmp_path):
     with open(str(tmp_path / "model.index"), "wb") as file:
-        file.truncate(checkpoint_table.MAX_INDEX_BYTES + 1)  # no byte is written
+        file.truncate(sorted_table.MAX_INDEX_BYTES + 1)  # no byte is written
     with pytest.raises(CheckpointError, match="more than the .* allowed"):
         open_tensors(str(tmp_path / "model"))
 

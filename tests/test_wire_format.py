@@ -3,7 +3,7 @@
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools.wire_format import BYTES, FIXED32, VARINT, fields, spans
+from bn_tf1.formats.wire_format import BYTES, FIXED32, VARINT, fields, spans
 
 
 def attribute(**values):

@@ -19,11 +19,11 @@ from typing import Iterator, Mapping, NamedTuple
 
 import numpy as np
 
-from bn_tf1.tools import checkpoint_table
-from bn_tf1.tools.checkpoint_crc import Crc32c
+from bn_tf1.formats import sorted_table
+from bn_tf1.formats.crc32c import Crc32c
+from bn_tf1.formats.wire_format import by_number, bytes_in, number_in, signed
 from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.names import Shape
-from bn_tf1.tools.wire_format import by_number, bytes_in, number_in, signed
 
 _CHUNK_BYTES = 1 << 23
 _MAX_RANK = 254
@@ -128,7 +128,7 @@ def open_tensors(prefix: str) -> TensorFile:
     """
     path = prefix + ".index"
     try:
-        table = checkpoint_table.read_table(path)
+        table = sorted_table.read_table(path)
         shards = _shard_count(table.pop(b"", None))
         tensors = _Entries(prefix, shards, table).tensors()
     except CheckpointError:

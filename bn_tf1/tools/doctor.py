@@ -17,6 +17,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from bn_tf1.formats.sorted_table import is_table
 from bn_tf1.tools.checkpoint_audit import (
     audit_file,
     check_tensors,
@@ -24,7 +25,6 @@ from bn_tf1.tools.checkpoint_audit import (
     saved_layers,
 )
 from bn_tf1.tools.checkpoint_layers import STATISTICS
-from bn_tf1.tools.checkpoint_table import is_table
 from bn_tf1.tools.checkpoint_tensors import open_tensors
 from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
 from bn_tf1.tools.checkpoints import CheckpointError

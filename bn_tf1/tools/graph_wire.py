@@ -21,7 +21,7 @@ from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
-from bn_tf1.tools.wire_format import BYTES, Span, spans
+from bn_tf1.formats.wire_format import BYTES, Span, spans
 
 MAX_NODES = 4_000_000
 MAX_FUNCTIONS = 100_000

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
-from bn_tf1.tools.checkpoint_crc import masked_crc32c
+from bn_tf1.formats.crc32c import masked_crc32c
 from bn_tf1.tools.findings import Finding
 
 _MAX_FILES = 32

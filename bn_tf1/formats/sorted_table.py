@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 from typing import Iterator, NamedTuple
 
-from bn_tf1.tools.checkpoint_crc import masked_crc32c
-from bn_tf1.tools.wire_format import read_varint
+from bn_tf1.formats.crc32c import masked_crc32c
+from bn_tf1.formats.wire_format import read_varint
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES = 48
