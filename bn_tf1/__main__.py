@@ -13,10 +13,10 @@ import shutil
 import sys
 from typing import Sequence
 
-from bn_tf1.tools.convert import convert
+from bn_tf1.checkpoints.convert import convert
+from bn_tf1.checkpoints.dialects import DIALECTS
 from bn_tf1.tools.doctor import examine
 from bn_tf1.tools.migrate_graph import migrate_graph
-from bn_tf1.tools.names import DIALECTS
 from bn_tf1.tools.report_html import html_report
 from bn_tf1.tools.report_json import json_report
 from bn_tf1.tools.report_text import printable, text_report

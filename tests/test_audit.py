@@ -11,8 +11,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.tools.checkpoints import CheckpointError
-from bn_tf1.tools.names import DIALECTS, find_layers
+from bn_tf1.checkpoints.dialects import DIALECTS, find_layers
+from bn_tf1.checkpoints.reader_writer import CheckpointError
 from tests import checkpoint_forge as forge
 
 _DIALECT = {"contrib": "slim", "tf_slim": "slim"}

@@ -6,13 +6,13 @@ import pytest
 import tensorflow.compat.v2 as tf2
 from tensorflow.python.eager import context
 
-from bn_tf1.tools.checkpoint_objects import (
+from bn_tf1.checkpoints.object_names import (
     OBJECT_GRAPH,
     as_in_checkpoint,
     variable_names,
 )
-from bn_tf1.tools.checkpoint_tensors import open_tensors
-from bn_tf1.tools.checkpoints import CheckpointError
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.tools.doctor import examine
 
 NAMES = ("gamma", "beta", "moving_mean", "moving_variance")

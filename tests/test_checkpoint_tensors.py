@@ -10,10 +10,10 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.formats import sorted_table
 from bn_tf1.formats.crc32c import Crc32c, masked_crc32c
-from bn_tf1.tools.checkpoint_tensors import open_tensors
-from bn_tf1.tools.checkpoints import CheckpointError
 from tests import checkpoint_forge as forge
 
 _VALUES = np.arange(6, dtype="<f4")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools import checkpoints
-from bn_tf1.tools.checkpoints import CheckpointError, open_checkpoint
-from bn_tf1.tools.convert import ConversionError, Row, convert
-from bn_tf1.tools.names import DIALECTS
+from bn_tf1.checkpoints import reader_writer
+from bn_tf1.checkpoints.convert import ConversionError, Row, convert
+from bn_tf1.checkpoints.dialects import DIALECTS
+from bn_tf1.checkpoints.reader_writer import CheckpointError, open_checkpoint
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 DIALECT_OF = {
@@ -179,7 +179,7 @@ def test_partitioned_variables_bfloat16_and_iterators(tmp_path):
 
 
 def test_many_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_SHARD_BYTES", 64)
+    monkeypatch.setattr(reader_writer, "_SHARD_BYTES", 64)
     source = save(tmp_path / "source", complete("tf_layers"))
     result = str(tmp_path / "result")
     convert(source, result, from_dialect="tf_layers", to_dialect="slim")
@@ -494,7 +494,7 @@ def test_a_damaged_source(suffix, damage, tmp_path):
 
 def test_a_result_that_is_not_what_was_asked_for_is_removed(tmp_path, monkeypatch):
     source = save(tmp_path / "source", bn_layer("bn"))
-    monkeypatch.setattr(checkpoints, "_same_bits", lambda a, b: False)
+    monkeypatch.setattr(reader_writer, "_same_bits", lambda a, b: False)
     with pytest.raises(CheckpointError, match="bn/beta was not written as it was"):
         same_dialect(source, str(tmp_path / "result"))
     assert not list(tmp_path.glob("result*"))

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import layers, slim
-from bn_tf1.tools.convert import convert
+from bn_tf1.checkpoints.convert import convert
 from tests.fixtures.network import make_loss, make_optimizer, network
 
 FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures")

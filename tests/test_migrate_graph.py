@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools.checkpoints import CheckpointError, read_meta_graph
+from bn_tf1.checkpoints.reader_writer import CheckpointError, read_meta_graph
 from bn_tf1.tools.migrate_graph import MigrationError, migrate_graph
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from bn_tf1.tools import names
-from bn_tf1.tools.checkpoints import open_checkpoint
+from bn_tf1.checkpoints import dialects
+from bn_tf1.checkpoints.reader_writer import open_checkpoint
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 LAYER = {
@@ -44,7 +44,7 @@ def without(name):
 )
 def test_the_layers_of_every_origin(origin, dialect, scopes, shapes):
     checkpoint = open_checkpoint(FIXTURES / origin / "model.ckpt")
-    layers = names.find_layers(checkpoint.shapes, dialect)
+    layers = dialects.find_layers(checkpoint.shapes, dialect)
     assert [layer.scope for layer in layers] == scopes
     assert [layer.shape for layer in layers] == shapes
     assert [layer.channels for layer in layers] == [4, 6]
@@ -52,7 +52,7 @@ def test_the_layers_of_every_origin(origin, dialect, scopes, shapes):
 
 def test_a_layer_without_gamma_and_without_a_scope():
     shapes = {"moving_mean": (2,), "moving_variance": (2,), "beta": (2,)}
-    (layer,) = names.find_layers(shapes, "tf_layers")
+    (layer,) = dialects.find_layers(shapes, "tf_layers")
     assert layer.scope == ""
     assert set(layer.names) == {"beta", "moving_mean", "moving_variance"}
 
@@ -64,26 +64,26 @@ def test_what_is_no_layer():
         "bn/moving_mean/ExponentialMovingAverage": (3,),
         "not_a_moving_mean": (3,),
     }
-    assert names.find_layers(shapes, "tf_layers") == []
+    assert dialects.find_layers(shapes, "tf_layers") == []
     # tensorpack keeps averages of scalars under the same leaf.
-    assert names.find_layers({"cost/mean/EMA": ()}, "tensorpack") == []
+    assert dialects.find_layers({"cost/mean/EMA": ()}, "tensorpack") == []
 
 
 @pytest.mark.parametrize("lost", ["bn/moving_mean", "bn/moving_variance"])
 def test_half_a_layer_is_an_error(lost):
     with pytest.raises(ValueError, match=f"has no {lost} beside it"):
-        names.find_layers(without(lost), "tf_layers")
+        dialects.find_layers(without(lost), "tf_layers")
 
 
 def test_variables_of_different_shapes_are_an_error():
     with pytest.raises(ValueError, match=r"differ in shape: bn/gamma \[4\], bn/beta"):
-        names.find_layers(dict(LAYER, **{"bn/gamma": (4,)}), "tf_layers")
+        dialects.find_layers(dict(LAYER, **{"bn/gamma": (4,)}), "tf_layers")
 
 
 def test_statistics_that_are_not_per_channel_are_an_error():
     shapes = {"bn/moving_mean": (1, 5, 3), "bn/moving_variance": (1, 5, 3)}
     with pytest.raises(ValueError, match=r"\[1, 5, 3\].*not per channel"):
-        names.find_layers(shapes, "sonnet")
+        dialects.find_layers(shapes, "sonnet")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_statistics_that_are_not_per_channel_are_an_error():
     ],
 )
 def test_find_slot(name, expected):
-    assert names.find_slot(name, LAYER) == expected
+    assert dialects.find_slot(name, LAYER) == expected
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_find_slot(name, expected):
     ],
 )
 def test_statistic_role(name, role):
-    assert names.statistic_role(name) == role
+    assert dialects.statistic_role(name) == role
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,22 @@ def test_statistic_role(name, role):
 def test_lost_state(dialect, lost):
     state = {"bn/renorm_mean": (3,), "bn/bn/moving_mean/biased": (3,)}
     shapes = dict(LAYER, other=(3,), **state)
-    layers = names.find_layers(shapes, "slim")
-    assert names.lost_state(shapes, layers, dialect) == lost
+    layers = dialects.find_layers(shapes, "slim")
+    assert dialects.lost_state(shapes, layers, dialect) == lost
 
 
 def test_rename_takes_the_longest_scope():
     moves = {"a": "x", "a/b": "y", "c/d": "z"}
-    renamed = [names.rename(n, moves) for n in ["a/b/c", "a/c", "ab", "c/d", "c/dd"]]
+    renamed = [dialects.rename(n, moves) for n in ["a/b/c", "a/c", "ab", "c/d", "c/dd"]]
     assert renamed == ["y/c", "x/c", "ab", "z", "c/dd"]
 
 
 def test_natural_order_and_unnumbered():
     scopes = ["bn_10", "bn", "bn_2", "conv2/bn"]
-    assert sorted(scopes, key=names.natural_key) == ["bn", "bn_2", "bn_10", "conv2/bn"]
-    assert names.unnumbered("Conv_3/batch_norm_12/v2") == "Conv/batch_norm/v2"
+    assert sorted(scopes, key=dialects.natural_key) == [
+        "bn",
+        "bn_2",
+        "bn_10",
+        "conv2/bn",
+    ]
+    assert dialects.unnumbered("Conv_3/batch_norm_12/v2") == "Conv/batch_norm/v2"

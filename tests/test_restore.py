@@ -7,9 +7,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.tools.checkpoints import CheckpointError
-from bn_tf1.tools.convert import convert
-from bn_tf1.tools.restore import WrongShape, restore
+from bn_tf1.checkpoints.convert import convert
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.restore import WrongShape, restore
 from tests.fixtures.network import network
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"

@@ -11,8 +11,8 @@ from typing import Iterator
 
 import numpy as np
 
-from bn_tf1.tools.checkpoint_layers import STATISTICS
-from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
+from bn_tf1.checkpoints.found_layers import STATISTICS
+from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.tools.findings import Finding
 
 # The smallest epsilon in use; a variance below it is dead in every library.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from typing import Any, Sequence
 
-from bn_tf1.tools.checkpoint_layers import (
+from bn_tf1.checkpoints.dialects import unnumbered
+from bn_tf1.checkpoints.found_layers import (
     STATISTICS,
     CheckpointLayer,
 )
-from bn_tf1.tools.checkpoint_objects import is_saved_by_object, variable_names
-from bn_tf1.tools.checkpoint_tensors import TensorFile
+from bn_tf1.checkpoints.object_names import is_saved_by_object, variable_names
+from bn_tf1.checkpoints.tensor_file import TensorFile
 from bn_tf1.tools.findings import Finding
-from bn_tf1.tools.names import unnumbered
 
 _BATCH_NORM = re.compile(r"batch_?norm|(^|[^a-z])bn([^a-z]|$)", re.IGNORECASE)
 _OTHER_NORM = re.compile(

@@ -17,6 +17,10 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from bn_tf1.checkpoints.found_layers import STATISTICS
+from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.formats.sorted_table import is_table
 from bn_tf1.tools.checkpoint_audit import (
     audit_file,
@@ -24,10 +28,6 @@ from bn_tf1.tools.checkpoint_audit import (
     graph_beside,
     saved_layers,
 )
-from bn_tf1.tools.checkpoint_layers import STATISTICS
-from bn_tf1.tools.checkpoint_tensors import open_tensors
-from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
-from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.findings import Finding, by_gravity
 from bn_tf1.tools.graph_facts import Facts
 from bn_tf1.tools.graph_layers import GraphLayer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Iterable
 
-from bn_tf1.tools.checkpoint_objects import OBJECT_GRAPH
+from bn_tf1.checkpoints.object_names import OBJECT_GRAPH
 from bn_tf1.tools.graph_layers import Analysis, GraphLayer, analyse, find_folded
 from bn_tf1.tools.graph_normalizations import Normalization
 from bn_tf1.tools.graph_training import Conditions, find_training, is_gradient

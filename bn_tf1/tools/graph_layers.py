@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Sequence
 
+from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, join
 from bn_tf1.tools.graph_normalizations import Normalization, find_normalizations
 from bn_tf1.tools.graph_training import Conditions
 from bn_tf1.tools.graph_updates import (
@@ -33,7 +34,6 @@ from bn_tf1.tools.graph_values import (
     variable_name,
 )
 from bn_tf1.tools.graph_view import GraphView, node_of
-from bn_tf1.tools.names import DIALECTS, ROLES, join
 
 # Scopes that TensorFlow's own functions make, below the name of the layer.
 _INNER_SCOPE = re.compile(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
+from bn_tf1.checkpoints.dialects import find_slot
 from bn_tf1.tools.graph_normalizations import Normalization
 from bn_tf1.tools.graph_values import (
     ASSIGNMENTS,
@@ -24,7 +25,6 @@ from bn_tf1.tools.graph_values import (
     variables_of,
 )
 from bn_tf1.tools.graph_view import GraphView, node_of, port_of
-from bn_tf1.tools.names import find_slot
 
 _DEPTH = 16
 _VALUES = 8

@@ -20,7 +20,11 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools.checkpoints import CheckpointError, first_line, read_meta_graph
+from bn_tf1.checkpoints.reader_writer import (
+    CheckpointError,
+    first_line,
+    read_meta_graph,
+)
 
 _GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
 _ATTRIBUTE = "_output_shapes"

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from bn_tf1.checkpoints.layer_values import CheckpointValues
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.tools.checkpoint_audit import (
     Audit,
     audit_file,
@@ -16,9 +19,6 @@ from bn_tf1.tools.checkpoint_audit import (
     saved_layers,
     unreadable_graph,
 )
-from bn_tf1.tools.checkpoint_tensors import open_tensors
-from bn_tf1.tools.checkpoint_values import CheckpointValues
-from bn_tf1.tools.checkpoints import CheckpointError
 from bn_tf1.tools.findings import Finding, by_gravity
 from bn_tf1.tools.graph_facts import Facts
 from bn_tf1.tools.graph_layers import GraphLayer

@@ -10,8 +10,8 @@ from typing import Sequence
 
 import numpy as np
 
-from bn_tf1.tools.checkpoint_layers import STATISTICS
-from bn_tf1.tools.checkpoint_values import CheckpointValues, LayerValues
+from bn_tf1.checkpoints.found_layers import STATISTICS
+from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.tools.findings import Finding
 
 _SMALLEST_EPSILON = 1e-5

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
-from bn_tf1.tools.names import Shape
+from bn_tf1.checkpoints.dialects import Shape
 
 _SHARD_BYTES = 256 * 2**20
 _PART_OF_A_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")

@@ -1,6 +1,6 @@
 """Batch-norm layers among the names of a checkpoint, whoever wrote it.
 
-`names.find_layers` wants the dialect and whole layers, since a conversion must not
+`dialects.find_layers` wants the dialect and whole layers, since a conversion must not
 guess. Here a checkpoint comes from anybody and may be broken, so that half a layer is
 one too. A layer is a scope with a moving mean or a moving variance, under one of these
 names:
@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from typing import Any, Iterable, Mapping, NamedTuple
 
-from bn_tf1.tools.names import Shape, join, natural_key
+from bn_tf1.checkpoints.dialects import Shape, join, natural_key
 
 STATISTICS = ("moving_mean", "moving_variance")
 # What tf.train.Checkpoint and Keras 3 append to the name of a variable.

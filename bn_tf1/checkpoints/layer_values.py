@@ -12,15 +12,15 @@ from typing import Any, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from bn_tf1.tools.checkpoint_layers import (
+from bn_tf1.checkpoints.dialects import join
+from bn_tf1.checkpoints.found_layers import (
     STATISTICS,
     CheckpointLayer,
     find_checkpoint_layers,
 )
-from bn_tf1.tools.checkpoint_objects import variable_names
-from bn_tf1.tools.checkpoint_tensors import TensorFile
-from bn_tf1.tools.checkpoints import CheckpointError
-from bn_tf1.tools.names import join
+from bn_tf1.checkpoints.object_names import variable_names
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.tensor_file import TensorFile
 
 _STEP = re.compile(r"(^|/)(global_step|iterations?|iter|_iterations)$")
 _MAX_CHANNELS = 1 << 20

@@ -1,7 +1,7 @@
 """Translates a checkpoint from the names and shapes of one library to another's.
 
 What changes is the variables of batch-norm layers, and with them what an optimizer or
-an average keeps for them (see `names.find_slot`); all other tensors pass through bit
+an average keeps for them (see `dialects.find_slot`); all other tensors pass through bit
 for bit. Nothing is written over anything, and the result is compared with its source.
 
 A gamma that the source lacks becomes 1 and a missing beta 0, where a layer of the
@@ -25,9 +25,9 @@ from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from bn_tf1.tools import checkpoints, names
-from bn_tf1.tools.checkpoints import Checkpoint, Entry
-from bn_tf1.tools.names import DIALECTS, INITIAL_VALUES, Layer, Shape
+from bn_tf1.checkpoints import dialects, reader_writer
+from bn_tf1.checkpoints.dialects import DIALECTS, INITIAL_VALUES, Layer, Shape
+from bn_tf1.checkpoints.reader_writer import Checkpoint, Entry
 
 
 class ConversionError(ValueError):
@@ -79,7 +79,7 @@ class Conversion(NamedTuple):
 class _Target(NamedTuple):
     """A batch-norm layer as it shall be in the result."""
 
-    names: Mapping[str, str]
+    dialects: Mapping[str, str]
     shape: Shape
     dropped: tuple[str, ...]
 
@@ -130,8 +130,8 @@ def convert(
         CheckpointError: a file is missing, damaged, in the way, or not written right.
     """
     _check_arguments(from_dialect, to_dialect, shape)
-    checkpoint = checkpoints.open_checkpoint(source)
-    checkpoints.check_new(destination)
+    checkpoint = reader_writer.open_checkpoint(source)
+    reader_writer.check_new(destination)
     checkpoint, dropped = _without_dropped(checkpoint, drop)
     layers = _source_layers(checkpoint, from_dialect, to_dialect)
     moves = _checked_map(name_map or {}, checkpoint.shapes)
@@ -151,7 +151,7 @@ def convert(
     _check_unique(rows)
     if not dry_run:
         entries = _entries(rows, checkpoint, layers, targets)
-        checkpoints.write_checkpoint(destination, checkpoint, entries)
+        reader_writer.write_checkpoint(destination, checkpoint, entries)
     return Conversion(rows + dropped, unmatched)
 
 
@@ -191,21 +191,21 @@ def _without_dropped(checkpoint, patterns):
         dropped += matching
     rows = [
         Row(name, None, checkpoint.shapes[name], "left out: in `drop`")
-        for name in sorted(set(dropped), key=names.natural_key)
+        for name in sorted(set(dropped), key=dialects.natural_key)
     ]
     kept = {n: shape for n, shape in checkpoint.shapes.items() if n not in dropped}
     return checkpoint._replace(shapes=kept), tuple(rows)
 
 
 def _source_layers(checkpoint, from_dialect, to_dialect):
-    layers = names.find_layers(checkpoint.shapes, from_dialect)
+    layers = dialects.find_layers(checkpoint.shapes, from_dialect)
     if not layers:
-        found = [d for d in DIALECTS if names.find_layers(checkpoint.shapes, d)]
+        found = [d for d in DIALECTS if dialects.find_layers(checkpoint.shapes, d)]
         raise ConversionError(
             f"{checkpoint.prefix} has no batch-norm layer of {from_dialect!r}"
             + (f", but of {found}" if found else " nor of any other dialect")
         )
-    lost = names.lost_state(checkpoint.shapes, layers, to_dialect)
+    lost = dialects.lost_state(checkpoint.shapes, layers, to_dialect)
     if lost:
         raise ConversionError(
             f"layers of {to_dialect!r} cannot hold {', '.join(lost)} of "
@@ -228,11 +228,11 @@ def _checked_map(name_map, shapes):
 
 def _reference_layers(like, dialect):
     if os.fspath(like).endswith(".meta"):
-        meta = checkpoints.read_meta_graph(like)
-        shapes = checkpoints.graph_variables(meta.graph_def)
+        meta = reader_writer.read_meta_graph(like)
+        shapes = reader_writer.graph_variables(meta.graph_def)
     else:
-        shapes = checkpoints.open_checkpoint(like).shapes
-    layers = names.find_layers(shapes, dialect)
+        shapes = reader_writer.open_checkpoint(like).shapes
+    layers = dialects.find_layers(shapes, dialect)
     if not layers:
         raise ConversionError(f"`like` {like} has no batch-norm layer of {dialect!r}")
     return {layer.scope: layer for layer in layers}
@@ -247,7 +247,7 @@ def _match_layers(layers, moves, reference):
     sources = {}
     targets = dict(reference)
     for layer in layers:
-        moved = names.rename(layer.scope, moves)
+        moved = dialects.rename(layer.scope, moves)
         if moved != layer.scope and moved in targets:
             _check_channels(layer, targets.pop(moved))
             scopes[layer.scope] = moved
@@ -266,7 +266,7 @@ def _match_layers(layers, moves, reference):
             )
     for scope, layer in remaining.items():
         (scopes[scope],) = _with_channels(targets, layer.channels)
-    unmatched = sorted(set(targets) - set(scopes.values()), key=names.natural_key)
+    unmatched = sorted(set(targets) - set(scopes.values()), key=dialects.natural_key)
     return _Matches(scopes, tuple(unmatched))
 
 
@@ -293,8 +293,8 @@ def _match_by_order(sources, targets, scopes):
 
 def _groups(layers):
     groups = collections.defaultdict(list)
-    for scope in sorted(layers, key=names.natural_key):
-        groups[names.unnumbered(scope)].append(scope)
+    for scope in sorted(layers, key=dialects.natural_key):
+        groups[dialects.unnumbered(scope)].append(scope)
     return groups
 
 
@@ -316,7 +316,7 @@ def _check_channels(layer, target):
 
 def _target(layer, moves, reference, from_dialect, to_dialect, shape):
     dialect = DIALECTS[to_dialect]
-    scope = names.rename(layer.scope, moves)
+    scope = dialects.rename(layer.scope, moves)
     model = None if reference is None else reference[scope]
     if model is None:
         roles = set(layer.names) | set(dialect.defaults)
@@ -324,8 +324,8 @@ def _target(layer, moves, reference, from_dialect, to_dialect, shape):
         roles = set(model.names)
     return _Target(
         names={
-            role: names.join(scope, dialect.leaves[role])
-            for role in names.ROLES
+            role: dialects.join(scope, dialect.leaves[role])
+            for role in dialects.ROLES
             if role in roles
         },
         shape=_target_shape(layer, model, from_dialect, to_dialect, shape),
@@ -355,7 +355,7 @@ def _check_dropped(checkpoint: Checkpoint, layers, targets):
     for layer in layers:
         for role in targets[layer.scope].dropped:
             name = layer.names[role]
-            slots = [n for n in checkpoint.shapes if names.find_slot(n, [name])]
+            slots = [n for n in checkpoint.shapes if dialects.find_slot(n, [name])]
             trivial = np.all(checkpoint.read(name) == INITIAL_VALUES[role])
             if slots or not trivial:
                 raise ConversionError(
@@ -375,9 +375,9 @@ def _rows(checkpoint, layers, targets, moves):
         for name in layer.names.values()
     }
     rows = []
-    for old in sorted(checkpoint.shapes, key=names.natural_key):
+    for old in sorted(checkpoint.shapes, key=dialects.natural_key):
         shape = checkpoint.shapes[old]
-        slot = names.find_slot(old, reshaped)
+        slot = dialects.find_slot(old, reshaped)
         owner = old if slot is None else slot.variable
         if owner in reshaped and shape == checkpoint.shapes[owner]:
             rows.append(_row(old, renamed[old], shape, reshaped[owner]))
@@ -413,13 +413,13 @@ def _new_names(shapes, layers, targets, moves):
     }
 
     def new_name(old):
-        slot = names.find_slot(old, shapes)
+        slot = dialects.find_slot(old, shapes)
         if old in renamed:
             return renamed[old]
         if slot is None or old in moves or new_name(slot.variable) is None:
-            return names.rename(old, moves)
-        prefix = names.rename(slot.prefix, moves)
-        return names.join(prefix, new_name(slot.variable), slot.leaf)
+            return dialects.rename(old, moves)
+        prefix = dialects.rename(slot.prefix, moves)
+        return dialects.join(prefix, new_name(slot.variable), slot.leaf)
 
     return {name: new_name(name) for name in shapes}
 

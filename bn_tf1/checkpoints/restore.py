@@ -18,9 +18,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.calls import batch_norm_calls
-from bn_tf1.tools import names
-from bn_tf1.tools.checkpoints import open_checkpoint
-from bn_tf1.tools.names import Shape
+from bn_tf1.checkpoints import dialects
+from bn_tf1.checkpoints.dialects import Shape
+from bn_tf1.checkpoints.reader_writer import open_checkpoint
 
 
 class WrongShape(NamedTuple):
@@ -163,7 +163,7 @@ def _statistics(variables, graph):
         for role in ("moving_mean", "moving_variance"):
             statistics[getattr(call, role).op.name] = role
     for variable in variables:
-        role = names.statistic_role(variable.op.name)
+        role = dialects.statistic_role(variable.op.name)
         if role is not None:
             statistics[variable.op.name] = role
     return statistics
@@ -179,7 +179,7 @@ def _names_in_checkpoint(source, name_map):
             )
     old_names = {}
     for old in sorted(source.shapes):
-        new = names.rename(old, name_map)
+        new = dialects.rename(old, name_map)
         if new in old_names:
             raise ValueError(
                 f"`name_map` gives {old_names[new]!r} and {old!r} one name: {new!r}"
@@ -241,7 +241,7 @@ def _at_initial_values(session, targets, statistics):
             value = session.run(target.variable)
         except tf.errors.FailedPreconditionError:  # missing, allowed, not initialized
             continue
-        if np.all(value == names.INITIAL_VALUES[role]):
+        if np.all(value == dialects.INITIAL_VALUES[role]):
             found.append(target)
     return _names(found)
 
@@ -251,4 +251,4 @@ def _names(targets):
 
 
 def _sorted(found):
-    return tuple(sorted(found, key=names.natural_key))
+    return tuple(sorted(found, key=dialects.natural_key))

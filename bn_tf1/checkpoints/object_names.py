@@ -14,11 +14,11 @@ from __future__ import annotations
 import re
 from typing import Any, Iterable
 
+from bn_tf1.checkpoints.dialects import natural_key
+from bn_tf1.checkpoints.found_layers import STATISTICS, plain_names
+from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.tensor_file import TensorFile
 from bn_tf1.formats.wire_format import by_number, bytes_in, read_varint
-from bn_tf1.tools.checkpoint_layers import STATISTICS, plain_names
-from bn_tf1.tools.checkpoint_tensors import TensorFile
-from bn_tf1.tools.checkpoints import CheckpointError
-from bn_tf1.tools.names import natural_key
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MAX_BYTES = 1 << 28

@@ -19,11 +19,11 @@ from typing import Iterator, Mapping, NamedTuple
 
 import numpy as np
 
+from bn_tf1.checkpoints.dialects import Shape
+from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.formats import sorted_table
 from bn_tf1.formats.crc32c import Crc32c
 from bn_tf1.formats.wire_format import by_number, bytes_in, number_in, signed
-from bn_tf1.tools.checkpoints import CheckpointError
-from bn_tf1.tools.names import Shape
 
 _CHUNK_BYTES = 1 << 23
 _MAX_RANK = 254
