@@ -15,8 +15,8 @@ from typing import Sequence
 
 from bn_tf1.checkpoints.convert import convert
 from bn_tf1.checkpoints.dialects import DIALECTS
+from bn_tf1.graphs.migrate import migrate_graph
 from bn_tf1.tools.doctor import examine
-from bn_tf1.tools.migrate_graph import migrate_graph
 from bn_tf1.tools.report_html import html_report
 from bn_tf1.tools.report_json import json_report
 from bn_tf1.tools.report_text import printable, text_report

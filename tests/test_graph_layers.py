@@ -4,8 +4,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.tools.graph_layers import find_layers
-from bn_tf1.tools.graph_view import view_of
+from bn_tf1.graphs.layer_analysis import find_layers
+from bn_tf1.graphs.view import view_of
 from tests import graph_zoo
 
 TF_NAMES = ("gamma", "beta", "moving_mean", "moving_variance")

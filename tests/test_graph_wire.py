@@ -8,11 +8,11 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from bn_tf1.tools import graph_wire
-from bn_tf1.tools.graph_files import load_graph_file
+from bn_tf1.graphs.reading import partial_parsing
+from bn_tf1.graphs.reading.graph_files import load_graph_file
+from bn_tf1.graphs.reading.partial_parsing import parsed_graph, unparsed_graph, whole
+from bn_tf1.graphs.view import read_graph, view_of
 from bn_tf1.tools.graph_lint import lint
-from bn_tf1.tools.graph_view import read_graph, view_of
-from bn_tf1.tools.graph_wire import parsed_graph, unparsed_graph, whole
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 ORIGINS = ("tf_layers", "contrib", "while_v1", "while_v2")
@@ -130,7 +130,7 @@ def test_a_frozen_graph_with_fields_that_are_not_known(tmp_path):
 
 
 def test_nodes_are_a_sequence(monkeypatch):
-    monkeypatch.setattr(graph_wire, "_KEPT_BYTES", 30)
+    monkeypatch.setattr(partial_parsing, "_KEPT_BYTES", 30)
     graph_def = small_graph(20)
     data = graph_def.SerializeToString()
     nodes = unparsed_graph(data, [whole(data)]).nodes
@@ -185,7 +185,7 @@ def test_a_damaged_function(tmp_path):
 def test_more_than_is_examined_is_refused_while_it_is_read(
     limit, what, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(graph_wire, limit, 7)
+    monkeypatch.setattr(partial_parsing, limit, 7)
     graph_def = small_graph(3)
     for i in range(8):
         graph_def.library.function.add().node_def.add(name="n", op="NoOp")

@@ -7,7 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.reader_writer import CheckpointError, read_meta_graph
-from bn_tf1.tools.migrate_graph import MigrationError, migrate_graph
+from bn_tf1.graphs.migrate import MigrationError, migrate_graph
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 ORIGINS = ["tf_layers", "contrib", "tf_slim", "sonnet", "sonnet_v2", "tensorpack"]

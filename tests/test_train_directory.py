@@ -8,9 +8,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1.graphs import training_nodes
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.training import train
-from bn_tf1.tools import graph_training
 from tests import checkpoint_forge as forge
 
 _STEPS = (1000, 2000, 3000)
@@ -242,7 +242,7 @@ def test_a_damaged_graph_does_not_hide_the_checkpoint(run):
 
 
 def test_a_graph_too_large_to_be_told_does_not_hide_the_checkpoint(run, monkeypatch):
-    monkeypatch.setattr(graph_training, "MAX_CONDITIONS", 0)
+    monkeypatch.setattr(training_nodes, "MAX_CONDITIONS", 0)
     meta = tf.MetaGraphDef()
     for name, op in (("x", "Placeholder"), ("p", "Placeholder"), ("s", "Switch")):
         meta.graph_def.node.add(name=name, op=op)

@@ -22,6 +22,9 @@ from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.formats.sorted_table import is_table
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.layer_analysis import GraphLayer
+from bn_tf1.graphs.view import read_graph
 from bn_tf1.tools.checkpoint_audit import (
     audit_file,
     check_tensors,
@@ -29,10 +32,7 @@ from bn_tf1.tools.checkpoint_audit import (
     saved_layers,
 )
 from bn_tf1.tools.findings import Finding, by_gravity
-from bn_tf1.tools.graph_facts import Facts
-from bn_tf1.tools.graph_layers import GraphLayer
 from bn_tf1.tools.graph_lint import lint_facts
-from bn_tf1.tools.graph_view import read_graph
 from bn_tf1.tools.train_directory import examine_directory
 from bn_tf1.tools.train_state import STATE_FILE, is_train_directory
 

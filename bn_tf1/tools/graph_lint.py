@@ -17,10 +17,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.view import read_graph, view_of
 from bn_tf1.tools import graph_lint_modes, graph_lint_settings, graph_lint_updates
 from bn_tf1.tools.findings import Finding, by_gravity
-from bn_tf1.tools.graph_facts import Facts
-from bn_tf1.tools.graph_view import read_graph, view_of
 
 _CHECKS = (
     graph_lint_updates.check_updates_run,

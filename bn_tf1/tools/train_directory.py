@@ -12,6 +12,9 @@ from typing import NamedTuple
 from bn_tf1.checkpoints.layer_values import CheckpointValues
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.layer_analysis import GraphLayer
+from bn_tf1.graphs.view import read_graph
 from bn_tf1.tools.checkpoint_audit import (
     Audit,
     audit_file,
@@ -20,10 +23,7 @@ from bn_tf1.tools.checkpoint_audit import (
     unreadable_graph,
 )
 from bn_tf1.tools.findings import Finding, by_gravity
-from bn_tf1.tools.graph_facts import Facts
-from bn_tf1.tools.graph_layers import GraphLayer
 from bn_tf1.tools.graph_lint import lint_facts
-from bn_tf1.tools.graph_view import read_graph
 from bn_tf1.tools.train_events import check_events
 from bn_tf1.tools.train_history import check_history
 from bn_tf1.tools.train_state import read_train_state

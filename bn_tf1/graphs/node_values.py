@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools.graph_view import (
+from bn_tf1.graphs.view import (
     GraphView,
     node_of,
     port_of,

@@ -10,7 +10,16 @@ data and a mean. Neither is taken for a batch norm.
 
 from __future__ import annotations
 
-from bn_tf1.tools.graph_batch_statistics import (
+from bn_tf1.graphs.node_values import (
+    constant,
+    constant_size,
+    leaves,
+    origin,
+    same_values,
+    scalars,
+    variables_of,
+)
+from bn_tf1.graphs.recognition.batch_statistics import (
     batch_axes,
     is_per_channel,
     is_same_statistic,
@@ -20,18 +29,9 @@ from bn_tf1.tools.graph_batch_statistics import (
     statistic_leaves,
     through_casts,
 )
-from bn_tf1.tools.graph_matches import Normalization
-from bn_tf1.tools.graph_scaling import Scale, normalised_by
-from bn_tf1.tools.graph_values import (
-    constant,
-    constant_size,
-    leaves,
-    origin,
-    same_values,
-    scalars,
-    variables_of,
-)
-from bn_tf1.tools.graph_view import GraphView, node_of
+from bn_tf1.graphs.recognition.normalization_match import Normalization
+from bn_tf1.graphs.recognition.scaling import Scale, normalised_by
+from bn_tf1.graphs.view import GraphView, node_of
 
 ROOTS = frozenset(["Rsqrt", "Sqrt", "Pow"])
 _ADDITIONS = frozenset(["Add", "AddV2", "BiasAdd"])

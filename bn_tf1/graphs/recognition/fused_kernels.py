@@ -6,8 +6,7 @@ batch norms fused into a convolution and the old BatchNormWithGlobalNormalizatio
 
 from __future__ import annotations
 
-from bn_tf1.tools.graph_matches import Normalization
-from bn_tf1.tools.graph_values import (
+from bn_tf1.graphs.node_values import (
     integers,
     is_fused,
     leaves,
@@ -15,7 +14,8 @@ from bn_tf1.tools.graph_values import (
     scalars,
     variables_of,
 )
-from bn_tf1.tools.graph_view import GraphView, node_of, reference_to
+from bn_tf1.graphs.recognition.normalization_match import Normalization
+from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
 FUSED_CONVOLUTIONS = (
     "_FusedConv2D",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bn_tf1.tools.graph_values import Leaves
+from bn_tf1.graphs.node_values import Leaves
 
 
 class Normalization(NamedTuple):

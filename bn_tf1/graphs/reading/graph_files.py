@@ -10,7 +10,7 @@ can be wrong with it is a `ValueError` that names the file.
                                                              tagged "serve", or its first
 
 Each of them is taken in the binary and in the text format. The nodes of a binary one are
-parsed when they are asked for (`graph_wire`).
+parsed when they are asked for (`partial_parsing`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from google.protobuf import (
     text_format,
 )
 
-from bn_tf1.tools.graph_wire import (
+from bn_tf1.graphs.reading.partial_parsing import (
     Graph,
     GraphTooLargeError,
     fields_in,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bn_tf1.tools.graph_batch_statistics import (
+from bn_tf1.graphs.node_values import leaves, same_values, scalars
+from bn_tf1.graphs.recognition.batch_statistics import (
     is_statistic_like,
     statistic_leaves,
     through_casts,
 )
-from bn_tf1.tools.graph_values import leaves, same_values, scalars
-from bn_tf1.tools.graph_view import GraphView, node_of, reference_to
+from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
 _DIVISIONS = frozenset(["RealDiv", "Div"])
 _RECIPROCALS = frozenset(["Reciprocal", "Inv"])

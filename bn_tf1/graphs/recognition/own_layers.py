@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from bn_tf1.tools.graph_batch_statistics import layout_of, through_casts
-from bn_tf1.tools.graph_matches import Normalization
-from bn_tf1.tools.graph_values import is_fused, leaves, static_shape
-from bn_tf1.tools.graph_view import GraphView, node_of
+from bn_tf1.graphs.node_values import is_fused, leaves, static_shape
+from bn_tf1.graphs.recognition.batch_statistics import layout_of, through_casts
+from bn_tf1.graphs.recognition.normalization_match import Normalization
+from bn_tf1.graphs.view import GraphView, node_of
 
 # As `bn_tf1.statistics.composed` registers it.
 _OWN_GRADIENT = re.compile(

@@ -2,7 +2,7 @@
 
 An update is told by what it writes: a value computed, by arithmetic alone, from the
 batch statistics of a normalisation. Whether somebody runs it is the question of
-`graph_training`.
+`training_nodes`.
 
     moving = moving - (1 - decay) * (moving - batch)
 
@@ -14,8 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 from bn_tf1.checkpoints.dialects import find_slot
-from bn_tf1.tools.graph_normalizations import Normalization
-from bn_tf1.tools.graph_values import (
+from bn_tf1.graphs.node_values import (
     ASSIGNMENTS,
     Leaves,
     leaves,
@@ -24,7 +23,8 @@ from bn_tf1.tools.graph_values import (
     variable_name,
     variables_of,
 )
-from bn_tf1.tools.graph_view import GraphView, node_of, port_of
+from bn_tf1.graphs.recognition.normalizations import Normalization
+from bn_tf1.graphs.view import GraphView, node_of, port_of
 
 _DEPTH = 16
 _VALUES = 8

@@ -16,16 +16,7 @@ import re
 from typing import NamedTuple, Sequence
 
 from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, join
-from bn_tf1.tools.graph_normalizations import Normalization, find_normalizations
-from bn_tf1.tools.graph_training import Conditions
-from bn_tf1.tools.graph_updates import (
-    Update,
-    debiased_variable,
-    find_updates,
-    other_writes,
-    statistics_of,
-)
-from bn_tf1.tools.graph_values import (
+from bn_tf1.graphs.node_values import (
     VARIABLES,
     constant,
     constant_size,
@@ -33,7 +24,16 @@ from bn_tf1.tools.graph_values import (
     origins,
     variable_name,
 )
-from bn_tf1.tools.graph_view import GraphView, node_of
+from bn_tf1.graphs.recognition.normalizations import Normalization, find_normalizations
+from bn_tf1.graphs.training_nodes import Conditions
+from bn_tf1.graphs.update_operations import (
+    Update,
+    debiased_variable,
+    find_updates,
+    other_writes,
+    statistics_of,
+)
+from bn_tf1.graphs.view import GraphView, node_of
 
 # Scopes that TensorFlow's own functions make, below the name of the layer.
 _INNER_SCOPE = re.compile(

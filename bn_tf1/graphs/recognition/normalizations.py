@@ -1,18 +1,18 @@
 """The places of a graph where something is normalised per channel over the batch.
 
-    fused      one kernel: `graph_fused`
-    composed   arithmetic: `graph_composed`; what `bn_tf1` composes: `graph_own`
+    fused      one kernel: `fused_kernels`
+    composed   arithmetic: `arithmetic`; what `bn_tf1` composes: `own_layers`
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorithm 1.
 """
 
 from __future__ import annotations
 
-from bn_tf1.tools.graph_composed import ROOTS, match_composed
-from bn_tf1.tools.graph_fused import FUSED_CONVOLUTIONS, match_fused
-from bn_tf1.tools.graph_matches import Normalization
-from bn_tf1.tools.graph_own import match_own, own_kernels
-from bn_tf1.tools.graph_view import GraphView
+from bn_tf1.graphs.recognition.arithmetic import ROOTS, match_composed
+from bn_tf1.graphs.recognition.fused_kernels import FUSED_CONVOLUTIONS, match_fused
+from bn_tf1.graphs.recognition.normalization_match import Normalization
+from bn_tf1.graphs.recognition.own_layers import match_own, own_kernels
+from bn_tf1.graphs.view import GraphView
 
 
 def find_normalizations(view: GraphView) -> list[Normalization]:

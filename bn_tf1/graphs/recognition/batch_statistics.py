@@ -6,7 +6,7 @@ statistics are none of these.
 
 from __future__ import annotations
 
-from bn_tf1.tools.graph_values import (
+from bn_tf1.graphs.node_values import (
     Leaves,
     integers,
     leaves,
@@ -14,7 +14,7 @@ from bn_tf1.tools.graph_values import (
     scalars,
     static_shape,
 )
-from bn_tf1.tools.graph_view import GraphView, node_of, reference_to
+from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
 
 def statistic_leaves(view: GraphView, reference: int) -> Leaves | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Iterable, NamedTuple
 
-from bn_tf1.tools.graph_values import (
+from bn_tf1.graphs.node_values import (
     ASSIGNMENTS,
     REDUCTIONS,
     constant,
@@ -24,7 +24,8 @@ from bn_tf1.tools.graph_values import (
     same_values,
     variables_of,
 )
-from bn_tf1.tools.graph_view import (
+from bn_tf1.graphs.reading.partial_parsing import GraphTooLargeError
+from bn_tf1.graphs.view import (
     BRANCHES,
     LOOPS,
     GraphView,
@@ -33,7 +34,6 @@ from bn_tf1.tools.graph_view import (
     node_of,
     port_of,
 )
-from bn_tf1.tools.graph_wire import GraphTooLargeError
 
 _APPLY = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]|ResourceSparseApply[A-Z]")
 _ACCUMULATE = re.compile(r"(Resource|Sparse)?AccumulatorApplyGradient$")

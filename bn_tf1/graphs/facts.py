@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Iterable
 
 from bn_tf1.checkpoints.object_names import OBJECT_GRAPH
-from bn_tf1.tools.graph_layers import Analysis, GraphLayer, analyse, find_folded
-from bn_tf1.tools.graph_normalizations import Normalization
-from bn_tf1.tools.graph_training import Conditions, find_training, is_gradient
-from bn_tf1.tools.graph_updates import statistics_of
-from bn_tf1.tools.graph_values import constant, origin, variable_name, variables_of
-from bn_tf1.tools.graph_view import GraphView, ancestors, node_of
+from bn_tf1.graphs.layer_analysis import Analysis, GraphLayer, analyse, find_folded
+from bn_tf1.graphs.node_values import constant, origin, variable_name, variables_of
+from bn_tf1.graphs.recognition.normalizations import Normalization
+from bn_tf1.graphs.training_nodes import Conditions, find_training, is_gradient
+from bn_tf1.graphs.update_operations import statistics_of
+from bn_tf1.graphs.view import GraphView, ancestors, node_of
 
 # Where the tensors begin among the inputs of an operation that saves.
 _SAVES = {"SaveV2": 3, "SaveSlices": 3, "Save": 2}

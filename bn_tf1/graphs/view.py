@@ -22,8 +22,13 @@ from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools.graph_files import load_graph_file
-from bn_tf1.tools.graph_wire import Function, Graph, GraphTooLargeError, parsed_graph
+from bn_tf1.graphs.reading.graph_files import load_graph_file
+from bn_tf1.graphs.reading.partial_parsing import (
+    Function,
+    Graph,
+    GraphTooLargeError,
+    parsed_graph,
+)
 
 # A few functions that many nodes call have edges as the product of both.
 MAX_CALL_EDGES = 4_000_000

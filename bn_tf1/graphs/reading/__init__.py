@@ -1,0 +1,1 @@
+"""Graph files, read without importing or running what is in them."""

@@ -1,0 +1,1 @@
+"""The places of a graph where something is normalised per channel over the batch."""
