@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.tools.divergence import LayerTensors
+from bn_tf1.population.divergence import LayerTensors
 
 _LAYERS = ("one", "two", "three")
 _BATCH = 64

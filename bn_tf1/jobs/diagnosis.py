@@ -1,7 +1,7 @@
 """Which layer breaks the evaluation of a checkpoint of a training run.
 
 The network is built once more with a tensor `is_training`, so that both modes run on the
-same examples; what is compared and how layers are ranked is in `tools.divergence`.
+same examples; what is compared and how layers are ranked is in `population.divergence`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import datasets, network
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.evaluation import EvaluationError
-from bn_tf1.tools.divergence import Divergence
+from bn_tf1.population.divergence import Divergence
 
 _BATCH_SIZE = 256
 # Each layer is measured twice on all of them.
