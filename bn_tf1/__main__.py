@@ -15,11 +15,11 @@ from typing import Sequence
 
 from bn_tf1.checkpoints.convert import convert
 from bn_tf1.checkpoints.dialects import DIALECTS
+from bn_tf1.doctor.examination import examine
+from bn_tf1.doctor.reports.machine_readable import json_report
+from bn_tf1.doctor.reports.page import html_report
+from bn_tf1.doctor.reports.terminal import printable, text_report
 from bn_tf1.graphs.migrate import migrate_graph
-from bn_tf1.tools.doctor import examine
-from bn_tf1.tools.report_html import html_report
-from bn_tf1.tools.report_json import json_report
-from bn_tf1.tools.report_text import printable, text_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

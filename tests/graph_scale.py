@@ -57,9 +57,9 @@ def _training_graph(layers):
 
 def measure(path: str) -> str:
     """Reads and lints the graph at `path`; one line of what it took."""
+    from bn_tf1.doctor.lint import lint_facts
     from bn_tf1.graphs.facts import Facts
     from bn_tf1.graphs.view import read_graph
-    from bn_tf1.tools.graph_lint import lint_facts
 
     before = _peak_megabytes()
     start, cpu = time.perf_counter(), time.process_time()

@@ -13,7 +13,7 @@ from bn_tf1.checkpoints.object_names import (
 )
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
-from bn_tf1.tools.doctor import examine
+from bn_tf1.doctor.examination import examine
 
 NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import bn_tf1
 from bn_tf1.__main__ import main
-from bn_tf1.tools.doctor import Examination, LayerRow, Spread, examine
-from bn_tf1.tools.findings import Finding
-from bn_tf1.tools.report_html import html_report
-from bn_tf1.tools.report_json import json_report
-from bn_tf1.tools.report_text import text_report
+from bn_tf1.doctor.examination import Examination, LayerRow, Spread, examine
+from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.reports.machine_readable import json_report
+from bn_tf1.doctor.reports.page import html_report
+from bn_tf1.doctor.reports.terminal import text_report
 from tests import checkpoint_forge as forge
 
 _TRAINED = str(forge.FIXTURES / "trained" / "tensorflow-1.15.5")

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.tools.graph_lint import lint
+from bn_tf1.doctor.lint import lint
 from tests import graph_zoo
 
 SWITCHED = [

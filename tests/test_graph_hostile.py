@@ -10,10 +10,10 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bn_tf1.doctor.lint import lint, lint_facts
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.layer_analysis import find_layers
 from bn_tf1.graphs.view import read_graph, view_of
-from bn_tf1.tools.graph_lint import lint, lint_facts
 from tests import graph_zoo
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"

@@ -3,9 +3,9 @@
 import pytest
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.doctor.lint import lint
 from bn_tf1.graphs.layer_analysis import find_layers
 from bn_tf1.graphs.view import view_of
-from bn_tf1.tools.graph_lint import lint
 from tests import graph_zoo
 from tests.graph_zoo import convolution, images, loss_of, make_train_op
 from tests.test_graph_lint import checks, finding

@@ -5,9 +5,9 @@ import os
 import pytest
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.doctor.lint import lint
 from bn_tf1.graphs.layer_analysis import find_layers
 from bn_tf1.graphs.view import read_graph
-from bn_tf1.tools.graph_lint import lint
 from tests import graph_zoo
 
 

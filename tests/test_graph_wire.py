@@ -8,11 +8,11 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+from bn_tf1.doctor.lint import lint
 from bn_tf1.graphs.reading import partial_parsing
 from bn_tf1.graphs.reading.graph_files import load_graph_file
 from bn_tf1.graphs.reading.partial_parsing import parsed_graph, unparsed_graph, whole
 from bn_tf1.graphs.view import read_graph, view_of
-from bn_tf1.tools.graph_lint import lint
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 ORIGINS = ("tf_layers", "contrib", "while_v1", "while_v2")

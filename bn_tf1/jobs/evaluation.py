@@ -31,10 +31,10 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.reader_writer import CheckpointError as UnreadableCheckpoint
 from bn_tf1.checkpoints.tensor_file import open_tensors
+from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import audit_file
 from bn_tf1.jobs import allocator, checkpoints, datasets, network, run_lock, saved_steps
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.checkpoints import Checkpoint, DamagedCheckpoint
-from bn_tf1.tools.checkpoint_audit import audit_file
 
 RESULTS_FILE = "results.jsonl"
 _BATCH_SIZE = 256

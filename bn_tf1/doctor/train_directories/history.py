@@ -12,7 +12,7 @@ import numpy as np
 
 from bn_tf1.checkpoints.found_layers import STATISTICS
 from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
-from bn_tf1.tools.findings import Finding
+from bn_tf1.doctor.findings import Finding
 
 _SMALLEST_EPSILON = 1e-5
 # Deviations that a moving mean moves, and factor by which a moving variance changes,

@@ -21,20 +21,20 @@ from bn_tf1.checkpoints.found_layers import STATISTICS
 from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
-from bn_tf1.formats.sorted_table import is_table
-from bn_tf1.graphs.facts import Facts
-from bn_tf1.graphs.layer_analysis import GraphLayer
-from bn_tf1.graphs.view import read_graph
-from bn_tf1.tools.checkpoint_audit import (
+from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
     audit_file,
     check_tensors,
     graph_beside,
     saved_layers,
 )
-from bn_tf1.tools.findings import Finding, by_gravity
-from bn_tf1.tools.graph_lint import lint_facts
-from bn_tf1.tools.train_directory import examine_directory
-from bn_tf1.tools.train_state import STATE_FILE, is_train_directory
+from bn_tf1.doctor.findings import Finding, by_gravity
+from bn_tf1.doctor.lint import lint_facts
+from bn_tf1.doctor.train_directories.directory import examine_directory
+from bn_tf1.doctor.train_directories.state_file import STATE_FILE, is_train_directory
+from bn_tf1.formats.sorted_table import is_table
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.layer_analysis import GraphLayer
+from bn_tf1.graphs.view import read_graph
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 _PART = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")

@@ -19,12 +19,12 @@ from bn_tf1.checkpoints.layer_values import CheckpointValues, read_values
 from bn_tf1.checkpoints.object_names import as_in_checkpoint
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import TensorFile
+from bn_tf1.doctor.checkpoint_checks.numbers import check_layer
+from bn_tf1.doctor.checkpoint_checks.presence import check_presence
+from bn_tf1.doctor.findings import Finding, by_gravity
 from bn_tf1.graphs.layer_analysis import GraphLayer, find_layers
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
 from bn_tf1.graphs.view import GraphView, read_graph
-from bn_tf1.tools.checkpoint_checks import check_layer
-from bn_tf1.tools.checkpoint_presence import check_presence
-from bn_tf1.tools.findings import Finding, by_gravity
 
 
 class Audit(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import train_op
-from bn_tf1.tools.graph_lint import lint
+from bn_tf1.doctor.lint import lint
 
 # What training does wrong; a saver may be made after the train op.
 _NOT_RUN = ("update-not-run", "update-collection-not-run")

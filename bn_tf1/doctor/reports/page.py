@@ -12,8 +12,8 @@ import html
 import math
 from typing import Sequence
 
-from bn_tf1.tools.doctor import Examination, LayerRow, Spread
-from bn_tf1.tools.report_text import number, printable, verdict
+from bn_tf1.doctor.examination import Examination, LayerRow, Spread
+from bn_tf1.doctor.reports.terminal import number, printable, verdict
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
+from bn_tf1.doctor.findings import Finding
 from bn_tf1.formats.crc32c import masked_crc32c
-from bn_tf1.tools.findings import Finding
 
 _MAX_FILES = 32
 _MAX_BYTES = 1 << 27

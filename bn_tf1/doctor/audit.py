@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 
-from bn_tf1.tools.doctor import examine
-from bn_tf1.tools.findings import Finding
+from bn_tf1.doctor.examination import examine
+from bn_tf1.doctor.findings import Finding
 
 
 def audit(checkpoint: str) -> list[Finding]:

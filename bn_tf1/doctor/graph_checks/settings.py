@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Iterator
 
+from bn_tf1.doctor.findings import Finding
 from bn_tf1.graphs.facts import PARAMETERS, STATISTICS, Facts
 from bn_tf1.graphs.node_values import (
     VARIABLES,
@@ -14,7 +15,6 @@ from bn_tf1.graphs.node_values import (
 )
 from bn_tf1.graphs.recognition.fused_kernels import FUSED_CONVOLUTIONS
 from bn_tf1.graphs.view import node_of
-from bn_tf1.tools.findings import Finding
 
 # From the decays and epsilons of the known libraries: 0.9 to 0.9999, 1e-6 to 1e-2.
 _DECAYS = (0.5, 0.9999)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Iterator
 
+from bn_tf1.doctor.findings import Finding
 from bn_tf1.graphs.facts import PARAMETERS, Facts
 from bn_tf1.graphs.layer_analysis import Analysis
 from bn_tf1.graphs.node_values import VARIABLES, static_shape, ways_to
 from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.view import reference_to
-from bn_tf1.tools.findings import Finding
 
 
 def check_inference_mode(facts: Facts) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
-from bn_tf1.tools.findings import Finding
+from bn_tf1.doctor.findings import Finding
 
 STATE_FILE = "checkpoint"
 # A state file of ten thousand checkpoints is smaller.

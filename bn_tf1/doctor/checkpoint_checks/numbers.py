@@ -2,7 +2,7 @@
 
 Each check takes one `LayerValues`, the `CheckpointValues` that it is of, and yields
 `Finding`s. A figure is compared only where it was read: what is missing is the matter of
-`checkpoint_presence`.
+`presence`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from bn_tf1.checkpoints.found_layers import STATISTICS
 from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
-from bn_tf1.tools.findings import Finding
+from bn_tf1.doctor.findings import Finding
 
 # The smallest epsilon in use; a variance below it is dead in every library.
 _SMALLEST_EPSILON = 1e-5

@@ -20,7 +20,7 @@ import json
 import math
 from typing import Sequence
 
-from bn_tf1.tools.doctor import Examination, LayerRow, Spread
+from bn_tf1.doctor.examination import Examination, LayerRow, Spread
 
 SCHEMA = 1
 

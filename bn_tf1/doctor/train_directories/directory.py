@@ -12,21 +12,21 @@ from typing import NamedTuple
 from bn_tf1.checkpoints.layer_values import CheckpointValues
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
-from bn_tf1.graphs.facts import Facts
-from bn_tf1.graphs.layer_analysis import GraphLayer
-from bn_tf1.graphs.view import read_graph
-from bn_tf1.tools.checkpoint_audit import (
+from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
     Audit,
     audit_file,
     check_tensors,
     saved_layers,
     unreadable_graph,
 )
-from bn_tf1.tools.findings import Finding, by_gravity
-from bn_tf1.tools.graph_lint import lint_facts
-from bn_tf1.tools.train_events import check_events
-from bn_tf1.tools.train_history import check_history
-from bn_tf1.tools.train_state import read_train_state
+from bn_tf1.doctor.findings import Finding, by_gravity
+from bn_tf1.doctor.lint import lint_facts
+from bn_tf1.doctor.train_directories.events import check_events
+from bn_tf1.doctor.train_directories.history import check_history
+from bn_tf1.doctor.train_directories.state_file import read_train_state
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.layer_analysis import GraphLayer
+from bn_tf1.graphs.view import read_graph
 
 # So many of the newest checkpoints are read.
 _MAX_CHECKPOINTS = 20

@@ -11,8 +11,8 @@ import collections
 import textwrap
 from typing import Iterable, Sequence
 
-from bn_tf1.tools.doctor import Examination, LayerRow, Spread
-from bn_tf1.tools.findings import GRAVITIES, Finding
+from bn_tf1.doctor.examination import Examination, LayerRow, Spread
+from bn_tf1.doctor.findings import GRAVITIES, Finding
 
 _WIDTH = 96
 _LEAST_WIDTH = 40

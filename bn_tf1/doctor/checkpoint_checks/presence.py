@@ -17,7 +17,7 @@ from bn_tf1.checkpoints.found_layers import (
 )
 from bn_tf1.checkpoints.object_names import is_saved_by_object, variable_names
 from bn_tf1.checkpoints.tensor_file import TensorFile
-from bn_tf1.tools.findings import Finding
+from bn_tf1.doctor.findings import Finding
 
 _BATCH_NORM = re.compile(r"batch_?norm|(^|[^a-z])bn([^a-z]|$)", re.IGNORECASE)
 _OTHER_NORM = re.compile(

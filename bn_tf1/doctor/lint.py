@@ -1,6 +1,6 @@
 """Checks of the batch norm in somebody's graph, made by any library.
 
-    from bn_tf1.tools.graph_lint import lint
+    from bn_tf1.doctor.lint import lint
     for finding in lint("model.ckpt-1000.meta"): ...
 
 Contract: the graph is parsed and read, never imported or run; whatever is in it, the
@@ -8,8 +8,8 @@ result is a list of findings in bounded time. A healthy graph has no finding of 
 "error". A graph does not tell what a program fetches: that an update is not among what a
 train op runs is called "likely" and not "certain" for this reason.
 
-The checks are in `graph_lint_updates` (does anybody run the updates), `graph_lint_modes`
-(batch or moving statistics) and `graph_lint_settings` (all else).
+The checks are in `graph_checks.updates` (does anybody run the updates), `graph_checks.modes`
+(batch or moving statistics) and `graph_checks.settings` (all else).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from bn_tf1.doctor.findings import Finding, by_gravity
+from bn_tf1.doctor.graph_checks import modes, settings, updates
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.view import read_graph, view_of
-from bn_tf1.tools import graph_lint_modes, graph_lint_settings, graph_lint_updates
-from bn_tf1.tools.findings import Finding, by_gravity
 
 _CHECKS = (
-    graph_lint_updates.check_updates_run,
-    graph_lint_updates.check_branches,
-    graph_lint_updates.check_several_updates,
-    graph_lint_updates.check_zero_debias,
-    graph_lint_modes.check_inference_mode,
-    graph_lint_modes.check_training_mode,
-    graph_lint_modes.check_single_values,
-    graph_lint_settings.check_saver,
-    graph_lint_settings.check_decay,
-    graph_lint_settings.check_epsilon,
-    graph_lint_settings.check_weight_decay,
-    graph_lint_settings.check_bias,
-    graph_lint_settings.check_presence,
+    updates.check_updates_run,
+    updates.check_branches,
+    updates.check_several_updates,
+    updates.check_zero_debias,
+    modes.check_inference_mode,
+    modes.check_training_mode,
+    modes.check_single_values,
+    settings.check_saver,
+    settings.check_decay,
+    settings.check_epsilon,
+    settings.check_weight_decay,
+    settings.check_bias,
+    settings.check_presence,
 )
 
 

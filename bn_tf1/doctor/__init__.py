@@ -1,0 +1,10 @@
+"""What is wrong with the batch norm in somebody's graph, checkpoint or training run.
+
+    findings             what every check returns
+    lint                 all checks of a graph
+    graph_checks/        what they look at: updates, modes, settings
+    checkpoint_checks/   numbers, what is missing, the file as a whole
+    train_directories/   the files of a run, and its history
+    examination          one path of any kind
+    reports/             an examination on a terminal, as a page, for programs
+"""

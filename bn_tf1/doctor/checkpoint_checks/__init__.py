@@ -1,0 +1,1 @@
+"""Checks of one checkpoint: its numbers, what it lacks, its bytes."""

@@ -1,0 +1,1 @@
+"""How an examination is shown."""

@@ -1,0 +1,1 @@
+"""Checks of a training directory: its files, and its checkpoints one after the other."""

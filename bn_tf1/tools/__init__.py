@@ -1,1 +1,0 @@
-"""Work on what is on disk: checkpoints, graphs, train directories."""
