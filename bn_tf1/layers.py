@@ -41,7 +41,6 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.calls import batch_norm_calls
 from bn_tf1.control_flow import inside_of_control_flow
 from bn_tf1.drop_in import (
     checked_clipping,
@@ -52,6 +51,7 @@ from bn_tf1.drop_in import (
 from bn_tf1.legacy_layer import InputSpec, LegacyLayer
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_rate
 from bn_tf1.normalization import LayerVariables, normalize_and_update
+from bn_tf1.records import batch_norm_calls
 from bn_tf1.variables import LEARNED, make_variables
 
 _ZEROS = tf.zeros_initializer()

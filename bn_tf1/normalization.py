@@ -21,13 +21,13 @@ from typing import Any, Callable, NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.calls import BatchNormCall, record_call
 from bn_tf1.control_flow import inside_of_control_flow, may_switch, switch
 from bn_tf1.moving_averages import (
     applied_rate,
     assign_moving_value,
     update_moving_average,
 )
+from bn_tf1.records import BatchNormCall, record_call
 
 
 class LayerVariables(NamedTuple):

@@ -51,7 +51,6 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.calls import batch_norm_calls
 from bn_tf1.control_flow import inside_of_control_flow
 from bn_tf1.drop_in import (
     add_to_collection,
@@ -64,6 +63,7 @@ from bn_tf1.drop_in import (
 )
 from bn_tf1.moving_averages import update_rate
 from bn_tf1.normalization import normalize_and_update
+from bn_tf1.records import batch_norm_calls
 from bn_tf1.variables import LEARNED, make_variables
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS

@@ -13,8 +13,8 @@ from typing import Any, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.calls import batch_norm_calls
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.records import batch_norm_calls
 
 
 def make_train_op(

@@ -13,12 +13,12 @@ import tensorflow.compat.v1 as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bn_tf1.jobs import checkpoints, saved_steps
-from bn_tf1.jobs.checkpoints import (
+from bn_tf1.jobs.saving import committing_saver, saved_steps
+from bn_tf1.jobs.saving.committing_saver import (
     Checkpoint,
-    CheckpointError,
     CommittingSaver,
     DamagedCheckpoint,
+    SavingError,
 )
 
 _NAMES = ("index", "meta", "data-00000-of-00001")
@@ -70,7 +70,7 @@ def _file(folder, step, kind):
 
 
 def _steps(model_dir):
-    return [checkpoint.step for checkpoint in checkpoints.listed(str(model_dir))]
+    return [checkpoint.step for checkpoint in committing_saver.listed(str(model_dir))]
 
 
 def _tree(folder):
@@ -102,7 +102,7 @@ def test_tensorflow_itself_finds_and_reads_what_was_committed(saved):
 def test_a_moved_folder_keeps_its_checkpoints(folder):
     moved = folder.parent / "moved"
     folder.rename(moved)
-    assert checkpoints.recover(str(moved)).path == str(moved / "model.ckpt-6")
+    assert committing_saver.recover(str(moved)).path == str(moved / "model.ckpt-6")
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [9]), (2, [6, 9]), (0, [0, 3, 6, 9])])
@@ -115,7 +115,7 @@ def test_the_newest_are_kept_and_zero_keeps_all(tmp_path, keep, left):
 
 
 def test_what_was_restored_is_not_saved_again(folder, monkeypatch):
-    newest = checkpoints.recover(str(folder))
+    newest = committing_saver.recover(str(folder))
     tf.get_variable("weights", [2])
     saver = CommittingSaver(str(folder), 5, newest)
     before = _tree(folder)
@@ -135,7 +135,7 @@ def test_a_value_that_is_not_finite_is_named_and_never_becomes_the_newest(
     weights[19, 29] = value
     run.weights.load(weights, run.session)
     run.global_step.load(7, run.session)
-    with pytest.raises(CheckpointError, match="of step 7 .*tensor weights is not fin"):
+    with pytest.raises(SavingError, match="of step 7 .*tensor weights is not fin"):
         run.saver.save(run.session, "unused", global_step=7)
     assert _tree(tmp_path) == before
 
@@ -152,23 +152,23 @@ def test_a_save_that_is_damaged_on_its_way_to_the_disk_is_found(tmp_path, monkey
         return path
 
     monkeypatch.setattr(tf.train.Saver, "save", save_and_damage)
-    with pytest.raises(CheckpointError, match="checkpoint of step 3 cannot be saved"):
+    with pytest.raises(SavingError, match="checkpoint of step 3 cannot be saved"):
         run.save(3)
     assert _tree(tmp_path) == before
 
 
 def test_a_commit_of_the_step_of_a_damaged_checkpoint_replaces_it(folder):
     _file(folder, 6, "data-00000-of-00001").write_bytes(b"")
-    assert checkpoints.recover(str(folder)).step == 3
+    assert committing_saver.recover(str(folder)).step == 3
     run = Run(folder)
     run.save(6)
-    checkpoints.verify(run.path(6))
+    committing_saver.verify(run.path(6))
     assert _steps(folder) == [0, 3, 6]
 
 
 def test_a_folder_that_is_gone_is_an_error_and_is_not_made_again(tmp_path):
     run = Run(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"of step 3 cannot be saved in .*run: "):
+    with pytest.raises(SavingError, match=r"of step 3 cannot be saved in .*run: "):
         run.save(3)
     assert not (tmp_path / "run").exists()
 
@@ -214,12 +214,12 @@ def damaged(folder, request):
 
 def test_damage_is_found_and_the_file_named(damaged):
     with pytest.raises(DamagedCheckpoint) as error:
-        checkpoints.verify(str(damaged / "model.ckpt-6"))
+        committing_saver.verify(str(damaged / "model.ckpt-6"))
     assert str(error.value).startswith(f"{damaged / 'model.ckpt-6'}: ")
 
 
 def test_the_checkpoint_before_a_damaged_one_is_taken(damaged, capsys):
-    assert checkpoints.recover(str(damaged)).path == str(damaged / "model.ckpt-3")
+    assert committing_saver.recover(str(damaged)).path == str(damaged / "model.ckpt-3")
     assert f"passed over: {damaged / 'model.ckpt-6'}: " in capsys.readouterr().err
     assert _steps(damaged) == [0, 3]
     # TensorFlow, which restores what this names, agrees.
@@ -238,7 +238,7 @@ def test_every_flipped_bit_is_found_or_changes_nothing(folder, kind):
     for place in places:
         _flip(path, place)
         try:
-            checkpoints.verify(checkpoint)
+            committing_saver.verify(checkpoint)
         except DamagedCheckpoint:
             found += 1
         else:
@@ -258,15 +258,15 @@ def test_a_value_that_is_not_finite_is_named(tmp_path):
         session.run(tf.global_variables_initializer())
         path = tf.train.Saver().save(session, str(tmp_path / "other"))
     with pytest.raises(DamagedCheckpoint, match="other: tensor c is not finite"):
-        checkpoints.verify(path)
+        committing_saver.verify(path)
 
 
 def test_the_files_of_another_step_are_found_and_the_steps_named(folder):
     for kind in _NAMES:
         shutil.copy(str(_file(folder, 3, kind)), str(_file(folder, 6, kind)))
     with pytest.raises(DamagedCheckpoint, match="ckpt-6: tensor global_step is 3"):
-        checkpoints.verify(str(folder / "model.ckpt-6"))
-    assert checkpoints.recover(str(folder)).step == 3
+        committing_saver.verify(str(folder / "model.ckpt-6"))
+    assert committing_saver.recover(str(folder)).step == 3
 
 
 @pytest.mark.parametrize("kind", ["index", "data-00000-of-00001"])
@@ -275,7 +275,7 @@ def test_a_named_pipe_is_never_waited_for(folder, kind):
     path.unlink()
     os.mkfifo(str(path))
     with pytest.raises(DamagedCheckpoint, match=f"ckpt-6: {path} is no regular file"):
-        checkpoints.verify(str(folder / "model.ckpt-6"))
+        committing_saver.verify(str(folder / "model.ckpt-6"))
 
 
 # Recovery
@@ -283,7 +283,7 @@ def test_a_named_pipe_is_never_waited_for(folder, kind):
 
 def test_a_folder_without_a_run_has_nothing_to_go_on_from(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert checkpoints.recover(str(tmp_path)) is None
+    assert committing_saver.recover(str(tmp_path)) is None
     assert os.listdir(str(tmp_path)) == ["notes.txt"]
 
 
@@ -311,7 +311,7 @@ def without_state(folder, request):
 
 def test_the_state_file_is_rebuilt_from_what_is_there(without_state):
     assert _steps(without_state) == [0, 3, 6]
-    assert checkpoints.recover(str(without_state)).step == 6
+    assert committing_saver.recover(str(without_state)).step == 6
     state = tf.train.get_checkpoint_state(str(without_state))
     assert state.model_checkpoint_path == str(without_state / "model.ckpt-6")
     assert len(state.all_model_checkpoint_paths) == 3
@@ -322,7 +322,7 @@ def test_a_folder_in_place_of_the_state_file_is_an_error(folder):
     (folder / "checkpoint").mkdir()
     assert _steps(folder) == [0, 3, 6]
     with pytest.raises(OSError, match="checkpoint"):
-        checkpoints.recover(str(folder))
+        committing_saver.recover(str(folder))
 
 
 def test_a_complete_checkpoint_that_the_state_does_not_name_is_taken(folder):
@@ -332,14 +332,14 @@ def test_a_complete_checkpoint_that_the_state_does_not_name_is_taken(folder):
     text = "\n".join(['model_checkpoint_path: "model.ckpt-3"', *lines]) + "\n"
     (folder / "checkpoint").write_text(text)
     assert _steps(folder) == [0, 3]
-    assert checkpoints.recover(str(folder)).step == 6
+    assert committing_saver.recover(str(folder)).step == 6
     assert _steps(folder) == [0, 3, 6]
 
 
 def test_a_state_file_with_absolute_paths_is_understood(folder):
     path = str(folder / "model.ckpt-6")
     tf.train.update_checkpoint_state(str(folder), path, [path])
-    assert checkpoints.recover(str(folder)) == Checkpoint(6, path)
+    assert committing_saver.recover(str(folder)) == Checkpoint(6, path)
 
 
 def test_a_symbolic_link_and_the_folder_itself_are_the_same(folder, tmp_path):
@@ -348,7 +348,9 @@ def test_a_symbolic_link_and_the_folder_itself_are_the_same(folder, tmp_path):
     (tmp_path / "far" / "away").mkdir(parents=True)
     link = tmp_path / "far" / "away" / "link"
     link.symlink_to(folder)
-    assert checkpoints.recover(str(link)) == Checkpoint(6, str(link / "model.ckpt-6"))
+    assert committing_saver.recover(str(link)) == Checkpoint(
+        6, str(link / "model.ckpt-6")
+    )
     assert _steps(link) == [0, 3, 6]
 
 
@@ -360,7 +362,7 @@ def test_behind_a_link_the_checkpoint_of_another_folder_is_found(folder, tmp_pat
     link.symlink_to(target)
     path = str(folder / "model.ckpt-6")
     tf.train.update_checkpoint_state(str(link), path, [path])
-    assert checkpoints.recover(str(link)) == Checkpoint(6, path)
+    assert committing_saver.recover(str(link)) == Checkpoint(6, path)
     assert tf.train.latest_checkpoint(str(link)) == path
 
 
@@ -371,7 +373,7 @@ def test_a_checkpoint_of_another_name_is_taken_if_the_state_names_it(folder):
         _file(folder, 6, kind).rename(folder / f"pretrained.{kind}")
     (folder / "checkpoint").write_text('model_checkpoint_path: "pretrained"\n')
     before = _tree(folder)
-    assert checkpoints.recover(str(folder)).path == str(folder / "pretrained")
+    assert committing_saver.recover(str(folder)).path == str(folder / "pretrained")
     assert set(_tree(folder)) == set(before)
 
 
@@ -389,15 +391,15 @@ def test_with_nothing_left_it_is_an_error_and_nothing_is_removed(folder, state, 
     if state == "empty":
         (folder / "checkpoint").write_bytes(b"")
     before = _tree(folder)
-    with pytest.raises(CheckpointError, match=f"{folder}.*no checkpoint in it can be"):
-        checkpoints.recover(str(folder))
+    with pytest.raises(SavingError, match=f"{folder}.*no checkpoint in it can be"):
+        committing_saver.recover(str(folder))
     assert _tree(folder) == before
 
 
 def test_a_folder_from_which_all_was_removed_is_that_of_a_new_run(folder):
     for path in folder.iterdir():
         path.unlink()
-    assert checkpoints.recover(str(folder)) is None
+    assert committing_saver.recover(str(folder)) is None
 
 
 def test_a_run_killed_before_its_second_checkpoint_may_lose_its_first(tmp_path):
@@ -406,7 +408,7 @@ def test_a_run_killed_before_its_second_checkpoint_may_lose_its_first(tmp_path):
     for path in tmp_path.glob("model.ckpt-*"):
         path.unlink()
     (tmp_path / "checkpoint").unlink()
-    assert checkpoints.recover(str(tmp_path)) is None
+    assert committing_saver.recover(str(tmp_path)) is None
 
 
 def test_leftovers_are_swept_and_nothing_else(folder):
@@ -443,7 +445,7 @@ def test_leftovers_are_swept_and_nothing_else(folder):
         path.write_bytes(b"x")
     (folder / "model.ckpt-7_temp").symlink_to(folder / "my_temp")
     before = set(os.listdir(str(folder)))
-    assert checkpoints.recover(str(folder)).step == 6
+    assert committing_saver.recover(str(folder)).step == 6
     swept = {name.rstrip("/") for name in ours} | {"model.ckpt-7_temp"}
     assert set(os.listdir(str(folder))) == before - swept
     assert os.listdir(str(folder / "my_temp"))
@@ -454,7 +456,7 @@ def test_orphans_are_collected_when_newer_checkpoints_come(folder):
     for kind in _NAMES:
         shutil.copy(str(_file(folder, 3, kind)), str(_file(folder, 1, kind)))
     _truncate(_file(folder, 6, "index"), 0.5)
-    newest = checkpoints.recover(str(folder))
+    newest = committing_saver.recover(str(folder))
     assert newest.step == 3
     Run(folder, keep=2).save(5, 7, 9)
     assert {path.name for path in folder.glob("*.index")} == {
@@ -486,7 +488,7 @@ def test_recovery_notes_what_a_kill_or_another_program_did_not(folder):
     """The newest is damaged: it was saved, but is gone after that."""
     _truncate(_file(folder, 6, "index"), 0.5)
     (folder / "saved_steps.txt").unlink()
-    assert checkpoints.recover(str(folder)).step == 3
+    assert committing_saver.recover(str(folder)).step == 3
     assert saved_steps.read(str(folder)) == {0, 3, 6}
 
 
@@ -607,7 +609,7 @@ def _restored_step(folder, tree):
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    newest = checkpoints.recover(str(folder))
+    newest = committing_saver.recover(str(folder))
     weights = tf.train.NewCheckpointReader(newest.path).get_tensor("weights")
     assert np.all(weights == newest.step)
     return newest.step
@@ -655,10 +657,10 @@ _bytes_settings = settings(
 @given(st.binary(max_size=200))
 def test_any_state_file_is_understood_or_rebuilt(saved, content):
     with _state_file(saved, content) as copy:
-        for checkpoint in checkpoints.listed(copy):
+        for checkpoint in committing_saver.listed(copy):
             assert isinstance(checkpoint.step, int)
             with contextlib.suppress(DamagedCheckpoint):
-                checkpoints.verify(checkpoint.path)
+                committing_saver.verify(checkpoint.path)
 
 
 _state_lines = st.lists(
@@ -675,7 +677,7 @@ _state_lines = st.lists(
 def test_any_names_in_the_state_file_lead_to_the_newest(saved, lines):
     text = "".join(f'{field}: "{name}"\n' for field, name in lines)
     with _state_file(saved, text.encode()) as copy:
-        assert checkpoints.recover(copy).step == 6
+        assert committing_saver.recover(copy).step == 6
 
 
 @contextlib.contextmanager

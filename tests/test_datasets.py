@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import datasets
-from bn_tf1.jobs.datasets import SyntheticImages
-from bn_tf1.jobs.image_files import DataFileError
+from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.datasets import SyntheticImages
+from bn_tf1.jobs.data.image_files import DataFileError
 
 DIGITS = os.path.join(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "digits"

@@ -10,8 +10,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import datasets, evaluation, models, network
+from bn_tf1.jobs import evaluation, models, network
 from bn_tf1.jobs.config import Config, ConfigError
+from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.evaluation import (
     EvaluationError,
     EvaluationTimeout,

@@ -17,18 +17,11 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import (
-    checkpoints,
-    datasets,
-    evaluation,
-    models,
-    run_lock,
-    saved_steps,
-    training,
-)
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs.checkpoints import CheckpointError
+from bn_tf1.jobs import evaluation, models, training
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.evaluation import (
     EvaluationError,
     EvaluationTimeout,
@@ -36,8 +29,9 @@ from bn_tf1.jobs.evaluation import (
     TrainingStalled,
     evaluate,
 )
-from bn_tf1.jobs.image_files import DataFileError
-from bn_tf1.jobs.run_lock import LockedError
+from bn_tf1.jobs.saving import committing_saver, run_lock, saved_steps
+from bn_tf1.jobs.saving.committing_saver import SavingError
+from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, train
 
 _DIGITS = datasets._embedded_digits()
@@ -85,7 +79,7 @@ def _assert_same_values(model_dir, expected_dir, step):
 
 
 def _steps(model_dir):
-    return [checkpoint.step for checkpoint in checkpoints.listed(str(model_dir))]
+    return [checkpoint.step for checkpoint in committing_saver.listed(str(model_dir))]
 
 
 @contextlib.contextmanager
@@ -106,7 +100,7 @@ def _at_save_of(step, act, monkeypatch):
 @contextlib.contextmanager
 def _after_save_of(step, act, monkeypatch):
     """Calls act() when the checkpoint of a step is complete."""
-    save = checkpoints.CommittingSaver.save
+    save = committing_saver.CommittingSaver.save
 
     def save_and_act(saver, session, path, global_step, **options):
         result = save(saver, session, path, global_step=global_step, **options)
@@ -115,7 +109,7 @@ def _after_save_of(step, act, monkeypatch):
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.CommittingSaver, "save", save_and_act)
+        patch.setattr(committing_saver.CommittingSaver, "save", save_and_act)
         yield
 
 
@@ -166,7 +160,7 @@ def test_with_no_usable_checkpoint_a_run_never_begins_anew(finished, tmp_path):
     folder = _copy(finished, tmp_path)
     for path in folder.glob("*.index"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint in it can be used"):
+    with pytest.raises(SavingError, match="no checkpoint in it can be used"):
         train(_config(folder))
     assert len(list(folder.glob("*.index"))) == 4
 
@@ -190,9 +184,7 @@ def test_another_network_than_the_saved_one_is_refused(finished, tmp_path, optio
     """Without its config.json a run could be started again with other flags."""
     folder = _copy(finished, tmp_path)
     (folder / "config.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=f"the network has .*{folder}/model.ckpt-8"
-    ):
+    with pytest.raises(SavingError, match=f"the network has .*{folder}/model.ckpt-8"):
         train(_config(folder, **options))
     assert _steps(folder) == [0, 3, 6, 8]
 
@@ -363,7 +355,7 @@ def test_statistics_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     ):
         train(config)
     assert _steps(tmp_path)[-1] == 4
-    assert checkpoints.recover(str(tmp_path)).step == 4
+    assert committing_saver.recover(str(tmp_path)).step == 4
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
@@ -571,10 +563,12 @@ def test_following_from_the_start_counts_what_came_before_the_first_measurement(
     unfinished, monkeypatch, capsys
 ):
     """Nothing is there at the first look, and much at the second."""
-    listed = checkpoints.listed
+    listed = committing_saver.listed
     looks = [[], []]
     monkeypatch.setattr(
-        checkpoints, "listed", lambda folder: looks.pop() if looks else listed(folder)
+        committing_saver,
+        "listed",
+        lambda folder: looks.pop() if looks else listed(folder),
     )
     _remove(unfinished, 0)
     _name_in_state(unfinished, 3, 6, 8)
@@ -627,14 +621,14 @@ def test_following_passes_over_a_damaged_checkpoint(unfinished, capsys):
 def test_a_checkpoint_removed_while_it_is_restored_is_skipped(
     unfinished, monkeypatch, capsys
 ):
-    verify = checkpoints.verify
+    verify = committing_saver.verify
 
     def verify_then_lose(path):
         verify(path)
         if path.endswith("-6"):
             _remove(unfinished, 6)
 
-    monkeypatch.setattr(checkpoints, "verify", verify_then_lose)
+    monkeypatch.setattr(committing_saver, "verify", verify_then_lose)
     _name_in_state(unfinished, 3)
     steps = []
     with pytest.raises(EvaluationTimeout):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bn_tf1.jobs import image_files
-from bn_tf1.jobs.image_files import DataFileError
+from bn_tf1.jobs.data import image_files
+from bn_tf1.jobs.data.image_files import DataFileError
 from tests.test_image_files import (
     IMAGES,
     LABELS,

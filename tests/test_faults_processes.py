@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import checkpoints
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.saving import committing_saver
 from bn_tf1.jobs.training import train
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     killed.kill()
     code, output, _ = _end(killed)
     assert code == -signal.SIGKILL
-    newest = checkpoints.recover(str(tmp_path / "killed"))
+    newest = committing_saver.recover(str(tmp_path / "killed"))
     last = int(re.findall(r"^step (\d+)/", output, re.MULTILINE)[-1]) if output else 0
     assert newest.step >= last - 1
     values = {}
@@ -95,8 +95,8 @@ def test_a_signal_saves_the_last_step_and_ends_with_code_75(tmp_path, number):
     output = "step 1/\n" + output  # what was read already; it may be the last one, too
     last = int(re.findall(r"^step (\d+)/", output, re.MULTILINE)[-1])
     assert f"stopped by {signal.Signals(number).name} at step {last} of" in errors
-    assert checkpoints.listed(str(tmp_path))[-1].step == last
-    checkpoints.verify(str(tmp_path / f"model.ckpt-{last}"))
+    assert committing_saver.listed(str(tmp_path))[-1].step == last
+    committing_saver.verify(str(tmp_path / f"model.ckpt-{last}"))
 
 
 def test_beside_a_trainer_another_one_is_refused_and_an_evaluation_may_time_out(
@@ -169,4 +169,4 @@ def test_a_hung_step_ends_in_the_grace_period_or_at_a_second_signal(
     assert code in [128 + number for number in signals]
     assert f"without saving: {words}" in errors
     # Nothing is damaged: the checkpoint of the start is there.
-    assert checkpoints.recover(str(tmp_path)).step == 0
+    assert committing_saver.recover(str(tmp_path)).step == 0

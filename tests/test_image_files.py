@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bn_tf1.jobs import image_files
-from bn_tf1.jobs.image_files import DataFileError
+from bn_tf1.jobs.data import image_files
+from bn_tf1.jobs.data.image_files import DataFileError
 
 RECORD10 = 1 + 3072
 RECORD100 = 2 + 3072

@@ -15,7 +15,8 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import datasets, network
+from bn_tf1.jobs import network
+from bn_tf1.jobs.data import datasets
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -15,8 +15,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.jobs import datasets, models, network, training
+from bn_tf1.jobs import models, network, training
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.training import TrainingError, train
 
 

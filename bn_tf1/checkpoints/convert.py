@@ -79,7 +79,7 @@ class Conversion(NamedTuple):
 class _Target(NamedTuple):
     """A batch-norm layer as it shall be in the result."""
 
-    dialects: Mapping[str, str]
+    names: Mapping[str, str]
     shape: Shape
     dropped: tuple[str, ...]
 
@@ -108,8 +108,8 @@ def convert(
     Args:
         source: prefix or directory of a name-based checkpoint.
         destination: prefix of the checkpoint to write; nothing may be there.
-        from_dialect: key of `names.DIALECTS`: the library that wrote `source`.
-        to_dialect: key of `names.DIALECTS`: the library that will read the result.
+        from_dialect: key of `dialects.DIALECTS`: the library that wrote `source`.
+        to_dialect: key of `dialects.DIALECTS`: the library that will read the result.
         name_map: new name by old name, of variables or of whole scopes.
         like: a checkpoint or a .meta file with the target's layers: gives their
             scopes, shapes and whether they have a gamma and a beta.

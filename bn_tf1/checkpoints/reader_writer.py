@@ -126,9 +126,16 @@ def _one_line_errors(what):
 
 
 def first_line(error: Exception) -> str:
-    """What `error` says, without the lines on where in a graph it happened."""
+    """What an error of Python or TensorFlow says happened, without where."""
     message = str(getattr(error, "message", None) or error).strip()
-    return message.split("\n")[0]
+    # TensorFlow 2 first says where the operation that failed was built.
+    what = re.sub(
+        r"\AGraph execution error:\n.*?\n(Node: [^\n]*\n)+",
+        "",
+        message,
+        flags=re.DOTALL,
+    )
+    return what.split("\n")[0] or "no reason given"
 
 
 def graph_variables(graph_def: tf.GraphDef) -> dict[str, Shape]:

@@ -17,10 +17,10 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.calls import batch_norm_calls
 from bn_tf1.checkpoints import dialects
 from bn_tf1.checkpoints.dialects import Shape
 from bn_tf1.checkpoints.reader_writer import open_checkpoint
+from bn_tf1.records import batch_norm_calls
 
 
 class WrongShape(NamedTuple):

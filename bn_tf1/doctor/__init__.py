@@ -7,4 +7,6 @@
     train_directories/   the files of a run, and its history
     examination          one path of any kind
     reports/             an examination on a terminal, as a page, for programs
+
+What judges is here; what only reads is in `checkpoints` and `graphs`.
 """

@@ -25,20 +25,20 @@ from typing import Callable, Sequence
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 
-from bn_tf1.jobs.checkpoints import CheckpointError
 from bn_tf1.jobs.config import ConfigError
+from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.evaluation import (
     EvaluationError,
     EvaluationTimeout,
     TrainingStalled,
 )
-from bn_tf1.jobs.image_files import DataFileError
-from bn_tf1.jobs.run_lock import LockedError
+from bn_tf1.jobs.saving.committing_saver import SavingError
+from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, TrainingStopped
 
 # The first that fits counts: a class stands before those it is derived from.
 _EXIT_CODES = {
-    CheckpointError: 1,
+    SavingError: 1,
     ConfigError: 2,
     DataFileError: 1,
     TrainingStalled: 4,

@@ -19,10 +19,10 @@ from typing import Any, Mapping
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import durable_files
-from bn_tf1.jobs.datasets import DATASETS
-from bn_tf1.jobs.image_files import DataFileError
+from bn_tf1.jobs.data.datasets import DATASETS
+from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.models import MODELS
+from bn_tf1.jobs.saving import durable_files
 
 CONFIG_FILE = "config.json"
 

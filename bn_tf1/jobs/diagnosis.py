@@ -12,8 +12,9 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import datasets, network
+from bn_tf1.jobs import network
 from bn_tf1.jobs.config import ConfigError
+from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.evaluation import EvaluationError
 from bn_tf1.population.divergence import Divergence
 

@@ -29,12 +29,14 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.checkpoints.reader_writer import CheckpointError as UnreadableCheckpoint
+from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import audit_file
-from bn_tf1.jobs import allocator, checkpoints, datasets, network, run_lock, saved_steps
+from bn_tf1.jobs import allocator, network
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs.checkpoints import Checkpoint, DamagedCheckpoint
+from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.saving import committing_saver, run_lock, saved_steps
+from bn_tf1.jobs.saving.committing_saver import DamagedCheckpoint, SavedCheckpoint
 
 RESULTS_FILE = "results.jsonl"
 _BATCH_SIZE = 256
@@ -125,7 +127,7 @@ def evaluate(request: Request) -> Iterator[Result]:
             or a prediction depends on the rest of its batch.
         EvaluationTimeout: no new checkpoint came for `timeout_secs`.
         bn_tf1.jobs.config.ConfigError: the model directory has no configuration.
-        bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged.
+        bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged.
     """
     if _is_measured_to_the_end(request):
         return
@@ -180,7 +182,7 @@ def _is_last(result, request):
     return result.step >= configuration.load(request.model_dir).max_steps
 
 
-def _candidates(request) -> Iterator[Checkpoint]:
+def _candidates(request) -> Iterator[SavedCheckpoint]:
     """The checkpoints to measure, each as soon as it is there; then the reason to end."""
     if request.checkpoint_path:
         yield _named_checkpoint(request.checkpoint_path)
@@ -188,7 +190,7 @@ def _candidates(request) -> Iterator[Checkpoint]:
             f"--checkpoint_path is {request.checkpoint_path!r}, which is damaged"
         )
     if request.run_once:
-        listed = checkpoints.listed(request.model_dir)
+        listed = committing_saver.listed(request.model_dir)
         yield from reversed(listed)
         what = "that can be read " if listed else ""
         raise EvaluationError(
@@ -209,18 +211,18 @@ def _named_checkpoint(path):
             f"--checkpoint_path is {path!r}, but there is no {path}.index"
         )
     try:
-        checkpoints.verify(path)
+        committing_saver.verify(path)
     except DamagedCheckpoint as error:
         raise EvaluationError(f"--checkpoint_path is {path!r}: {error}") from error
-    return Checkpoint(0, path)
+    return SavedCheckpoint(0, path)
 
 
-def _follow(request) -> Iterator[Checkpoint]:
+def _follow(request) -> Iterator[SavedCheckpoint]:
     """Each new checkpoint once, in order, until none has come for `timeout_secs`."""
     last = _step_to_begin_after(request)
     waiting_since = time.time()
     while True:
-        listed = checkpoints.listed(request.model_dir)
+        listed = committing_saver.listed(request.model_dir)
         new = sorted(c for c in listed if c.step > last)
         if new:
             _report_gap(request.model_dir, last, listed)
@@ -243,7 +245,9 @@ def _step_to_begin_after(request):
     measured = _last_measured_step(request)
     if measured is not None:
         return measured
-    steps = {checkpoint.step for checkpoint in checkpoints.listed(request.model_dir)}
+    steps = {
+        checkpoint.step for checkpoint in committing_saver.listed(request.model_dir)
+    }
     if not steps:
         return -1
     newest = max(steps)
@@ -319,7 +323,7 @@ def _report_sick_statistics(path):
     """Says on stderr what is surely wrong with the moving statistics of a checkpoint."""
     try:
         findings = audit_file(open_tensors(path)).findings
-    except UnreadableCheckpoint as error:  # removed since it was restored
+    except CheckpointError as error:  # removed since it was restored
         _report(f"warning: not audited: {error}")
         return
     for finding in findings:
@@ -355,7 +359,7 @@ def _build_graph(config, dataset):
 
 
 def _restore(session, saver, graph, path):
-    checkpoints.verify(path)
+    committing_saver.verify(path)
     try:
         reader = tf.train.NewCheckpointReader(path)
         missing = sorted(
@@ -365,7 +369,7 @@ def _restore(session, saver, graph, path):
         )
         if not missing:
             saver.restore(session, path)
-    except checkpoints.READ_ERRORS as error:
+    except committing_saver.READ_ERRORS as error:
         raise DamagedCheckpoint(path, str(error)) from error
     if missing:
         raise EvaluationError(

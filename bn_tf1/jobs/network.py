@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import datasets, models
+from bn_tf1.jobs import models
 from bn_tf1.jobs.config import Config, ConfigError
-from bn_tf1.jobs.image_files import DataFileError
+from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.image_files import DataFileError
 
 
 class Objective(NamedTuple):

@@ -17,20 +17,14 @@ from typing import NamedTuple
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.jobs import (
-    allocator,
-    checkpoints,
-    datasets,
-    image_files,
-    network,
-    run_lock,
-    stop_signals,
-    training_run,
-)
+from bn_tf1.checkpoints.reader_writer import first_line
+from bn_tf1.jobs import allocator, network, stop_signals, training_run
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs.checkpoints import CheckpointError
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.data import datasets, image_files
 from bn_tf1.jobs.progress import Progress
+from bn_tf1.jobs.saving import committing_saver, run_lock
+from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.training_run import Step, TrainingError
 from bn_tf1.train_op import make_train_op
 
@@ -70,11 +64,11 @@ def train(config: Config) -> TrainingResult:
     """Trains as `config` says.
 
     Raises:
-        bn_tf1.jobs.checkpoints.CheckpointError: there are checkpoints in the model
+        bn_tf1.jobs.saving.committing_saver.SavingError: there are checkpoints in the model
             directory, but none can be used.
-        bn_tf1.jobs.image_files.DataFileError: a data file is missing or damaged, or the
+        bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged, or the
             data are not those that the run began with.
-        bn_tf1.jobs.run_lock.LockedError: another process trains in the directory.
+        bn_tf1.jobs.saving.run_lock.LockedError: another process trains in the directory.
         OSError: the model directory cannot be written to.
         TrainingStopped: SIGTERM or SIGINT ended the run; it is saved.
         TrainingError: the loss or a variable is not finite, a checkpoint cannot be
@@ -89,12 +83,12 @@ def train(config: Config) -> TrainingResult:
     lock = run_lock.hold(config.model_dir)
     with lock, stop_signals.caught(config.grace_secs) as signals:
         config = configuration.with_checksum(config, checksum)
-        newest = checkpoints.recover(config.model_dir)
+        newest = committing_saver.recover(config.model_dir)
         configuration.save(config)
         with tf.Graph().as_default():
             step = _build_step(config, dataset)
             if newest is not None:
-                checkpoints.check_fits(newest, tf.global_variables())
+                committing_saver.check_fits(newest, tf.global_variables())
             progress = Progress(config)
             started = training_run.started(config, step, newest, progress)
             with _explained(config, progress), started as run:
@@ -111,10 +105,10 @@ def _explained(config, progress):
     ended = f"the run ended at step {{}} of {config.max_steps}: {{}}"
     try:
         yield
-    except CheckpointError as error:
+    except SavingError as error:
         raise TrainingError(ended.format(progress.step, error)) from error
     except _FILE_ERRORS as error:
-        reason = checkpoints.first_line(error)
+        reason = first_line(error)
         raise TrainingError(ended.format(progress.step, reason)) from error
 
 

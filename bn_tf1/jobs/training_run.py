@@ -17,10 +17,10 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import checkpoints
-from bn_tf1.jobs.checkpoints import Checkpoint, CommittingSaver
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import Progress
+from bn_tf1.jobs.saving import committing_saver
+from bn_tf1.jobs.saving.committing_saver import CommittingSaver, SavedCheckpoint
 
 GRAPH_FILE = "graph.pbtxt"
 
@@ -55,7 +55,7 @@ class Step(NamedTuple):
 
 @contextlib.contextmanager
 def started(
-    config: Config, step: Step, newest: Checkpoint | None, progress: Progress
+    config: Config, step: Step, newest: SavedCheckpoint | None, progress: Progress
 ) -> Iterator[TrainingRun]:
     """Starts a run of the default graph, which it finalizes, and saves it.
 
@@ -123,7 +123,7 @@ class TrainingRun:
 
         Raises:
             TrainingError: the loss is not finite; nothing was saved after it.
-            bn_tf1.jobs.checkpoints.CheckpointError: the checkpoint cannot be saved.
+            bn_tf1.jobs.saving.committing_saver.SavingError: the checkpoint cannot be saved.
         """
         made = self._progress.step - self._first_step
         is_summarized = made % self._config.summary_steps == 0
@@ -141,7 +141,7 @@ class TrainingRun:
     def save(self) -> None:
         """Saves the step as it is."""
         step = self._progress.step
-        path = os.path.join(self._config.model_dir, checkpoints.PREFIX)
+        path = os.path.join(self._config.model_dir, committing_saver.PREFIX)
         self._saver.save(self._session, path, global_step=step)
         log = tf.SessionLog(status=tf.SessionLog.CHECKPOINT, checkpoint_path=path)
         self._writer.add_session_log(log, step)

@@ -25,8 +25,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import network, training
-from bn_tf1.jobs.checkpoints import CommittingSaver
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.saving.committing_saver import CommittingSaver
 from tests.benchmarks import jobs
 
 _KINDS = ("plain", "protected")

@@ -21,8 +21,9 @@ from typing import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import datasets, network, training, training_run
+from bn_tf1.jobs import network, training, training_run
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
 from bn_tf1.train_op import make_train_op
 from tests.benchmarks import timing

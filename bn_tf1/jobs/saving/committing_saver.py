@@ -34,7 +34,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
-from bn_tf1.jobs import durable_files, saved_steps
+from bn_tf1.checkpoints.reader_writer import first_line
+from bn_tf1.jobs.saving import durable_files, saved_steps
 
 STATE_FILE = "checkpoint"
 PREFIX = "model.ckpt"
@@ -59,7 +60,7 @@ _LEFTOVERS = re.compile(
 _MAX_STATE_BYTES = 1 << 20
 
 
-class CheckpointError(RuntimeError):
+class SavingError(RuntimeError):
     """A checkpoint cannot be saved, or none of those that are there can be used."""
 
 
@@ -75,7 +76,7 @@ class DamagedCheckpoint(ValueError):
         self.reason = reason
 
 
-class Checkpoint(NamedTuple):
+class SavedCheckpoint(NamedTuple):
     """A checkpoint by its name; whether it can be read, `verify` tells.
 
     Attributes:
@@ -87,7 +88,7 @@ class Checkpoint(NamedTuple):
     path: str
 
 
-def listed(model_dir: str) -> list[Checkpoint]:
+def listed(model_dir: str) -> list[SavedCheckpoint]:
     """The checkpoints of a folder, the newest last.
 
     They are those that the file `checkpoint` names. Where it is missing, empty or
@@ -141,25 +142,25 @@ def _check_step(path, global_step):
         raise DamagedCheckpoint(path, f"tensor {_STEP_NAME} is {global_step}")
 
 
-def check_fits(checkpoint: Checkpoint, variables: Iterable[tf.Variable]) -> None:
+def check_fits(checkpoint: SavedCheckpoint, variables: Iterable[tf.Variable]) -> None:
     """Compares the variables of a graph with a checkpoint that `recover` found.
 
     Raises:
-        CheckpointError: a variable is missing in it, or has another shape there.
+        SavingError: a variable is missing in it, or has another shape there.
     """
     saved = tf.train.NewCheckpointReader(checkpoint.path).get_variable_to_shape_map()
     for variable in variables:
         name, shape = variable.op.name, variable.shape.as_list()
         if saved.get(name) != shape:
             there = f"has it as {saved[name]}" if name in saved else "does not have it"
-            raise CheckpointError(
+            raise SavingError(
                 f"the network has {name} of shape {shape}, but {checkpoint.path} "
                 f"{there}: give the flags that the run began with (they are in its "
                 "config.json), or choose another --model_dir"
             )
 
 
-def recover(model_dir: str) -> Checkpoint | None:
+def recover(model_dir: str) -> SavedCheckpoint | None:
     """Puts a folder in order after whatever happened, and finds where to go on.
 
     Returns:
@@ -167,7 +168,7 @@ def recover(model_dir: str) -> Checkpoint | None:
         None where no run has saved anything yet.
 
     Raises:
-        CheckpointError: there were checkpoints, but none can be used.
+        SavingError: there were checkpoints, but none can be used.
         OSError: the folder cannot be read or written.
     """
     _sweep(model_dir)
@@ -189,19 +190,6 @@ def recover(model_dir: str) -> Checkpoint | None:
     return newest
 
 
-def first_line(error: Exception) -> str:
-    """What an error of Python or TensorFlow says happened, without where."""
-    message = getattr(error, "message", None) or str(error) or "no reason given"
-    # TensorFlow 2 first says where the operation that failed was built.
-    what = re.sub(
-        r"\AGraph execution error:\n.*?\n(Node: [^\n]*\n)+",
-        "",
-        message,
-        flags=re.DOTALL,
-    )
-    return what.splitlines()[0]
-
-
 class CommittingSaver(tf.train.Saver):
     """A Saver of all variables whose checkpoints are complete, finite and durable.
 
@@ -209,7 +197,7 @@ class CommittingSaver(tf.train.Saver):
     `checkpoint` and the removal of old checkpoints.
     """
 
-    def __init__(self, model_dir: str, keep: int, newest: Checkpoint | None):
+    def __init__(self, model_dir: str, keep: int, newest: SavedCheckpoint | None):
         """Builds the operations in the default graph.
 
         Args:
@@ -233,23 +221,23 @@ class CommittingSaver(tf.train.Saver):
             The path of the checkpoint.
 
         Raises:
-            CheckpointError: a value is not finite or the files cannot be written; the
+            SavingError: a value is not finite or the files cannot be written; the
                 earlier checkpoints are as they were.
         """
         step = int(global_step)
         path = os.path.join(self._model_dir, f"{PREFIX}-{step}")
         # A run saves once more when it resumes.
-        if self._newest != Checkpoint(step, path):
+        if self._newest != SavedCheckpoint(step, path):
             try:
-                self._commit(sess, Checkpoint(step, path))
+                self._commit(sess, SavedCheckpoint(step, path))
             # OpError: among others OutOfRangeError for a limit on the file size.
             except READ_ERRORS as error:
-                raise CheckpointError(
+                raise SavingError(
                     f"the checkpoint of step {step} cannot be saved in "
                     f"{self._model_dir}: {_reason(path, error)}; earlier checkpoints "
                     "are as they were"
                 ) from error
-            self._newest = Checkpoint(step, path)
+            self._newest = SavedCheckpoint(step, path)
         return path
 
     def _commit(self, sess, checkpoint):
@@ -331,14 +319,14 @@ def _refuse_if_something_was_saved(model_dir, candidates):
         or (name == saved_steps.FILE and later)
     ]
     if remains:
-        raise CheckpointError(
+        raise SavingError(
             f"--model_dir is {model_dir!r}, but no checkpoint in it can be used: "
             f"{', '.join(remains)}; put a good copy back, or choose another "
             "--model_dir to begin at step 0"
         )
 
 
-def _named_by_state(model_dir) -> list[Checkpoint] | None:
+def _named_by_state(model_dir) -> list[SavedCheckpoint] | None:
     """What the file `checkpoint` names, the newest last; None if it is no such file."""
     path = os.path.join(model_dir, STATE_FILE)
     try:
@@ -361,7 +349,7 @@ def _checkpoint_at(model_dir, path):
     if os.path.realpath(folder) == os.path.realpath(model_dir):
         path = os.path.join(model_dir, name)
     number = re.search(r"-(\d+)$", name)
-    return Checkpoint(int(number.group(1)) if number else 0, path)
+    return SavedCheckpoint(int(number.group(1)) if number else 0, path)
 
 
 def _write_state(model_dir, checkpoints):
@@ -393,11 +381,11 @@ def _names(model_dir):
         return []
 
 
-def _with_index(model_dir) -> list[Checkpoint]:
+def _with_index(model_dir) -> list[SavedCheckpoint]:
     """The training job's own checkpoints that have an index, the newest last."""
     steps = [_step_of(name) for name in _names(model_dir) if name.endswith(".index")]
     return [
-        Checkpoint(step, os.path.join(model_dir, f"{PREFIX}-{step}"))
+        SavedCheckpoint(step, os.path.join(model_dir, f"{PREFIX}-{step}"))
         for step in sorted(step for step in steps if step is not None)
     ]
 

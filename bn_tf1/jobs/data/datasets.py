@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import image_files
+from bn_tf1.jobs.data import image_files
 
 SPLITS = ("train", "test")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import Iterable
 
-from bn_tf1.jobs import durable_files
+from bn_tf1.jobs.saving import durable_files
 
 FILE = "saved_steps.txt"
 

@@ -15,7 +15,7 @@ from typing import Iterator
 
 import filelock
 
-from bn_tf1.jobs import durable_files
+from bn_tf1.jobs.saving import durable_files
 
 LOCK_FILE = "train.lock"
 HOLDER_FILE = "train.holder"

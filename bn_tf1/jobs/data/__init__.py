@@ -1,0 +1,1 @@
+"""Image data sets: files checked to the last byte, and pipelines that resume at any step."""

@@ -1,0 +1,1 @@
+"""Checkpoints that survive kills, crashes and full disks, and who may write them."""
