@@ -19,6 +19,7 @@ for Image Recognition", 2015 (arXiv:1512.03385), section 4.2.
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -319,8 +320,9 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> tf.data.Datase
 
 def _embedded_digits() -> str:
     """Returns the folder data/digits of the checkout that this module is part of."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    folder = os.path.join(os.path.dirname(package), "data", "digits")
+    module = os.path.abspath(__file__)  # bn_tf1/jobs/data/datasets.py
+    checkout = pathlib.Path(module).parents[3]
+    folder = str(checkout / "data" / "digits")
     if not os.path.isdir(folder):
         raise image_files.DataFileError(
             f"{folder}: expected the data set 'digits' of a checkout of bn_tf1, found "

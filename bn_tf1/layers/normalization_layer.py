@@ -48,7 +48,7 @@ from bn_tf1.drop_in import (
     unpartitioned,
     with_original_name,
 )
-from bn_tf1.legacy_layer import InputSpec, LegacyLayer
+from bn_tf1.layers.legacy_layer import InputSpec, LegacyLayer
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_rate
 from bn_tf1.normalization import LayerVariables, normalize_and_update
 from bn_tf1.records import batch_norm_calls
