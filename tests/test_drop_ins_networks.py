@@ -14,9 +14,9 @@ import tensorflow.compat.v1 as tf
 import bn_tf1
 from bn_tf1 import layers, slim
 from bn_tf1.checkpoints.convert import convert
+from tests import FIXTURES
 from tests.fixtures.network import make_loss, make_optimizer, network
 
-FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures")
 INPUTS = np.load(os.path.join(FIXTURES, "inputs.npz"))
 
 

@@ -1,0 +1,367 @@
+"""`lint`: each planted defect is found, and its healthy twin is not accused."""
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.doctor.lint import lint
+from tests.graphs import graph_zoo
+from tests.graphs.graph_zoo import (
+    convolution,
+    images,
+    loss_of,
+    make_train_op,
+    training_graph,
+)
+
+
+def checks(findings=None):
+    """The names of the checks with a finding graver than a note."""
+    findings = lint(tf.get_default_graph()) if findings is None else findings
+    return sorted({f.check for f in findings if f.gravity != "note"})
+
+
+def finding(check, graph=None):
+    """The only finding of `check`, with all its parts filled in."""
+    findings = lint(graph or tf.get_default_graph())
+    (found,) = [f for f in findings if f.check == check]
+    assert all(found._asdict().values())
+    for text in (found.what, found.why):
+        assert text[0].isupper() or text[0].isdigit(), text
+        assert text.endswith("."), text
+    assert found.remedy[0].isupper(), found.remedy
+    assert len(found.what) + len(found.where) < 600
+    return found
+
+
+@pytest.fixture(params=sorted(graph_zoo.MAKERS))
+def maker(request):
+    return graph_zoo.MAKERS[request.param]
+
+
+# --------------------------------------------------------------------------- healthy ones
+
+
+def test_training_is_healthy(maker):
+    training_graph(maker)
+    tf.train.Saver()
+    assert checks() == []
+
+
+def test_training_with_a_switch_is_healthy(maker, control_flow):
+    if maker.__name__ in ("with_pop_variables", "raw_arithmetic", "textbook"):
+        return
+    if control_flow == "control_flow_v2":
+        tf.enable_resource_variables()
+    training_graph(maker, tf.placeholder(tf.bool, [], name="is_training"))
+    tf.train.Saver()
+    tf.disable_resource_variables()
+    assert checks() == []
+
+
+def test_inference_is_healthy(maker):
+    graph_zoo.logits_of(maker(convolution(images()), False))
+    tf.train.Saver()
+    assert checks() == []
+
+
+# ------------------------------------------------------------------------- update ops
+
+
+IN_COLLECTION = [
+    name
+    for name in sorted(graph_zoo.MAKERS)
+    if name not in ("with_ema_class", "with_pop_variables", "contrib_in_place")
+]
+
+
+@pytest.mark.parametrize("name", IN_COLLECTION)
+def test_updates_that_no_train_op_runs(name, variable_kind):
+    training_graph(graph_zoo.MAKERS[name], updates=[])
+    found = finding("update-not-run")
+    assert (found.gravity, found.layer) == ("error", "bn")
+    assert "moving_mean" in found.what and "tf.get_collection" in found.remedy
+
+
+def test_updates_in_a_collection_that_nothing_groups():
+    training_graph(graph_zoo.ours, updates_collection="my_updates")
+    found = finding("update-collection-not-run")
+    assert (found.gravity, found.layer) == ("error", "bn")
+    assert "tf.get_collection('my_updates')" in found.remedy
+
+
+def test_updates_in_a_collection_that_the_train_op_runs():
+    training_graph_with_collection("my_updates")
+    assert checks() == []
+
+
+def training_graph_with_collection(key):
+    y = graph_zoo.ours(convolution(images()), True, updates_collection=key)
+    make_train_op(loss_of(y), tf.get_collection(key))
+
+
+def test_updates_that_only_a_group_apart_runs():
+    training_graph(graph_zoo.with_nn, updates=[])
+    tf.group(*tf.get_collection(tf.GraphKeys.UPDATE_OPS), name="updates")
+    assert finding("update-not-run").gravity == "warning"
+
+
+def test_a_group_of_train_op_and_updates_runs_them():
+    loss = loss_of(graph_zoo.with_nn(convolution(images()), True))
+    train_op = make_train_op(loss, [])
+    tf.group(train_op, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+    assert checks() == []
+
+
+def test_one_layer_of_two_is_named():
+    x = convolution(images())
+    with tf.variable_scope("first"):
+        x = graph_zoo.with_nn(x, True)
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with tf.variable_scope("second"):
+        x = graph_zoo.with_nn(x, True)
+    make_train_op(loss_of(x), updates)
+    assert finding("update-not-run").layer == "second/bn"
+
+
+def test_a_layer_without_any_update():
+    training_graph(graph_zoo.with_nn, collect=False)
+    found = finding("no-update")
+    assert (found.gravity, found.certainty, found.layer) == ("error", "certain", "bn")
+
+
+def test_a_layer_without_moving_statistics():
+    with tf.variable_scope("bn"):
+        gamma = tf.get_variable("gamma", [graph_zoo.CHANNELS])
+        beta = tf.get_variable("beta", [graph_zoo.CHANNELS])
+        y, _, _ = tf.nn.fused_batch_norm(convolution(images()), gamma, beta)
+    make_train_op(loss_of(y))
+    found = finding("no-moving-statistics")
+    assert (found.gravity, found.layer) == ("warning", "bn")
+
+
+# --------------------------------------------------------------------- updates in branches
+
+
+def in_a_branch(maker, is_training):
+    def train():
+        return maker(convolution(images()), True)
+
+    def evaluate():
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            return maker(convolution(images()), False)
+
+    return tf.cond(is_training, train, evaluate)
+
+
+def test_updates_in_a_branch(control_flow):
+    tf.enable_resource_variables()
+    y = in_a_branch(graph_zoo.with_nn, tf.placeholder(tf.bool, []))
+    tf.disable_resource_variables()
+    updates = []
+    if control_flow == "control_flow_v1":
+        updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    make_train_op(loss_of(y), updates)
+    found = finding("update-in-branch")
+    assert (found.gravity, found.layer) == ("warning", "bn")
+
+
+def test_updates_in_place_in_a_branch_are_healthy(control_flow):
+    def maker(x, is_training):
+        return graph_zoo.ours(x, is_training, update="in_place")
+
+    tf.enable_resource_variables()
+    y = in_a_branch(maker, tf.placeholder(tf.bool, []))
+    tf.disable_resource_variables()
+    make_train_op(loss_of(y))
+    assert checks() == []
+
+
+# --------------------------------------------------------------------------- several calls
+
+
+def twice(second_updates):
+    x = images()
+    losses = []
+    for reuse, update in ((False, "collection"), (True, second_updates)):
+        with tf.variable_scope("net", reuse=reuse):
+            y = graph_zoo.ours(convolution(x), True, update=update)
+            with tf.variable_scope("", reuse=tf.AUTO_REUSE):
+                losses.append(loss_of(y))
+        x = x + 1.0
+    make_train_op(tf.add_n(losses))
+
+
+def test_a_layer_that_is_updated_twice_in_a_step():
+    twice("collection")
+    found = finding("several-updates")
+    assert (found.gravity, found.layer) == ("warning", "net/bn")
+    assert found.what.startswith("2 operations update net/bn/moving_mean")
+    assert "0.9801" in found.what
+
+
+def test_a_layer_that_is_called_twice_and_updated_once():
+    twice("skip")
+    assert checks() == []
+
+
+def test_the_first_of_two_towers_updates():
+    losses = []
+    for i in range(2):
+        with tf.variable_scope("net", reuse=i > 0), tf.name_scope(f"tower_{i}"):
+            losses.append(loss_of(graph_zoo.with_nn(convolution(images()), True)))
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)[:2]
+    make_train_op(tf.add_n(losses), updates)
+    assert checks() == []
+
+
+def test_two_optimizers_that_run_their_own_part():
+    with tf.variable_scope("generator"):
+        y = graph_zoo.with_nn(convolution(images()), True)
+    generator = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with tf.variable_scope("discriminator"):
+        loss = loss_of(graph_zoo.with_nn(convolution(y), True))
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with tf.control_dependencies(updates[len(generator) :]):
+        variables = tf.trainable_variables("discriminator")
+        tf.train.AdamOptimizer().minimize(loss, var_list=variables)
+    with tf.control_dependencies(generator):
+        variables = tf.trainable_variables("generator")
+        tf.train.AdamOptimizer(name="G").minimize(-loss, var_list=variables)
+    assert checks() == []
+
+
+# -------------------------------------------------------------------------------- the mode
+
+
+def test_batch_statistics_for_good_in_an_inference_graph(maker):
+    graph_zoo.logits_of(maker(convolution(images()), True))
+    found = finding("training-mode-in-inference")
+    assert (found.gravity, found.layer) == ("error", "bn")
+
+
+def test_a_switch_in_an_inference_graph_is_healthy(control_flow):
+    default = tf.placeholder_with_default(False, [], name="is_training")
+    graph_zoo.logits_of(graph_zoo.with_fused_kernel(convolution(images()), default))
+    assert checks() == []
+
+
+def test_moving_statistics_for_good_in_a_training_graph(maker):
+    training_graph(maker, False)
+    found = finding("inference-mode-in-training")
+    assert (found.gravity, found.layer) == ("warning", "bn")
+
+
+def test_a_frozen_layer_is_healthy():
+    training_graph(graph_zoo.ours, False, trainable=False)
+    assert checks() == []
+
+
+def small_images(batch, size):
+    return tf.placeholder(tf.float32, [batch, size, size, 4], name="images")
+
+
+@pytest.mark.parametrize("name", ["with_nn", "with_fused_kernel", "textbook"])
+def test_one_value_per_channel(name):
+    y = graph_zoo.MAKERS[name](tf.identity(small_images(1, 1)), True)
+    make_train_op(loss_of(y))
+    found = finding("one-value-per-channel")
+    assert (found.gravity, found.layer) == ("error", "bn")
+    assert "[1, 1, 1, 4]" in found.what
+
+
+@pytest.mark.parametrize("batch, size", [(2, 1), (1, 2), (None, 1)])
+def test_several_values_per_channel(batch, size):
+    y = graph_zoo.with_fused_kernel(small_images(batch, size), True)
+    make_train_op(loss_of(y))
+    assert checks() == []
+
+
+# ---------------------------------------------------------------------------- the settings
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.99995, 1.0])
+def test_unusual_decays(decay):
+    training_graph(graph_zoo.with_nn, decay=decay)
+    found = finding("unusual-decay")
+    assert (found.layer, found.what.split(";")[0]) == ("bn", f"The decay is {decay:g}")
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.99, 0.997, 0.999, 0.9997, 0.9999])
+def test_usual_decays(decay):
+    training_graph(graph_zoo.with_nn, decay=decay)
+    assert checks() == []
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-9, 0.1, 1.0])
+def test_unusual_epsilons(epsilon):
+    training_graph(graph_zoo.with_nn, epsilon=epsilon)
+    found = finding("unusual-epsilon")
+    assert (found.layer, found.what.split(";")[0]) == ("bn", f"Epsilon is {epsilon:g}")
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1.001e-5, 1e-5, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("name", ["with_nn", "with_fused_kernel"])
+def test_usual_epsilons(epsilon, name):
+    training_graph(graph_zoo.MAKERS[name], epsilon=epsilon)
+    assert checks() == []
+
+
+def test_a_saver_of_the_trainable_variables(maker):
+    training_graph(maker)
+    tf.train.Saver(tf.trainable_variables())
+    found = finding("statistics-not-saved")
+    assert (found.gravity, found.layer) == ("error", "bn")
+    assert found.where.count(",") == 1
+
+
+def test_a_second_saver_saves_the_statistics():
+    training_graph(graph_zoo.with_nn)
+    tf.train.Saver(tf.trainable_variables())
+    tf.train.Saver()
+    assert checks() == []
+
+
+def test_zero_debias(variable_kind):
+    training_graph(graph_zoo.with_nn, zero_debias=True)
+    found = finding("zero-debias")
+    assert found.layer == "bn" and "moving_mean/biased" in found.where
+    assert checks() == ["zero-debias"]
+
+
+def test_weight_decay_on_gamma_and_beta(maker, variable_kind):
+    loss = loss_of(maker(convolution(images()), True))
+    loss += sum(1e-4 * tf.nn.l2_loss(v) for v in tf.trainable_variables())
+    make_train_op(loss)
+    found = finding("weight-decay")
+    assert (found.gravity, found.certainty, found.layer) == ("warning", "certain", "bn")
+
+
+@pytest.mark.parametrize("on_all", [True, False])
+def test_a_penalty_on_absolute_values(on_all, variable_kind):
+    loss = loss_of(graph_zoo.with_nn(convolution(images()), True))
+    weights = tf.trainable_variables()
+    weights = weights if on_all else [v for v in weights if "bn/" not in v.op.name]
+    make_train_op(loss + sum(1e-4 * tf.reduce_sum(tf.abs(v)) for v in weights))
+    assert checks() == (["weight-decay"] if on_all else [])
+
+
+def test_weight_decay_on_the_other_weights(maker):
+    loss = loss_of(maker(convolution(images()), True))
+    weights = [v for v in tf.trainable_variables() if "bn/" not in v.op.name]
+    make_train_op(loss + sum(1e-4 * tf.nn.l2_loss(v) for v in weights))
+    assert checks() == []
+
+
+def test_a_bias_just_before():
+    bias = tf.get_variable("bias", [graph_zoo.CHANNELS])
+    for add in (tf.nn.bias_add, tf.add):
+        with tf.variable_scope(add.__name__):
+            graph_zoo.with_nn(add(convolution(images()), bias), False)
+    found = [f for f in lint(tf.get_default_graph()) if f.gravity == "note"]
+    assert [f.check for f in found] == ["bias-before-batch-norm"] * 2
+    assert [f.where for f in found] == ["bias"] * 2
+
+
+def test_no_bias_before(maker):
+    maker(convolution(images()) + tf.placeholder(tf.float32, [8, 5, 5, 1]), False)
+    assert not [f for f in lint(tf.get_default_graph()) if "bias" in f.check]

@@ -1,0 +1,101 @@
+"""The command line: what it prints, and its exit codes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bn_tf1.__main__ import main
+from tests import FIXTURES, ROOT
+
+SONNET = str(FIXTURES / "sonnet" / "model.ckpt")
+
+
+def test_convert(tmp_path, capsys):
+    target = str(tmp_path / "new")
+    command = ["convert", SONNET, target, "--from", "sonnet", "--to", "tensorpack"]
+    assert main(command + ["--dry_run"]) == 0
+    planned = capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert main(command) == 0
+    assert capsys.readouterr().out == planned
+    assert "batch_norm/moving_mean" in planned
+    assert os.path.exists(target + ".index")
+
+
+def test_every_option_of_convert(tmp_path, capsys):
+    command = ["convert", SONNET, str(tmp_path / "new"), "--from=sonnet", "--to=sonnet"]
+    command += ["--map", "conv=conv_2", "batch_norm=bn", "--map", "batch_norm_1=bn_1"]
+    command += ["--shape", "1,C", "--drop", "*/Momentum", "global_step"]
+    assert main(command) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["conv/kernel", "conv_2/kernel"] in rows
+    assert ["batch_norm/beta", "bn/beta"] in rows
+    assert ["global_step", "-"] in rows
+    command = ["convert", str(tmp_path / "new"), str(tmp_path / "back")]
+    command += ["--from", "sonnet", "--to", "sonnet", "--like", SONNET + ".meta"]
+    assert main(command) == 0
+    assert ["bn_1/beta", "batch_norm_1/beta"] in [
+        line.split()[:2] for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_migrate_graph(tmp_path, capsys):
+    source = str(FIXTURES / "while_v1" / "model.ckpt.meta")
+    assert main(["migrate_graph", source, str(tmp_path / "new.meta")]) == 0
+    assert "removed _output_shapes of" in capsys.readouterr().out
+    assert (tmp_path / "new.meta").exists()
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (
+            ["convert", "nowhere", "new", "--from", "slim", "--to", "keras"],
+            "convert: there is no checkpoint nowhere\n",
+        ),
+        (
+            ["migrate_graph", "nowhere.meta", "new.meta"],
+            "migrate_graph: nowhere.meta cannot be read: No such file or directory\n",
+        ),
+        (
+            ["convert", SONNET, "/no/new", "--from=sonnet", "--to=keras", "--map"]
+            + ["conv=a", "conv=b"],
+            "convert: `--map` gives 'conv' two names\n",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys):
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err == message
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ([], "required: command"),
+        (["doctor_who"], "invalid choice: 'doctor_who'"),
+        (["convert", "a", "b", "--from", "slim"], "required: --to"),
+        (["convert", "a", "b", "--from=x", "--to=slim"], "--from: invalid choice: 'x'"),
+        (
+            ["convert", "a", "b", "--from=slim", "--to=slim", "--map", "old"],
+            "--map: 'old' is not of the form OLD=NEW",
+        ),
+        (["migrate_graph", "a"], "required: destination"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(command, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "bn_tf1", "migrate_graph", "nowhere", "new"]
+    run = subprocess.run(command, cwd=str(ROOT), capture_output=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.decode().splitlines()[-1].startswith("migrate_graph: nowhere")

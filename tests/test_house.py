@@ -1,0 +1,152 @@
+"""The house: rooms that import downwards only, names that say one thing, one public face."""
+
+import ast
+import collections
+import subprocess
+import sys
+
+import pytest
+
+import bn_tf1
+from tests import ROOT
+
+PACKAGE = ROOT / "bn_tf1"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+# From the ground up. A room imports from those before it in its own column: the left one
+# is the library proper, the right one works on what is on disk.
+CORE = ("statistics", "compiled", "", "layers", "slim", "workers")
+ON_DISK = ("formats", "checkpoints", "graphs", "population", "export", "doctor")
+ABOVE_ALL = ("jobs", "__init__", "__main__")
+MOST_MODULES = 15
+
+
+def room_of(dotted):
+    """The room of a module: "" for what lies in bn_tf1/ itself."""
+    parts = dotted.split(".")[1:]
+    if not parts or parts == ["__main__"]:
+        return parts[0] if parts else "__init__"
+    return parts[0] if (PACKAGE / parts[0]).is_dir() else ""
+
+
+def imports_of(path):
+    """The modules of bn_tf1 that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                dotted = f"{node.module}.{alias.name}"
+                is_module = (
+                    ROOT.joinpath(*dotted.split(".")).with_suffix(".py").exists()
+                )
+                is_room = ROOT.joinpath(*dotted.split(".")).is_dir()
+                yield dotted if is_module or is_room else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def dotted_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def may_import(room, other):
+    if room == other or room in ABOVE_ALL:
+        return True
+    for column in (CORE, ON_DISK):
+        if room in column and other in column:
+            return column.index(other) < column.index(room)
+    return room in ON_DISK and other in CORE
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted_name)
+def test_imports_point_downwards(path):
+    room = room_of(dotted_name(path))
+    for imported in imports_of(path):
+        if imported.split(".")[0] in ("train", "eval"):
+            pytest.fail(f"{path} imports the script {imported}")
+        if imported.split(".")[0] != "bn_tf1":
+            continue
+        other = room_of(imported)
+        assert may_import(room, other), f"{path} imports {imported}"
+
+
+def test_no_folder_has_more_modules_than_one_keeps_in_the_head():
+    counts = collections.Counter(
+        path.parent for path in MODULES if path.stem != "__init__"
+    )
+    assert not {folder: n for folder, n in counts.items() if n > MOST_MODULES}
+
+
+def test_no_two_modules_have_one_name():
+    names = collections.Counter(path.stem for path in MODULES)
+    twins = {name for name, n in names.items() if n > 1 and not name.startswith("__")}
+    assert not twins
+
+
+def test_no_two_public_classes_have_one_name():
+    names = collections.Counter(
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name for name, n in names.items() if n > 1}
+
+
+def test_no_module_has_the_name_of_something_public():
+    """`bn_tf1.batch_norm` must not be a function now and a module a moment later."""
+    for folder in {path.parent for path in MODULES}:
+        face = (folder / "__init__.py").read_text(encoding="utf-8")
+        public = {
+            element.value
+            for node in ast.walk(ast.parse(face))
+            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+            for element in node.value.elts
+        }
+        modules = {path.stem for path in folder.glob("*.py")}
+        modules |= {path.name for path in folder.iterdir() if path.is_dir()}
+        assert not public & modules - {"layers", "slim"}, folder
+
+
+IMPORT_PROBE = """
+import sys
+import tensorflow.compat.v1 as tf
+
+
+def state():
+    return [
+        tf.executing_eagerly(),
+        tf.control_flow_v2_enabled(),
+        tf.resource_variables_enabled(),
+        tf.get_logger().level,
+    ]
+
+
+before = state()
+import bn_tf1
+scripts = {"train", "eval", "bn_tf1.jobs"} & set(sys.modules)
+print("same" if state() == before and not scripts else (before, state(), scripts))
+"""
+
+
+def test_importing_changes_no_global_state():
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_PROBE],
+        check=False,
+        cwd=str(ROOT),
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "same", result.stdout + result.stderr
+
+
+def test_the_public_face():
+    assert set(bn_tf1.__all__) >= {
+        "batch_norm",
+        "batch_norm_calls",
+        "make_train_op",
+        "BatchNormCall",
+        "UPDATE_OPS_COLLECTION",
+    }
+    for name in bn_tf1.__all__:
+        assert hasattr(bn_tf1, name)
