@@ -17,12 +17,13 @@ from __future__ import annotations
 import os
 from typing import Iterator, Mapping, NamedTuple
 
+import google_crc32c
 import numpy as np
 
 from bn_tf1.checkpoints.dialects import Shape
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.formats import sorted_table
-from bn_tf1.formats.crc32c import Crc32c
+from bn_tf1.formats.crc32c import masked
 from bn_tf1.formats.wire_format import by_number, bytes_in, number_in, signed
 
 _CHUNK_BYTES = 1 << 23
@@ -293,7 +294,7 @@ def _size(path):
 
 
 def _read_part(part):
-    checksum = Crc32c()
+    checksum = 0
     left = part.size
     try:
         with open(part.path, "rb") as file:
@@ -303,13 +304,13 @@ def _read_part(part):
                 if not data:
                     raise CheckpointError(f"{part.path} became shorter meanwhile")
                 left -= len(data)
-                checksum.update(data)
+                checksum = google_crc32c.extend(checksum, data)
                 yield data
     except OSError as error:
         raise CheckpointError(
             f"{part.path} cannot be read: {error.strerror}"
         ) from error
-    if checksum.masked() != part.checksum:
+    if masked(checksum) != part.checksum:
         raise CheckpointError(
             f"{part.path}: the bytes {part.offset} to {part.offset + part.size} have a "
             "wrong checksum"

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.formats import sorted_table
-from bn_tf1.formats.crc32c import Crc32c, masked_crc32c
+from bn_tf1.formats.crc32c import masked, masked_crc32c
 from tests.checkpoints import checkpoint_forge as forge
 
 _VALUES = np.arange(6, dtype="<f4")
@@ -26,11 +27,11 @@ def test_the_checksum_is_that_of_the_bits(size):
     data = data[:size]
     expected = forge.crc32c(data)
     assert masked_crc32c(data) == expected
-    in_pieces = Crc32c()
+    in_pieces = 0
     for piece in (data[: size // 3], data[size // 3 : -5], data[-5:]):
-        in_pieces.update(piece if size > 10 else b"")
+        in_pieces = google_crc32c.extend(in_pieces, piece if size > 10 else b"")
     if size > 10:
-        assert in_pieces.masked() == expected
+        assert masked(in_pieces) == expected
 
 
 def test_the_checksum_of_the_standard():

@@ -26,7 +26,6 @@ FUSED_CONVOLUTIONS = (
     "_MklNativeFusedDepthwiseConv2dNative",
 )
 _GLOBAL = "BatchNormWithGlobalNormalization"
-_GLOBAL = "BatchNormWithGlobalNormalization"
 
 
 def match_fused(view: GraphView, node: int) -> Normalization | None:
