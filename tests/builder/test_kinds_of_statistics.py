@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import Renormalization, batch_norm_calls, builder
+from bn_tf1 import Renormalization, batch_norm, batch_norm_calls
 from tests import reference
 
 pytestmark = pytest.mark.usefixtures("small_and_large")
@@ -52,7 +52,7 @@ def repeated(batch, weights):
 def test_weights_are_repetitions(dtype, ema_variance, start, variable):
     batch, weights = make_batch(5, 4, 3), np.array([2, 0, 1, 3, 1])
     x = tf.constant(batch, dtype)
-    y = builder(
+    y = batch_norm(
         x,
         True,
         decay=0.0,
@@ -80,7 +80,7 @@ def test_weights_gradients(session):
     )
     weights = np.array([2.0, 0.5, 1.0, 0.25])
     x, w = tf.placeholder(tf.float64, [4, 3]), tf.placeholder(tf.float64, [4])
-    y = builder(x, True, weights=w)
+    y = batch_norm(x, True, weights=w)
     gradients = tf.gradients(tf.reduce_sum(y * dy), [x, w])
     session.run(tf.global_variables_initializer())
 
@@ -104,7 +104,7 @@ def test_a_mask_leaves_padding_out(start, variable):
     batch[~mask] = 1e4
     x = tf.placeholder(tf.float32, [None, None, 2])
     w = tf.placeholder(tf.float32, [None, None, 1])
-    y = builder(x, True, decay=0.0, weights=w)
+    y = batch_norm(x, True, decay=0.0, weights=w)
     session = start()
     output, _ = session.run([y, update_ops()], {x: batch, w: mask[:, :, None]})
     moments = reference.moments(batch[mask])
@@ -115,7 +115,7 @@ def test_a_mask_leaves_padding_out(start, variable):
 
 def test_no_weight_at_all_leaves_the_statistics(start, variable):
     x, w = tf.constant(make_batch(4, 3), tf.float32), tf.zeros([4])
-    y = builder(x, True, weights=w)
+    y = batch_norm(x, True, weights=w)
     session = start()
     output, _ = session.run([y, update_ops()])
     assert np.all(np.isnan(output))
@@ -148,7 +148,7 @@ def ghost_output(batch, size, axis):
 def test_ghost_batches(dtype, known, shape, axis, ema_variance, start, variable):
     batch = make_batch(*shape)
     x = tf.placeholder(dtype, shape if known else (None,) + shape[1:])
-    y = builder(
+    y = batch_norm(
         x,
         True,
         axis=axis,
@@ -187,7 +187,7 @@ def test_ghost_batch_gradients(shape, axis, known, session):
     batch = make_batch(*shape)
     dy = reference.make_output_gradient(reference.Case(shape, axis))
     x = tf.placeholder(tf.float64, shape if known else (None, *shape[1:]))
-    y = builder(
+    y = batch_norm(
         x,
         True,
         axis=axis,
@@ -211,7 +211,7 @@ def test_ghost_batch_gradients(shape, axis, known, session):
 
 def test_ghost_batches_evaluate_with_any_size(start, control_flow):
     x, training = tf.placeholder(tf.float32, [None, 3]), tf.placeholder(tf.bool, [])
-    y = builder(x, training, ghost_batch_size=4)
+    y = batch_norm(x, training, ghost_batch_size=4)
     session, batch = start(), make_batch(5, 3)
     output = session.run(y, {x: batch, training: False})
     close(output, batch / np.sqrt(1.001), "float32")
@@ -223,8 +223,8 @@ def test_ghost_batches_evaluate_with_any_size(start, control_flow):
 def test_a_known_batch_that_does_not_divide():
     x = tf.zeros([5, 3])
     with pytest.raises(ValueError, match="is 4, and the batch has 5 examples"):
-        builder(x, True, ghost_batch_size=4, name="bn")
-    assert builder(x, False, ghost_batch_size=4).shape.as_list() == [5, 3]
+        batch_norm(x, True, ghost_batch_size=4, name="bn")
+    assert batch_norm(x, False, ghost_batch_size=4).shape.as_list() == [5, 3]
 
 
 # ---------------------------------------------------------------------- renormalisation
@@ -266,7 +266,7 @@ def test_renormalisation(dtype, bounds, start, variable):
     renorm = Renormalization(decay=0.6)
     if np.isfinite(rmax):
         renorm = Renormalization(decay=0.6, rmin=rmin, rmax=rmax, dmax=dmax)
-    y = builder(
+    y = batch_norm(
         x,
         training,
         decay=0.8,
@@ -294,7 +294,7 @@ def test_renormalisation(dtype, bounds, start, variable):
 def test_renormalised_training_is_inference(start):
     """What renormalisation is for: without bounds, both give the same output."""
     x, training = tf.placeholder(tf.float64, [8, 3]), tf.placeholder(tf.bool, [])
-    y = builder(x, training, decay=0.9, renorm=Renormalization(decay=0.9))
+    y = batch_norm(x, training, decay=0.9, renorm=Renormalization(decay=0.9))
     session = start()
     for step in range(3):
         feed = {x: make_batch(8, 3, seed=step), training: True}
@@ -308,7 +308,7 @@ def test_renormalisation_passes_no_gradient_through_the_correction(session):
     batch = make_batch(6, 3)
     dy = reference.make_output_gradient(reference.Case((6, 3), -1))
     x = tf.constant(batch)
-    y = builder(x, True, renorm=Renormalization(), initializers=initial(gamma=GAMMA))
+    y = batch_norm(x, True, renorm=Renormalization(), initializers=initial(gamma=GAMMA))
     (gradient,) = tf.gradients(tf.reduce_sum(y * dy), [x])
     session.run(tf.global_variables_initializer())
     r = np.sqrt(reference.moments(batch).variance + 1e-3)  # renorm_stddev starts at 1
@@ -322,7 +322,7 @@ def test_renormalisation_passes_no_gradient_through_the_correction(session):
 def test_an_adjustment_comes_before_gamma_and_beta_in_training_only(start):
     batch, training = make_batch(6, 3), tf.placeholder(tf.bool, [])
     scale, offset = np.array([1.1, 0.9, 1.0]), np.array([0.2, 0.0, -0.1])
-    y = builder(
+    y = batch_norm(
         tf.constant(batch),
         training,
         adjustment=lambda shape: (scale, offset),
@@ -338,7 +338,7 @@ def test_an_adjustment_comes_before_gamma_and_beta_in_training_only(start):
 def test_a_tensor_trainable(start, variable):
     trainable = tf.placeholder(tf.bool, [])
     x = tf.constant(make_batch(6, 3))
-    y = builder(x, True, trainable=trainable)
+    y = batch_norm(x, True, trainable=trainable)
     gradients = tf.gradients(tf.reduce_sum(y**3 + y), tf.trainable_variables())
     assert len(gradients) == 2
     session = start()
@@ -352,7 +352,7 @@ def test_a_tensor_trainable(start, variable):
 
 
 def test_a_constraint_holds_after_a_step(start, variable):
-    y = builder(
+    y = batch_norm(
         tf.constant(make_batch(6, 3)),
         True,
         constraints={"gamma": lambda gamma: tf.clip_by_value(gamma, 0.0, 0.5)},
@@ -366,7 +366,7 @@ def test_a_constraint_holds_after_a_step(start, variable):
 
 def test_several_channel_axes(start, variable):
     batch = make_batch(5, 2, 4, 3)
-    y = builder(tf.constant(batch), True, axis=(1, -1), decay=0.0)
+    y = batch_norm(tf.constant(batch), True, axis=(1, -1), decay=0.0)
     session = start()
     output, _ = session.run([y, update_ops()])
     mean, variance = batch.mean((0, 2), keepdims=True), batch.var((0, 2), keepdims=True)
@@ -385,7 +385,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", list(OPTIONS))
 def test_evaluation_leaves_every_bit(option, start, control_flow, variable_kind):
     x, training = tf.placeholder(tf.float32, [6, 3]), tf.placeholder(tf.bool, [])
-    y = builder(x, training, **OPTIONS[option]())
+    y = batch_norm(x, training, **OPTIONS[option]())
     session = start()
     session.run([y, update_ops()], {x: make_batch(6, 3), training: True})
     variables = tf.global_variables()
@@ -397,7 +397,7 @@ def test_evaluation_leaves_every_bit(option, start, control_flow, variable_kind)
 
 @pytest.mark.parametrize("option", list(OPTIONS))
 def test_a_record_of_every_call(option):
-    builder(tf.zeros([6, 3]), True, **OPTIONS[option]())
+    batch_norm(tf.zeros([6, 3]), True, **OPTIONS[option]())
     (call,) = batch_norm_calls()
     assert list(call.updates) == update_ops()
     assert call.batch_mean.shape.as_list() == [3]
@@ -441,7 +441,7 @@ ERRORS = {
 @pytest.mark.parametrize("options, message", list(ERRORS.values()), ids=list(ERRORS))
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
-        builder(tf.zeros([6, 3]), True, **options())
+        batch_norm(tf.zeros([6, 3]), True, **options())
 
 
 @pytest.mark.parametrize(
@@ -454,4 +454,4 @@ def test_errors(options, message):
 )
 def test_types(options, message):
     with pytest.raises(TypeError, match=message):
-        builder(tf.zeros([6, 3]), True, **options)
+        batch_norm(tf.zeros([6, 3]), True, **options)
