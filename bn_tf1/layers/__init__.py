@@ -1,6 +1,7 @@
 """The drop-ins for `tf.layers.batch_normalization` and `tf.layers.BatchNormalization`.
 
 normalization_layer    the function and the class, with all that the originals do
+tf_layers_module       `install()`, for code that cannot be edited
 legacy_layer           what any layer of `tf.layers` does: scopes, weights, losses
 """
 
@@ -9,8 +10,8 @@ from bn_tf1.layers.normalization_layer import (
     BatchNormalization,
     batch_norm,
     batch_normalization,
-    install,
 )
+from bn_tf1.layers.tf_layers_module import install
 
 __all__ = [
     "BatchNorm",

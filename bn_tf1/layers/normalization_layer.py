@@ -5,8 +5,8 @@
     + y = layers.batch_normalization(x, training=is_training)
 
 Contract: the arguments, their order and defaults, the variables, scopes, collections,
-attributes and results that TensorFlow 1.15 documents. `install()` is for code that
-cannot be edited.
+attributes and results that TensorFlow 1.15 documents. For code that cannot be edited,
+see `tf_layers_module`.
 
 Which variance `moving_variance` follows is the original's choice, whatever kernel
 computes it: the unbiased one where its fused kernel would run (rank 4, one axis of
@@ -34,7 +34,6 @@ documentation of `tf.layers`, TensorFlow 1.15.
 
 from __future__ import annotations
 
-import importlib
 import numbers
 from typing import Any
 
@@ -374,45 +373,6 @@ class BatchNormalization(LegacyLayer):
 # The other names that the module tensorflow.python.layers.normalization has.
 BatchNorm = BatchNormalization
 batch_norm = batch_normalization
-
-
-def install() -> tuple:
-    """Gives `tf.compat.v1.layers` its two batch norms back where TensorFlow's raise.
-
-    TensorFlow 2.16 and later has no working `tf.layers` unless tf_keras is installed
-    and asked for. This replaces what does not work there, for the whole process, and
-    nothing that works: on TensorFlow 1.15 it does nothing. It may be called again.
-
-    Returns:
-        The names of what it replaced, such as
-        "tf.compat.v1.layers.batch_normalization"; () when all worked.
-    """
-    shown = tf.layers
-    replaced = {
-        name: layer
-        for name, layer in (
-            ("batch_normalization", batch_normalization),
-            ("BatchNormalization", BatchNormalization),
-        )
-        if not _has(shown, name)
-    }
-    if replaced:
-        # `import tensorflow.compat.v1.layers` finds another module than `tf.layers`, and
-        # puts it in its place.
-        imported = importlib.import_module("tensorflow.compat.v1.layers")
-        vars(shown).update(replaced)  # setattr would load what is gone.
-        for name, layer in replaced.items():
-            setattr(imported, name, layer)
-        tf.layers = shown
-    return tuple("tf.compat.v1.layers." + name for name in replaced)
-
-
-def _has(module, name):
-    try:
-        getattr(module, name)
-    except (AttributeError, ImportError):
-        return False
-    return True
 
 
 def _checked_axes(axis, shape):
