@@ -24,11 +24,12 @@ from typing import Iterable, Mapping, NamedTuple, Tuple
 
 Shape = Tuple[int, ...]
 
-ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
+STATISTICS = ("moving_mean", "moving_variance")
+ROLES = ("gamma", "beta", *STATISTICS)
 INITIAL_VALUES = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
 
-_TF_STATISTICS = {"moving_mean": "moving_mean", "moving_variance": "moving_variance"}
-_TENSORPACK_STATISTICS = {"moving_mean": "mean/EMA", "moving_variance": "variance/EMA"}
+_TF_STATISTICS = dict(zip(STATISTICS, STATISTICS))
+_TENSORPACK_STATISTICS = dict(zip(STATISTICS, ("mean/EMA", "variance/EMA")))
 _RENORM = (
     "moving_stddev",
     "renorm_mean",
@@ -120,7 +121,7 @@ def unnumbered(scope: str) -> str:
 def statistic_role(name: str) -> str | None:
     """ "moving_mean" or "moving_variance" if `name` is one in any dialect, else None."""
     for dialect in DIALECTS.values():
-        for role in ("moving_mean", "moving_variance"):
+        for role in STATISTICS:
             if _scope_of(name, dialect.leaves[role]) is not None:
                 return role
     return None
@@ -145,7 +146,7 @@ def find_layers(shapes: Mapping[str, Shape], dialect: str) -> list[Layer]:
     """
     leaves = DIALECTS[dialect].leaves
     scopes = set()
-    for role in ("moving_mean", "moving_variance"):
+    for role in STATISTICS:
         for name, shape in shapes.items():
             scope = _scope_of(name, leaves[role])
             # A scalar is a summary's average of something else.
@@ -160,9 +161,9 @@ def find_layers(shapes: Mapping[str, Shape], dialect: str) -> list[Layer]:
 def _layer(scope, leaves, shapes, dialect):
     names = {role: join(scope, leaf) for role, leaf in leaves.items()}
     names = {role: name for role, name in names.items() if name in shapes}
-    for role in ("moving_mean", "moving_variance"):
+    for role in STATISTICS:
         if role not in names:
-            (other,) = {"moving_mean", "moving_variance"} & set(names)
+            (other,) = set(STATISTICS) & set(names)
             raise ValueError(
                 f"{names[other]} has no {join(scope, leaves[role])} beside it: no whole "
                 f"batch-norm layer of {dialect}"
@@ -198,11 +199,7 @@ def lost_state(
     """The names of state of `layers` that layers of `dialect` do not have."""
     target = DIALECTS[dialect]
     scopes = {layer.scope for layer in layers}
-    statistics = {
-        layer.names[role]
-        for layer in layers
-        for role in ("moving_mean", "moving_variance")
-    }
+    statistics = {layer.names[role] for layer in layers for role in STATISTICS}
     lost = []
     for name in sorted(shapes, key=natural_key):
         scope, _, leaf = name.rpartition("/")

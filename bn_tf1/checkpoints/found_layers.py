@@ -22,9 +22,8 @@ from __future__ import annotations
 import re
 from typing import Any, Iterable, Mapping, NamedTuple
 
-from bn_tf1.checkpoints.dialects import Shape, join, natural_key
+from bn_tf1.checkpoints.dialects import ROLES, STATISTICS, Shape, join, natural_key
 
-STATISTICS = ("moving_mean", "moving_variance")
 # What tf.train.Checkpoint and Keras 3 append to the name of a variable.
 _OBJECT_SUFFIX = re.compile(r"(/_value)?/\.ATTRIBUTES/VARIABLE_VALUE$")
 _SLOT = re.compile(r"/\.OPTIMIZER_SLOT/|(^|/)optimizer/")
@@ -123,8 +122,7 @@ def find_checkpoint_layers(
 
 
 def _layer_of_graph(layer, plain):
-    roles = (*STATISTICS, "gamma", "beta")
-    names = {role: getattr(layer, role) for role in roles}
+    names = {role: getattr(layer, role) for role in ROLES}
     names = {role: plain[name] for role, name in names.items() if name in plain}
     if not set(STATISTICS) & set(names):
         return None

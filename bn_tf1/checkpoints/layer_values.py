@@ -12,7 +12,7 @@ from typing import Any, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from bn_tf1.checkpoints.dialects import join
+from bn_tf1.checkpoints.dialects import ROLES, join
 from bn_tf1.checkpoints.found_layers import (
     STATISTICS,
     CheckpointLayer,
@@ -24,7 +24,6 @@ from bn_tf1.checkpoints.tensor_file import TensorFile
 
 _STEP = re.compile(r"(^|/)(global_step|iterations?|iter|_iterations)$")
 _MAX_CHANNELS = 1 << 20
-_PARAMETERS = (*STATISTICS, "gamma", "beta")
 _RENORM = ("renorm_mean", "renorm_stddev")
 
 
@@ -135,7 +134,7 @@ def _by_last_parts(plain):
 
 
 def _layer_values(reader, layer, graph_layer):
-    values = {role: reader.read(layer.names.get(role)) for role in _PARAMETERS}
+    values = {role: reader.read(layer.names.get(role)) for role in ROLES}
     mean_name = reader.plain_name(layer.names.get("moving_mean"))
     if mean_name is not None:
         scope = mean_name.rpartition("/")[0]

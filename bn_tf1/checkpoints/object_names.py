@@ -14,13 +14,12 @@ from __future__ import annotations
 import re
 from typing import Any, Iterable
 
-from bn_tf1.checkpoints.dialects import natural_key
-from bn_tf1.checkpoints.found_layers import STATISTICS, plain_names
-from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.dialects import ROLES, natural_key
+from bn_tf1.checkpoints.found_layers import plain_names
+from bn_tf1.checkpoints.reader_writer import OBJECT_GRAPH, CheckpointError
 from bn_tf1.checkpoints.tensor_file import TensorFile
 from bn_tf1.formats.wire_format import by_number, bytes_in, read_varint
 
-OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MAX_BYTES = 1 << 28
 _CHECKSUM_BYTES = 4
 # A variable that only a list holds; the way to it tells nothing of what it is.
@@ -73,7 +72,7 @@ def as_in_checkpoint(file: TensorFile, graph_layers: Iterable[Any]) -> list[Any]
     known = variable_names(file)
     renamed = []
     for layer in layers:
-        for role in (*STATISTICS, "gamma", "beta"):
+        for role in ROLES:
             name = getattr(layer, role)
             unnumbered = re.sub(r"_\d+$", "", name) if name else name
             if name not in known and unnumbered in known:

@@ -26,7 +26,7 @@ from bn_tf1.checkpoints.dialects import Shape
 
 _SHARD_BYTES = 256 * 2**20
 _PART_OF_A_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
-_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class CheckpointError(ValueError):
@@ -85,7 +85,7 @@ def open_checkpoint(path: str) -> Checkpoint:
         reader = tf.train.NewCheckpointReader(prefix)
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
-    if _OBJECT_GRAPH in shapes:
+    if OBJECT_GRAPH in shapes:
         raise CheckpointError(
             f"{prefix} is an object-based checkpoint of tf.train.Checkpoint, but only "
             "name-based ones, as tf.compat.v1.train.Saver writes them, can be used"

@@ -160,7 +160,7 @@ def _statistics(variables, graph):
     """Role by variable name of the moving statistics among `variables`."""
     statistics = {}
     for call in batch_norm_calls(graph):
-        for role in ("moving_mean", "moving_variance"):
+        for role in dialects.STATISTICS:
             statistics[getattr(call, role).op.name] = role
     for variable in variables:
         role = dialects.statistic_role(variable.op.name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Iterable
 
-from bn_tf1.checkpoints.object_names import OBJECT_GRAPH
+from bn_tf1.checkpoints.dialects import STATISTICS
+from bn_tf1.checkpoints.reader_writer import OBJECT_GRAPH
 from bn_tf1.graphs.layer_analysis import Analysis, GraphLayer, analyse, find_folded
 from bn_tf1.graphs.node_values import constant, origin, variable_name, variables_of
 from bn_tf1.graphs.recognition.normalizations import Normalization
@@ -14,7 +15,6 @@ from bn_tf1.graphs.view import GraphView, ancestors, node_of
 
 # Where the tensors begin among the inputs of an operation that saves.
 _SAVES = {"SaveV2": 3, "SaveSlices": 3, "Save": 2}
-STATISTICS = ("moving_mean", "moving_variance")
 PARAMETERS = ("gamma", "beta")
 
 

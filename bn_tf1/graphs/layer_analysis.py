@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Sequence
 
-from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, join
+from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, STATISTICS, join
 from bn_tf1.graphs.node_values import (
     VARIABLES,
     constant,
@@ -155,10 +155,10 @@ def _roles(view, call, updates, by_name):
     means = set(found["moving_mean"])
     found["moving_variance"] = [n for n in found["moving_variance"] if n not in means]
     sources = statistics_of(view, call)
-    for role in ("moving_mean", "moving_variance"):
+    for role in STATISTICS:
         if not found[role]:
             found[role] = _updated(view, sources, role, updates, by_name)
-    for role in ("moving_mean", "moving_variance"):
+    for role in STATISTICS:
         if not found[role]:
             found[role] = _beside(view, found, role, by_name)
     return found
@@ -322,7 +322,7 @@ def _layer_name(view, names, node):
     """The scope that the variables share; without one, that of the node."""
     if any(name and _FROZEN_READ.search(name) for name in names.values()):
         return _scope_of_node(view, node) or view.names[node]
-    for roles in (("gamma", "beta"), ("moving_mean", "moving_variance")):
+    for roles in (("gamma", "beta"), STATISTICS):
         known = [names[role] for role in roles if names[role]]
         scopes = [name.rpartition("/")[0] for name in known]
         if scopes and all(scopes):
@@ -359,7 +359,7 @@ def _with_writes(view: GraphView, found: Sequence[Analysis]) -> list[Analysis]:
     statistics = [
         node
         for analysis in found
-        for role in ("moving_mean", "moving_variance")
+        for role in STATISTICS
         for node in analysis.variables[role]
     ]
     writes = other_writes(view, statistics)
@@ -367,7 +367,7 @@ def _with_writes(view: GraphView, found: Sequence[Analysis]) -> list[Analysis]:
         analysis._replace(
             writes={
                 node: writes[node]
-                for role in ("moving_mean", "moving_variance")
+                for role in STATISTICS
                 for node in analysis.variables[role]
                 if node in writes
             }
