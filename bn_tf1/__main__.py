@@ -13,8 +13,8 @@ import shutil
 import sys
 from typing import Sequence
 
-from bn_tf1.checkpoints.convert import convert
-from bn_tf1.checkpoints.dialects import DIALECTS
+from bn_tf1.checkpoints.convert import HAND_WRITTEN, NO_DIALECTS, convert
+from bn_tf1.checkpoints.dialects import AVERAGE, DIALECTS
 from bn_tf1.doctor.examination import examine
 from bn_tf1.doctor.reports.machine_readable import json_report
 from bn_tf1.doctor.reports.page import html_report
@@ -50,14 +50,21 @@ def _add_convert(commands):
     dialects = sorted(DIALECTS)
     command.add_argument("source", help="prefix or directory of a checkpoint")
     command.add_argument("destination", help="prefix of the checkpoint to write")
-    command.add_argument("--from", dest="from_dialect", required=True, choices=dialects)
+    command.add_argument(
+        "--from",
+        dest="from_dialect",
+        required=True,
+        type=_library,
+        choices=[*dialects, HAND_WRITTEN],
+    )
     command.add_argument("--to", dest="to_dialect", required=True, choices=dialects)
     _add_list(
         command,
         "--map",
         type=_renaming,
         metavar="OLD=NEW",
-        help="new name of a variable or of a whole scope",
+        help="new name of a variable or of a whole scope; for --from hand_written the "
+        "names of each layer's variables in the target",
     )
     command.add_argument(
         "--like",
@@ -77,9 +84,23 @@ def _add_convert(commands):
         help="names to leave out; * stands for anything",
     )
     command.add_argument(
+        "--ema",
+        nargs="?",
+        const=AVERAGE,
+        metavar="NAME",
+        help="let variables take the values of their moving average, of the name "
+        f"{AVERAGE} unless told otherwise",
+    )
+    command.add_argument(
         "--dry_run", action="store_true", help="print the table, write nothing"
     )
     command.set_defaults(run=_run_convert)
+
+
+def _library(name):
+    if name.lower() in NO_DIALECTS:
+        raise argparse.ArgumentTypeError(f"convert {NO_DIALECTS[name.lower()]}")
+    return name
 
 
 def _add_list(command, flag, **options):
@@ -104,9 +125,12 @@ def _run_convert(options):
         like=options.like,
         shape=options.shape,
         drop=list(itertools.chain.from_iterable(options.drop)),
+        ema=options.ema,
         dry_run=options.dry_run,
     )
     print(conversion)
+    if options.dry_run:
+        print("nothing was written: this was a dry run")
     return 0
 
 

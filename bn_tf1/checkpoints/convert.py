@@ -14,6 +14,11 @@ the names.
 scopes differ in such numbers only are matched in the order of the numbers, if they are
 as many on both sides and have the same channels one by one. Any other layer needs a
 counterpart that is the only one with its channels, or an entry in `name_map`.
+
+A layer written by hand has names that no library knows: `name_map` gives each of its
+variables the name that it has in the target (`bn/pop_mean` -> `bn/moving_mean`). With
+`ema` the variables take the values of their weight average; their own are left out, and
+all shadows stay.
 """
 
 from __future__ import annotations
@@ -28,6 +33,17 @@ import numpy as np
 from bn_tf1.checkpoints import dialects, reader_writer
 from bn_tf1.checkpoints.dialects import DIALECTS, INITIAL_VALUES, Layer, Shape
 from bn_tf1.checkpoints.reader_writer import Checkpoint, Entry
+
+# For `from_dialect`: all layers are those that `name_map` names.
+HAND_WRITTEN = "hand_written"
+_PYTORCH = (
+    "reads checkpoints of TensorFlow: in PyTorch, rename weight, bias, running_mean and "
+    "running_var to gamma, beta, moving_mean and moving_variance (its momentum is "
+    "1 - decay, its epsilon 1e-5), give convolutions [height, width, in, out] and dense "
+    "layers [in, out], and save the arrays with a tf.train.Saver"
+)
+# What is no dialect, but asked for: why not, and what to do.
+NO_DIALECTS = {"pytorch": _PYTORCH, "torch": _PYTORCH}
 
 
 class ConversionError(ValueError):
@@ -101,6 +117,7 @@ def convert(
     like: str | None = None,
     shape: str | None = None,
     drop: Sequence[str] = (),
+    ema: str | None = None,
     dry_run: bool = False,
 ) -> Conversion:
     """Writes the checkpoint `source` as `to_dialect` names and shapes it.
@@ -108,15 +125,20 @@ def convert(
     Args:
         source: prefix or directory of a name-based checkpoint.
         destination: prefix of the checkpoint to write; nothing may be there.
-        from_dialect: key of `dialects.DIALECTS`: the library that wrote `source`.
+        from_dialect: key of `dialects.DIALECTS`: the library that wrote `source`; or
+            `HAND_WRITTEN`, where all layers are named in `name_map`.
         to_dialect: key of `dialects.DIALECTS`: the library that will read the result.
-        name_map: new name by old name, of variables or of whole scopes.
+        name_map: new name by old name, of variables or of whole scopes. Variables that
+            get the names of a moving mean and variance of `to_dialect` become a layer,
+            with the gamma and beta that are named beside them.
         like: a checkpoint or a .meta file with the target's layers: gives their
             scopes, shapes and whether they have a gamma and a beta.
         shape: for `to_dialect="sonnet"`, such as "1,1,1,C": the shape of a layer's
             variables. Needed without `like`: [C] does not tell the rank of the input.
         drop: patterns of names to leave out (`*` stands for anything, "/" included),
             such as state that the target cannot hold.
+        ema: the name of a `tf.train.ExponentialMovingAverage`, such as
+            `dialects.AVERAGE`: each variable that has a shadow takes its value.
         dry_run: plan everything, write nothing.
 
     Returns:
@@ -124,17 +146,21 @@ def convert(
 
     Raises:
         ValueError: an argument is outside of what is said above.
-        ConversionError: no layer of `from_dialect` is in `source`; two tensors would
-            get one name; a layer has no or several counterparts in `like`; a layer has
-            state that the target does not have.
+        ConversionError: no layer of `from_dialect` is in `source`, or no shadow of
+            `ema`; two tensors would get one name; a layer has no or several
+            counterparts in `like`; a layer has state that the target does not have.
         CheckpointError: a file is missing, damaged, in the way, or not written right.
     """
     _check_arguments(from_dialect, to_dialect, shape)
     checkpoint = reader_writer.open_checkpoint(source)
     reader_writer.check_new(destination)
     checkpoint, dropped = _without_dropped(checkpoint, drop)
-    layers = _source_layers(checkpoint, from_dialect, to_dialect)
+    shadows = _shadows(checkpoint, ema)
     moves = _checked_map(name_map or {}, checkpoint.shapes)
+    adopted = _adopted_layers(checkpoint, moves, from_dialect, to_dialect)
+    layers = _source_layers(checkpoint, adopted, from_dialect, to_dialect)
+    # Their scopes are those of the target already.
+    moves.update((layer.scope, layer.scope) for layer in adopted)
 
     reference, unmatched = None, ()
     if like is not None:
@@ -143,11 +169,12 @@ def convert(
         moves.update(matches.scopes)
         unmatched = matches.unmatched
     targets = {
-        layer.scope: _target(layer, moves, reference, from_dialect, to_dialect, shape)
+        layer.scope: _target(layer, moves, reference, to_dialect, shape)
         for layer in layers
     }
     rows = _rows(checkpoint, layers, targets, moves)
-    _check_dropped(checkpoint, layers, targets)
+    _check_dropped(checkpoint, layers, targets, shadows)
+    rows = tuple(_promoted(row, shadows) for row in rows)
     _check_unique(rows)
     if not dry_run:
         entries = _entries(rows, checkpoint, layers, targets)
@@ -159,13 +186,15 @@ def convert(
 
 
 def _check_arguments(from_dialect, to_dialect, shape):
-    for argument, dialect in [
-        ("from_dialect", from_dialect),
-        ("to_dialect", to_dialect),
+    for argument, dialect, known in [
+        ("from_dialect", from_dialect, sorted([*DIALECTS, HAND_WRITTEN])),
+        ("to_dialect", to_dialect, sorted(DIALECTS)),
     ]:
-        if dialect not in DIALECTS:
+        if dialect not in known:
+            reason = NO_DIALECTS.get(str(dialect).lower())
             raise ValueError(
-                f"`{argument}` is {dialect!r}, but must be one of {sorted(DIALECTS)}"
+                f"`{argument}` is {dialect!r}, but must be one of {known}"
+                + (f": `convert` {reason}" if reason else "")
             )
     if shape is None:
         return
@@ -197,13 +226,62 @@ def _without_dropped(checkpoint, patterns):
     return checkpoint._replace(shapes=kept), tuple(rows)
 
 
-def _source_layers(checkpoint, from_dialect, to_dialect):
-    layers = dialects.find_layers(checkpoint.shapes, from_dialect)
+def _shadows(checkpoint, ema):
+    """Name of the shadow by name of the variable that takes its value."""
+    if ema is None:
+        return {}
+    try:
+        return dialects.find_shadows(checkpoint.shapes, ema)
+    except ValueError as error:
+        raise ConversionError(
+            f"`ema` is {ema!r}, but in {checkpoint.prefix} {error}"
+        ) from error
+
+
+def _adopted_layers(checkpoint, moves, from_dialect, to_dialect):
+    """The layers that `name_map` makes of variables with names of no library.
+
+    Their scopes are the new ones, their names the old ones.
+    """
+    named = {new: old for old, new in moves.items() if old in checkpoint.shapes}
+    if from_dialect != HAND_WRITTEN:
+        known = dialects.find_layers(checkpoint.shapes, from_dialect)
+        taken = {name for layer in known for name in layer.names.values()}
+        named = {new: old for new, old in named.items() if old not in taken}
+    shapes = {new: checkpoint.shapes[old] for new, old in named.items()}
+    try:
+        found = dialects.find_layers(shapes, to_dialect)
+    except ValueError as error:
+        raise ConversionError(
+            f"with the names that `name_map` gives, {error}"
+        ) from None
+    return [
+        layer._replace(names={role: named[new] for role, new in layer.names.items()})
+        for layer in found
+    ]
+
+
+def _source_layers(checkpoint, adopted, from_dialect, to_dialect):
+    if from_dialect == HAND_WRITTEN:
+        layers = adopted
+        if not layers:
+            raise ConversionError(
+                f"`from_dialect` is {HAND_WRITTEN!r}, but `name_map` (--map) names no "
+                "layer: give each variable of one its name in the target, such as "
+                + " ".join(f"OLD=bn/{n}" for n in DIALECTS[to_dialect].leaves.values())
+            )
+    else:
+        layers = dialects.find_layers(checkpoint.shapes, from_dialect) + adopted
     if not layers:
         found = [d for d in DIALECTS if dialects.find_layers(checkpoint.shapes, d)]
         raise ConversionError(
             f"{checkpoint.prefix} has no batch-norm layer of {from_dialect!r}"
-            + (f", but of {found}" if found else " nor of any other dialect")
+            + (
+                f", but of {found}"
+                if found
+                else " nor of any other dialect; name the variables of layers that were "
+                "written by hand in `name_map` (--map)"
+            )
         )
     lost = dialects.lost_state(checkpoint.shapes, layers, to_dialect)
     if lost:
@@ -248,7 +326,8 @@ def _match_layers(layers, moves, reference):
     targets = dict(reference)
     for layer in layers:
         moved = dialects.rename(layer.scope, moves)
-        if moved != layer.scope and moved in targets:
+        is_mapped = moved != layer.scope or layer.scope in moves
+        if is_mapped and moved in targets:
             _check_channels(layer, targets.pop(moved))
             scopes[layer.scope] = moved
         else:
@@ -314,7 +393,7 @@ def _check_channels(layer, target):
 # --------------------------------------------------------------------- what a layer becomes
 
 
-def _target(layer, moves, reference, from_dialect, to_dialect, shape):
+def _target(layer, moves, reference, to_dialect, shape):
     dialect = DIALECTS[to_dialect]
     scope = dialects.rename(layer.scope, moves)
     model = None if reference is None else reference[scope]
@@ -328,21 +407,19 @@ def _target(layer, moves, reference, from_dialect, to_dialect, shape):
             for role in dialects.ROLES
             if role in roles
         },
-        shape=_target_shape(layer, model, from_dialect, to_dialect, shape),
+        shape=_target_shape(layer, model, to_dialect, shape),
         dropped=tuple(sorted(set(layer.names) - roles)),
     )
 
 
-def _target_shape(
-    layer: Layer, model: Layer | None, from_dialect: str, to_dialect: str, shape
-) -> Shape:
+def _target_shape(layer: Layer, model: Layer | None, to_dialect: str, shape) -> Shape:
     if model is not None:
         return model.shape
     if not DIALECTS[to_dialect].keeps_rank:
         return (layer.channels,)
     if shape is not None:
         return tuple(layer.channels if n == "C" else 1 for n in shape.split(","))
-    if DIALECTS[from_dialect].keeps_rank:
+    if len(layer.shape) > 1:  # it keeps the rank, too
         return layer.shape
     raise ConversionError(
         f"layer {layer.scope!r} has shape {list(layer.shape)}, which does not tell the "
@@ -350,13 +427,14 @@ def _target_shape(
     )
 
 
-def _check_dropped(checkpoint: Checkpoint, layers, targets):
+def _check_dropped(checkpoint: Checkpoint, layers, targets, shadows):
     """A gamma of 1 and a beta of 0 say nothing; anything else would be lost."""
     for layer in layers:
         for role in targets[layer.scope].dropped:
             name = layer.names[role]
             slots = [n for n in checkpoint.shapes if dialects.find_slot(n, [name])]
-            trivial = np.all(checkpoint.read(name) == INITIAL_VALUES[role])
+            value = checkpoint.read(shadows.get(name, name))
+            trivial = np.all(value == INITIAL_VALUES[role])
             if slots or not trivial:
                 raise ConversionError(
                     f"the layer in `like` has no {role}, so that "
@@ -402,6 +480,16 @@ def _row(old, new, old_shape, new_shape):
         return Row(old, None, old_shape, "left out: its initial value")
     note = "" if old_shape == new_shape else f"reshaped from {list(old_shape)}"
     return Row(old, new, new_shape, note)
+
+
+def _promoted(row, shadows):
+    """The row of a variable that takes the value of its shadow."""
+    if row.new is None or row.old not in shadows:
+        return row
+    note = f"the average of {row.old}"
+    return row._replace(
+        old=shadows[row.old], note=f"{note}, {row.note}" if row.note else note
+    )
 
 
 def _new_names(shapes, layers, targets, moves):

@@ -12,7 +12,8 @@
 
 A layer is recognised by its two moving statistics. What an optimizer or an average
 keeps for a variable V is named V/slot (tf.train) or prefix/V/slot (tf.keras), with a
-slot of one component; it is called a slot of V below.
+slot of one component; it is called a slot of V below. The slot of a weight average
+(`tf.train.ExponentialMovingAverage`) is its shadow.
 
 Sources: the libraries themselves, as tests/fixtures/README.md lists their versions.
 """
@@ -26,6 +27,8 @@ Shape = Tuple[int, ...]
 
 STATISTICS = ("moving_mean", "moving_variance")
 ROLES = ("gamma", "beta", *STATISTICS)
+# What tf.train.ExponentialMovingAverage calls its shadows unless told otherwise.
+AVERAGE = "ExponentialMovingAverage"
 INITIAL_VALUES = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
 
 _TF_STATISTICS = dict(zip(STATISTICS, STATISTICS))
@@ -191,6 +194,42 @@ def find_slot(name: str, variables: Iterable[str]) -> Slot | None:
         if variable in variables:
             return Slot("/".join(parts[:i]), variable, leaf)
     return None
+
+
+def find_shadows(shapes: Mapping[str, Shape], average: str) -> dict[str, str]:
+    """The name of its shadow by name of a variable.
+
+    Args:
+        shapes: shape by name of every tensor of a checkpoint.
+        average: the name of the average, such as `AVERAGE`.
+
+    Raises:
+        ValueError: there is no shadow, or a variable has two, or one of another shape.
+    """
+    shadows: dict[str, str] = {}
+    leaves = set()
+    for name in sorted(shapes, key=natural_key):
+        slot = find_slot(name, shapes)
+        if slot is None:
+            continue
+        leaves.add(slot.leaf)
+        if slot.leaf != average:
+            continue
+        variable = slot.variable
+        if variable in shadows:
+            raise ValueError(f"{variable} has two: {shadows[variable]} and {name}")
+        if shapes[name] != shapes[variable]:
+            raise ValueError(
+                f"{name} has shape {list(shapes[name])}, but {variable} has "
+                f"{list(shapes[variable])}"
+            )
+        shadows[variable] = name
+    if not shadows:
+        raise ValueError(
+            f"no tensor is named VARIABLE/{average}; what is kept for variables is "
+            f"named {sorted(leaves) or 'in no such way'}"
+        )
+    return shadows
 
 
 def lost_state(

@@ -22,8 +22,11 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
-from bn_tf1.checkpoints.dialects import Shape
+from bn_tf1.checkpoints.dialects import Shape, natural_key
+from bn_tf1.formats.sorted_table import is_table
 
+# How many checkpoints an error lists, the newest of them.
+_MOST_LISTED = 8
 _SHARD_BYTES = 256 * 2**20
 _PART_OF_A_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -107,10 +110,34 @@ def _prefix(path):
     if _PART_OF_A_CHECKPOINT.search(path):
         prefix = _PART_OF_A_CHECKPOINT.sub("", path)
         raise CheckpointError(f"{path} is one file of a checkpoint: give {prefix}")
-    # A file without ".index" is a checkpoint in TensorFlow's first format.
-    if not os.path.exists(path + ".index") and not os.path.exists(path):
-        raise CheckpointError(f"there is no checkpoint {path}")
+    if os.path.exists(path + ".index"):
+        return path
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is no checkpoint {path}{_those_beside(path)}")
+    # A file without ".index" may be a checkpoint in TensorFlow's first format.
+    if not is_table(path):
+        raise CheckpointError(
+            f"{path} is no checkpoint of TensorFlow: give the prefix of one, which is "
+            "the path of its .index file without that ending"
+        )
     return path
+
+
+def _those_beside(path):
+    """The checkpoints in the folder of a mistyped path, for its error."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return f": there is no directory {folder}"
+    found = glob.glob(os.path.join(glob.escape(folder), "*.index"))
+    names = [os.path.basename(file)[: -len(".index")] for file in found]
+    if not names:
+        return ""
+    names.sort(key=natural_key)
+    listed = ", ".join(names[-_MOST_LISTED:])
+    more = (
+        f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    )
+    return f"; in {folder} there are: {listed}{more}"
 
 
 @contextlib.contextmanager
@@ -162,6 +189,10 @@ def read_meta_graph(path: str) -> tf.MetaGraphDef:
         with open(path, "rb") as file:
             meta.ParseFromString(file.read())
     except OSError as error:
+        if os.path.exists(path + ".meta"):
+            raise CheckpointError(
+                f"{path} is the prefix of a checkpoint: give its graph, {path}.meta"
+            ) from error
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
         raise CheckpointError(f"{path} is no MetaGraphDef: {error}") from error

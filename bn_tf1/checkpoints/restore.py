@@ -83,6 +83,7 @@ def restore(
     name_map: Mapping[str, str] | None = None,
     allow_missing: Sequence[str] = (),
     allow_wrong_shape: Sequence[str] = (),
+    ema: str | None = None,
 ) -> RestoreReport:
     """Restores what matches by name, and reports.
 
@@ -99,6 +100,10 @@ def restore(
             be missing; they are reported.
         allow_wrong_shape: patterns of names of variables that are left alone if the
             checkpoint has them in another shape.
+        ema: the name of a `tf.train.ExponentialMovingAverage`, such as
+            `dialects.AVERAGE`: a variable that has a shadow in the checkpoint takes its
+            value. (Moving statistics belong to the weights that they were gathered
+            with: without shadows of their own they are those of the others.)
 
     Returns:
         The `RestoreReport`.
@@ -106,7 +111,8 @@ def restore(
     Raises:
         ValueError: moving statistics are missing, or a shape is wrong, without being
             allowed; a dtype is wrong; a pattern or a name in `name_map` fits nothing;
-            two tensors are mapped to one name.
+            two tensors are mapped to one name; `ema` is given, but no variable of the
+            checkpoint has a shadow, or one has two.
         TypeError: a string is given instead of a list of patterns.
         CheckpointError: the checkpoint is missing, damaged or object-based.
     """
@@ -115,7 +121,7 @@ def restore(
         variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
     statistics = _statistics(variables, session.graph)
     targets = [_target(variable) for variable in variables]
-    old_names = _names_in_checkpoint(source, name_map or {})
+    old_names = _names_in_checkpoint(source, name_map or {}, ema)
     _check_patterns("allow_missing", allow_missing, targets)
     _check_patterns("allow_wrong_shape", allow_wrong_shape, targets)
 
@@ -169,7 +175,7 @@ def _statistics(variables, graph):
     return statistics
 
 
-def _names_in_checkpoint(source, name_map):
+def _names_in_checkpoint(source, name_map, ema):
     """Name in the checkpoint by name in the graph."""
     for old in name_map:
         if not any(name == old or name.startswith(old + "/") for name in source.shapes):
@@ -185,7 +191,17 @@ def _names_in_checkpoint(source, name_map):
                 f"`name_map` gives {old_names[new]!r} and {old!r} one name: {new!r}"
             )
         old_names[new] = old
+    if ema is not None:
+        for variable, shadow in _shadows(source, ema).items():
+            old_names[dialects.rename(variable, name_map)] = shadow
     return old_names
+
+
+def _shadows(source, ema):
+    try:
+        return dialects.find_shadows(source.shapes, ema)
+    except ValueError as error:
+        raise ValueError(f"`ema` is {ema!r}, but in {source.prefix} {error}") from error
 
 
 def _check_patterns(argument, patterns, targets):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Iterable
 
-from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.checkpoints.reader_writer import OBJECT_GRAPH
 from bn_tf1.graphs.layer_analysis import Analysis, GraphLayer, analyse, find_folded
 from bn_tf1.graphs.node_values import constant, origin, variable_name, variables_of

@@ -532,3 +532,139 @@ def test_relative_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     same_dialect("folder/model.ckpt", "result")
     assert contents("result") == contents("folder/model.ckpt")
+
+
+# ------------------------------------------------------------- weight averages, hand-written
+
+
+def with_shadows(average="ExponentialMovingAverage"):
+    """A layer and a kernel; all but the moving mean have a shadow of other values."""
+    values = dict(bn_layer("bn", channels=4), kernel=np.ones([2, 4], np.float32))
+    averaged = [n for n in values if n.count("/") < 2 and "moving_mean" not in n]
+    return dict(values, **{f"{n}/{average}": values[n] * 2 + 1 for n in averaged})
+
+
+def test_averages_become_the_variables(tmp_path):
+    values = with_shadows()
+    source = save(tmp_path / "source", values)
+    conversion = convert(
+        source,
+        str(tmp_path / "result"),
+        from_dialect="slim",
+        to_dialect="tensorpack",
+        ema="ExponentialMovingAverage",
+    )
+    result = open_checkpoint(str(tmp_path / "result"))
+    for old, new in [("kernel", "kernel"), ("bn/gamma", "bn/gamma")] + [
+        ("bn/moving_variance", "bn/variance/EMA")
+    ]:
+        shadow = values[f"{old}/ExponentialMovingAverage"]
+        np.testing.assert_array_equal(result.read(new), shadow)
+        np.testing.assert_array_equal(
+            result.read(f"{new}/ExponentialMovingAverage"), shadow
+        )
+    np.testing.assert_array_equal(result.read("bn/mean/EMA"), values["bn/moving_mean"])
+    assert "the average of bn/gamma" in str(conversion)
+
+
+@pytest.mark.parametrize(
+    "ema, extra, message",
+    [
+        ("average", {}, r"no tensor is named VARIABLE/average; .*\['Exponential"),
+        (
+            "ExponentialMovingAverage",
+            {"train/kernel/ExponentialMovingAverage": np.ones([2, 4], np.float32)},
+            "kernel has two: kernel/Exp.* and train/kernel/Exp",
+        ),
+        (
+            "ExponentialMovingAverage",
+            {"kernel": np.ones([2, 3], np.float32)},
+            r"Average has shape \[2, 4\], but kernel has \[2, 3\]",
+        ),
+    ],
+)
+def test_averages_that_cannot_become_the_variables(ema, extra, message, tmp_path):
+    source = save(tmp_path / "source", dict(with_shadows(), **extra))
+    with pytest.raises(ConversionError, match=f"`ema` is .*{message}"):
+        same_dialect(source, str(tmp_path / "result"), ema=ema)
+
+
+HAND_WRITTEN = {
+    "c1/pop_mean": "c1/bn/moving_mean",
+    "c1/pop_var": "c1/bn/moving_variance",
+    "c1/scale": "c1/bn/gamma",
+    "c1/shift": "c1/bn/beta",
+}
+
+
+@pytest.mark.parametrize("shape", [[3], [1, 1, 1, 3]])
+@pytest.mark.parametrize("dialect", ["hand_written", "bn_tf1"])
+def test_a_hand_written_layer_is_adopted(dialect, shape, tmp_path):
+    values = {
+        name: np.arange(3, dtype=np.float32).reshape(shape) + i
+        for i, name in enumerate(HAND_WRITTEN)
+    }
+    values["c1/scale/Momentum"] = values["c1/scale"] * 3
+    others = bn_layer("other") if dialect != "hand_written" else {}
+    source = save(tmp_path / "source", dict(values, **others))
+    convert(
+        source,
+        str(tmp_path / "result"),
+        from_dialect=dialect,
+        to_dialect="tf_layers",
+        name_map=HAND_WRITTEN,
+    )
+    result = open_checkpoint(str(tmp_path / "result"))
+    for old, new in HAND_WRITTEN.items():
+        np.testing.assert_array_equal(result.read(new), values[old].reshape(3))
+    assert result.shapes["c1/bn/gamma/Momentum"] == (3,)
+    assert set(others) < set(result.shapes)
+
+
+@pytest.mark.parametrize(
+    "name_map, message",
+    [
+        ({}, "names no layer: .*OLD=bn/gamma OLD=bn/beta OLD=bn/moving_mean"),
+        ({"c1/pop_mean": "bn/moving_mean"}, "gives, bn/moving_mean has no bn/moving_v"),
+    ],
+)
+def test_a_hand_written_layer_is_named_whole(name_map, message, tmp_path):
+    values = {name: np.ones([3], np.float32) for name in HAND_WRITTEN}
+    source = save(tmp_path / "source", values)
+    with pytest.raises(ConversionError, match=message):
+        convert(
+            source,
+            str(tmp_path / "result"),
+            from_dialect="hand_written",
+            to_dialect="bn_tf1",
+            name_map=name_map,
+        )
+
+
+# ------------------------------------------------------------------------ mistyped paths
+
+
+def test_a_mistyped_path_lists_what_is_there(tmp_path):
+    for step in (9, 80, 700):
+        save(tmp_path / f"model.ckpt-{step}", {"x": np.ones([1], np.float32)})
+    with pytest.raises(
+        CheckpointError,
+        match="-70; in .* there are: model.ckpt-9, model.ckpt-80, model.ckpt-700$",
+    ):
+        open_checkpoint(str(tmp_path / "model.ckpt-70"))
+    with pytest.raises(CheckpointError, match="there is no directory .*nowhere"):
+        open_checkpoint(str(tmp_path / "nowhere" / "model.ckpt"))
+
+
+def test_a_file_of_another_format(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(CheckpointError, match="weights.pt is no checkpoint of Tens"):
+        open_checkpoint(str(tmp_path / "weights.pt"))
+    with pytest.raises(ValueError, match="'PyTorch', .*running_var to gamma, beta"):
+        convert("a", "b", from_dialect="PyTorch", to_dialect="bn_tf1")
+
+
+def test_the_prefix_of_a_graph(tmp_path):
+    (tmp_path / "model.meta").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="give its graph, .*model.meta$"):
+        reader_writer.read_meta_graph(str(tmp_path / "model"))

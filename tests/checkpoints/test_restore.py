@@ -146,6 +146,21 @@ def test_name_map(session, saved):
     assert len(report.restored) == 4 and not report.unused
 
 
+@pytest.mark.parametrize("name_map", [{}, {"old": "bn"}])
+def test_averages_become_the_variables(name_map, session, saved):
+    build_layer()
+    scope = next(iter(name_map), "bn")
+    values = layer_values(scope)
+    values[f"{scope}/beta/ExponentialMovingAverage"] = np.float32([7, 8, 9])
+    prefix = saved(values)
+    restore(session, prefix, name_map=name_map, ema="ExponentialMovingAverage")
+    variables = {v.op.name: v for v in tf.global_variables()}
+    np.testing.assert_array_equal(session.run(variables["bn/beta"]), [7, 8, 9])
+    np.testing.assert_array_equal(session.run(variables["bn/gamma"]), [1, 2, 3])
+    with pytest.raises(ValueError, match="`ema` is 'x', but in .* VARIABLE/x; what"):
+        restore(session, prefix, ema="x")
+
+
 # ---------------------------------------------------------------------------- what it reports
 
 

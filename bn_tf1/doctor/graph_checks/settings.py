@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Iterator
 
+from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
-from bn_tf1.graphs.facts import PARAMETERS, STATISTICS, Facts
+from bn_tf1.graphs.facts import PARAMETERS, Facts
 from bn_tf1.graphs.node_values import (
     VARIABLES,
     constant_size,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Iterator
 
+from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
-from bn_tf1.graphs.facts import STATISTICS, Facts
+from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
 from bn_tf1.graphs.view import ancestors, descendants
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
