@@ -2,7 +2,7 @@
 
 from bn_tf1.builder import batch_norm
 from bn_tf1.checkpoints.restore import RestoreReport, restore
-from bn_tf1.doctor.audit import audit
+from bn_tf1.doctor.examination import audit
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.lint import lint
 from bn_tf1.doctor.linted_train_op import make_train_op

@@ -18,7 +18,12 @@ from bn_tf1.checkpoints.dialects import AVERAGE, DIALECTS
 from bn_tf1.doctor.examination import examine
 from bn_tf1.doctor.reports.machine_readable import json_report
 from bn_tf1.doctor.reports.page import html_report
-from bn_tf1.doctor.reports.terminal import printable, text_report
+from bn_tf1.doctor.reports.terminal import (
+    explained,
+    list_of_checks,
+    printable,
+    text_report,
+)
 from bn_tf1.graphs.migrate import migrate_graph
 
 
@@ -167,7 +172,7 @@ def _add_doctor(commands):
     )
     command.add_argument(
         "paths",
-        nargs="+",
+        nargs="*",
         metavar="PATH",
         help="prefix of a checkpoint, .meta file, frozen graph, directory of a "
         "SavedModel, or training directory",
@@ -176,10 +181,23 @@ def _add_doctor(commands):
     command.add_argument(
         "--html", metavar="REPORT.html", help="also write one self-contained page"
     )
-    command.set_defaults(run=_run_doctor)
+    command.add_argument(
+        "--explain", metavar="CHECK", help="print what a check finds, why, and the cure"
+    )
+    command.add_argument("--list", action="store_true", help="list all checks")
+    command.set_defaults(run=_run_doctor, wrong_usage=command.error)
 
 
 def _run_doctor(options):
+    columns = shutil.get_terminal_size((100, 24)).columns
+    if options.explain is not None or options.list:
+        is_list = options.explain is None
+        print(
+            list_of_checks(columns) if is_list else explained(options.explain, columns)
+        )
+        return 0
+    if not options.paths:
+        options.wrong_usage("the following arguments are required: PATH")
     examinations, unreadable = [], []
     for path in options.paths:
         try:
@@ -193,7 +211,7 @@ def _run_doctor(options):
     if options.json:
         print(json_report(examinations, unreadable))
     elif examinations:
-        print(text_report(examinations, shutil.get_terminal_size((100, 24)).columns))
+        print(text_report(examinations, columns))
     for _, error in unreadable:
         print(f"doctor: {error}", file=sys.stderr)
     if unreadable:

@@ -1,11 +1,12 @@
 """What is wrong with the batch norm in somebody's graph, checkpoint or training run.
 
+    register             every check: name, gravity, what, why, remedy
     findings             what every check returns
     lint                 all checks of a graph
     graph_checks/        what they look at: updates, modes, settings
     checkpoint_checks/   numbers, what is missing, the file as a whole
     train_directories/   the files of a run, and its history
-    examination          one path of any kind
+    examination          one path of any kind; `audit` for programs
     reports/             an examination on a terminal, as a page, for programs
 
 What judges is here; what only reads is in `checkpoints` and `graphs`.

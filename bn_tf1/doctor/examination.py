@@ -116,6 +116,28 @@ def examine(path: str) -> Examination:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def audit(checkpoint: str) -> list[Finding]:
+    """What is wrong, or may be, with the batch norm of a checkpoint.
+
+    Tensors are read in pieces, so that memory does not grow with the checkpoint.
+
+    Args:
+        checkpoint: prefix of a checkpoint ("model.ckpt-1000"), its .index file, or a
+            training directory or the directory of a SavedModel; the findings on these
+            include those on their graph.
+
+    Returns:
+        The findings, the gravest first.
+
+    Raises:
+        ValueError: there is no checkpoint, or it cannot be read.
+    """
+    examination = examine(checkpoint)
+    if examination.kind == "graph":
+        raise ValueError(f"{checkpoint} is a graph and no checkpoint: use bn_tf1.lint")
+    return list(examination.findings)
+
+
 def _examiner(path):
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, name)) for name in _SAVED_MODEL):

@@ -27,7 +27,7 @@ class Finding(NamedTuple):
         where: the file, node or variable in which it was found.
         what: what is wrong, with the figures.
         why: why it matters.
-        remedy: how to mend it, with the line of code.
+        remedy: how to mend it, with the line of code or the command.
     """
 
     check: str

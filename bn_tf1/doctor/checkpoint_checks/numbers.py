@@ -14,6 +14,7 @@ import numpy as np
 from bn_tf1.checkpoints.found_layers import STATISTICS
 from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 
 # The smallest epsilon in use; a variance below it is dead in every library.
 _SMALLEST_EPSILON = 1e-5
@@ -27,17 +28,6 @@ _RESIDUAL = 0.05
 _USUAL_DECAY = 0.99
 # Relative; float32 numbers that were written by two operations.
 _DEBIAS_TOLERANCE = 1e-2
-
-_RUN_UPDATES = (
-    "Run the updates in every training step: train_op = bn_tf1.make_train_op(loss, "
-    "optimizer), or with tf.control_dependencies(tf.get_collection("
-    "tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss). Then train on, or "
-    "run the updates alone for some hundred batches with is_training true."
-)
-_LONGER = (
-    "Train longer, use a smaller decay, or run the updates alone for some hundred batches "
-    "before evaluating: session.run(tf.get_collection(tf.GraphKeys.UPDATE_OPS))"
-)
 
 
 def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Finding]:
@@ -57,15 +47,13 @@ def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Findin
     ]
 
 
-def _finding(check, gravity, certainty, layer, checkpoint, *, role="", **texts):
+def _finding(check, layer, checkpoint, *, role="", **parts):
     name = layer.layer.names.get(role, "")
-    return Finding(
-        check=check,
-        gravity=gravity,
-        certainty=certainty,
+    return found_by(
+        check,
         layer=layer.layer.scope,
         where=f"{checkpoint.prefix}: {name}" if name else checkpoint.prefix,
-        **texts,
+        **parts,
     )
 
 
@@ -75,17 +63,11 @@ def _check_finite(layer, checkpoint) -> Iterator[Finding]:
         if bad:
             yield _finding(
                 "not-finite",
-                "error",
-                "certain",
                 layer,
                 checkpoint,
                 role=role,
+                certainty="certain",
                 what=f"{bad} of {values.size} values of {role} are NaN or infinite.",
-                why="Every prediction in evaluation is NaN. One bad batch is enough: a "
-                "moving average never forgets a NaN.",
-                remedy="Take an older checkpoint, and keep bad batches out of the "
-                "average: bn_tf1.batch_norm(x, is_training) leaves the statistics as "
-                "they are for such a batch.",
             )
 
 
@@ -97,16 +79,13 @@ def _check_updated(layer, checkpoint):
     gravity, certainty, evidence = _evidence_of_training(layer, checkpoint)
     yield _finding(
         "never-updated",
-        gravity,
-        certainty,
         layer,
         checkpoint,
         role=untouched[0],
+        gravity=gravity,
+        certainty=certainty,
         what=f"{' and '.join(untouched)} {'are' if len(untouched) > 1 else 'is'} at the "
         f"initial value in every channel (mean {mean}, variance {variance}); {evidence}.",
-        why="The moving statistics were never updated: evaluation normalises with them "
-        "instead of with those of the data, and is far worse than training.",
-        remedy=_RUN_UPDATES,
     )
 
 
@@ -152,18 +131,12 @@ def _check_variance(layer, checkpoint):
         if negative.any():
             yield _finding(
                 "negative-variance",
-                "error",
-                "certain",
                 layer,
                 checkpoint,
                 role=role,
+                certainty="certain",
                 what=f"{np.count_nonzero(negative)} of {values.size} channels have a "
                 f"negative {role}, down to {values[negative].min():.4g}.",
-                why="The root of a negative variance is NaN, or tiny if epsilon hides it; "
-                "no average of variances is negative.",
-                remedy="It was computed as E[x^2] - E[x]^2, debiased wrongly or written "
-                "over: use tf.nn.moments or bn_tf1.batch_norm, and recompute it on the "
-                "training data.",
             )
 
 
@@ -181,19 +154,12 @@ def _check_dead(layer, checkpoint):
     source = "of the layer" if layer.epsilon else "the smallest one in use"
     yield _finding(
         "dead-channels",
-        "warning",
-        "certain" if layer.epsilon or zero else "likely",
         layer,
         checkpoint,
         role="moving_variance",
+        certainty="certain" if layer.epsilon or zero else "likely",
         what=f"{count} of {variance.size} channels ({count / variance.size:.1%}) have a "
         f"variance below {epsilon:.3g} (epsilon, {source}), {zero} of them exactly 0.",
-        why="Nothing varies in these channels: their output is a constant, and the least "
-        "deviation in evaluation is multiplied by up to 1/sqrt(epsilon), "
-        f"{epsilon**-0.5:.3g}.",
-        remedy="A few are usual behind a ReLU. If there are many, look at the layer "
-        "before: a smaller learning rate, another initialisation, a leaky ReLU "
-        "(tf.nn.leaky_relu(x)); an input that is scaled to a variance near 1.",
     )
 
 
@@ -214,18 +180,13 @@ def _check_mean(layer, checkpoint):
     channel = int(np.argmax(distance))
     yield _finding(
         "mean-far-outside",
-        "warning",
-        "likely" if distance[channel] > _VERY_FAR_MEAN else "possible",
         layer,
         checkpoint,
         role="moving_mean",
+        certainty="likely" if distance[channel] > _VERY_FAR_MEAN else "possible",
         what=f"The mean of {np.count_nonzero(far)} of {mean.size} channels is more than "
         f"{_FAR_MEAN:g} deviations from 0; in channel {channel} the mean is "
         f"{mean[channel]:.4g} and the deviation {variance[channel] ** 0.5:.4g}.",
-        why="Mean and variance hardly belong together, or the input has an offset that "
-        "swallows its digits: float32 then loses the variance.",
-        remedy="Subtract the offset from the input, x = x - tf.constant(offset), and see "
-        "that both statistics are updated by the same step.",
     )
 
 
@@ -240,18 +201,12 @@ def _check_debias(layer, checkpoint):
         if problem:
             yield _finding(
                 "debias-counter",
-                "error" if np.array_equal(biased * 0, biased) else "warning",
-                "certain",
                 layer,
                 checkpoint,
                 role=f"moving_{short}",
+                gravity="error" if np.array_equal(biased * 0, biased) else "warning",
+                certainty="certain",
                 what=problem,
-                why="A zero-debiased average recomputes its value from `biased` and "
-                "`local_step`: the first update after a restore replaces the moving "
-                "statistics by something else.",
-                remedy="Restore `biased` and `local_step` with the statistics, or build "
-                "the layer without them: bn_tf1.batch_norm(x, is_training), in slim "
-                "zero_debias_moving_mean=False.",
             )
 
 
@@ -297,17 +252,14 @@ def _check_residual(layer, checkpoint):
     known = layer.decay is not None
     yield _finding(
         "not-converged",
-        "warning" if known else "note",
-        "likely" if known and layer.layer.variance_at_first else "possible",
         layer,
         checkpoint,
         role="moving_variance",
+        gravity="warning" if known else "note",
+        certainty="likely" if known and layer.layer.variance_at_first else "possible",
         what=f"After {checkpoint.step} steps with decay {decay:g}"
         + ("" if known else " (assumed: no graph tells it)")
         + f", {residual:.1%} of the moving statistics is still their initial value.",
-        why="Evaluation normalises with a mixture of the initial values and the data, and "
-        "is worse than training by as much.",
-        remedy=_LONGER,
     )
 
 

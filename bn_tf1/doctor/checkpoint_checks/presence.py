@@ -18,6 +18,7 @@ from bn_tf1.checkpoints.found_layers import (
 from bn_tf1.checkpoints.object_names import is_saved_by_object, variable_names
 from bn_tf1.checkpoints.tensor_file import TensorFile
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 
 _BATCH_NORM = re.compile(r"batch_?norm|(^|[^a-z])bn([^a-z]|$)", re.IGNORECASE)
 _OTHER_NORM = re.compile(
@@ -26,15 +27,6 @@ _OTHER_NORM = re.compile(
     re.IGNORECASE,
 )
 _PARAMETER = re.compile(r"(?P<scope>.+)/(?P<role>gamma|beta)$")
-
-_WHY_MISSING = (
-    "Evaluation restores nothing for it: it normalises with a mean of 0 and a variance "
-    "of 1, or does not start."
-)
-_SAVE_ALL = (
-    "Save all variables, not the trainable ones alone: "
-    "saver = tf.train.Saver(tf.global_variables())"
-)
 
 
 def check_presence(
@@ -69,15 +61,13 @@ def _half_a_layer(file, layer):
 
 
 def _missing(file, scope, *, certainty, what, gravity="error"):
-    return Finding(
-        check="statistics-missing",
+    return found_by(
+        "statistics-missing",
         gravity=gravity,
         certainty=certainty,
         layer=scope,
         where=file.prefix,
         what=what,
-        why=_WHY_MISSING,
-        remedy=_SAVE_ALL,
     )
 
 
@@ -90,16 +80,12 @@ def _sizes(file, layer):
     if len(statistics | others) < 2:
         return
     listed = ", ".join(f"{layer.names[r]} {list(s)}" for r, s in shapes.items())
-    yield Finding(
-        check="sizes-differ",
-        gravity="error",
+    yield found_by(
+        "sizes-differ",
         certainty="certain",
         layer=layer.scope,
         where=file.prefix,
         what=f"The variables of one layer have different sizes: {listed}.",
-        why="They cannot belong to one layer: a restore fails, or broadcasts wrongly.",
-        remedy="Find out which of them was written by another model, and restore that "
-        "one from the right checkpoint: tf.train.Saver(var_list={name: variable})",
     )
 
 

@@ -22,6 +22,7 @@ from bn_tf1.checkpoints.tensor_file import TensorFile
 from bn_tf1.doctor.checkpoint_checks.numbers import check_layer
 from bn_tf1.doctor.checkpoint_checks.presence import check_presence
 from bn_tf1.doctor.findings import Finding, by_gravity
+from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.layer_analysis import GraphLayer, find_layers
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
 from bn_tf1.graphs.view import GraphView, read_graph
@@ -66,16 +67,12 @@ def saved_layers(view: GraphView, layers: Sequence[GraphLayer]) -> list[GraphLay
 
 def unreadable_graph(path: str, error: Exception) -> Finding:
     """The finding on a graph file that cannot be read."""
-    return Finding(
-        check="graph-unreadable",
-        gravity="warning",
+    return found_by(
+        "graph-unreadable",
         certainty="certain",
-        layer="",
         where=path,
         what=f"The graph cannot be read: {error}.",
-        why="tf.train.import_meta_graph fails, and decay, epsilon and modes are unknown.",
-        remedy=f"Build the graph from its code and write it again: "
-        f"tf.train.export_meta_graph({path!r})",
+        path=path,
     )
 
 
@@ -117,29 +114,18 @@ def check_tensors(file: TensorFile, values: CheckpointValues) -> list[Finding]:
 
 def damaged_tensor(prefix: str, name: str, reason: str) -> Finding:
     """The finding on a tensor that cannot be read."""
-    return Finding(
-        check="damaged-tensor",
-        gravity="error",
+    return found_by(
+        "damaged-tensor",
         certainty="certain",
-        layer="",
         where=f"{prefix}: {name}",
         what=f"{name} cannot be read: {reason}.",
-        why="A restore of this checkpoint fails with DataLossError or OutOfRangeError, "
-        "and the run or the evaluation ends.",
-        remedy="Take a copy of the checkpoint or an older one: "
-        "saver.restore(session, older_checkpoint)",
     )
 
 
 def _not_finite(prefix, name, bad, count):
-    return Finding(
-        check="weights-not-finite",
-        gravity="error",
+    return found_by(
+        "weights-not-finite",
         certainty="certain",
-        layer="",
         where=f"{prefix}: {name}",
         what=f"{bad} of {count} values of {name} are NaN or infinite.",
-        why="Whatever depends on this variable is NaN.",
-        remedy="Take an older checkpoint, and stop a run whose loss is not finite: "
-        "tf.train.NanTensorHook(loss)",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Iterator
 
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import PARAMETERS, Facts
 from bn_tf1.graphs.layer_analysis import Analysis
 from bn_tf1.graphs.node_values import VARIABLES, static_shape, ways_to
@@ -29,21 +30,14 @@ def check_inference_mode(facts: Facts) -> Iterator[Finding]:
 
 
 def _inference_in_training(analysis, trained):
-    return Finding(
-        check="inference-mode-in-training",
-        gravity="warning",
+    return found_by(
+        "inference-mode-in-training",
         certainty="likely",
         layer=analysis.layer.name,
         where=analysis.layer.node,
         what="The training graph normalises with the moving statistics, since is_training "
         f"is always false, but {' and '.join(trained)} of the layer "
         f"{'are' if len(trained) > 1 else 'is'} trained.",
-        why="The moving statistics are never updated. Trained from the start, they stay "
-        "at 0 and 1, and the layer normalises nothing. Only a layer that was restored and "
-        "frozen on purpose is meant to be like this.",
-        remedy="Build the training graph in training mode: bn_tf1.batch_norm(x, "
-        "is_training=True), or training=True in tf.layers. To freeze the layer altogether, "
-        "add trainable=False.",
     )
 
 
@@ -73,18 +67,12 @@ def _is_baked(facts: Facts, call: Normalization) -> bool:
 def _training_in_inference(facts, analysis, frozen):
     certain = facts.served is not None or frozen
     place = "The served outputs use" if facts.served is not None else "The graph uses"
-    return Finding(
-        check="training-mode-in-inference",
-        gravity="error",
+    return found_by(
+        "training-mode-in-inference",
         certainty="certain" if certain else "likely",
         layer=analysis.layer.name,
         where=analysis.layer.node,
         what=f"{place} batch statistics: is_training is always true.",
-        why="A prediction depends on the other examples of its batch, and is wrong for a "
-        "batch of one. The moving statistics that were learned are not used.",
-        remedy="Build the graph anew for evaluation or export, and restore the checkpoint "
-        "into it: with tf.Graph().as_default(): y = bn_tf1.batch_norm(x, "
-        "is_training=False)",
     )
 
 
@@ -106,18 +94,13 @@ def _ways_of_the_batch(facts, call):
 
 
 def _training_by_default(analysis):
-    return Finding(
-        check="training-mode-by-default",
-        gravity="warning",
+    return found_by(
+        "training-mode-by-default",
         certainty="likely",
         layer=analysis.layer.name,
         where=analysis.layer.node,
         what="The served outputs use batch statistics unless somebody feeds is_training: "
         "its default is true.",
-        why="Who asks for a prediction feeds the inputs of the signature alone. It then "
-        "depends on the other examples of the batch, and is wrong for a batch of one.",
-        remedy="Export with is_training=False, or with a default of False: is_training = "
-        "tf.placeholder_with_default(False, [])",
     )
 
 
@@ -144,16 +127,11 @@ def _has_one_value(facts, call):
 
 
 def _one_value(facts: Facts, analysis: Analysis, call: Normalization) -> Finding:
-    return Finding(
-        check="one-value-per-channel",
-        gravity="error",
+    return found_by(
+        "one-value-per-channel",
         certainty="certain",
         layer=analysis.layer.name,
         where=facts.view.names[call.node],
         what="Batch statistics are taken over one value per channel: the input has shape "
         f"{list(static_shape(facts.view, call.x))}.",
-        why="The variance of one value is 0. The output is beta whatever the input, and "
-        "the moving variance decays to 0, or becomes NaN in cuDNN's kernel.",
-        remedy="Use a larger batch, or normalise with the moving statistics here: "
-        "bn_tf1.batch_norm(x, is_training=False)",
     )

@@ -6,6 +6,7 @@ from typing import Iterator
 
 from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import PARAMETERS, Facts
 from bn_tf1.graphs.node_values import (
     VARIABLES,
@@ -49,16 +50,13 @@ def _not_saved(facts, analysis, missing, count, by_another):
     what = f"The graph's saver saves {count} variables, but not {names}."
     if by_another:
         what += " Another saver of the graph does."
-    return Finding(
-        check="statistics-not-saved",
+    return found_by(
+        "statistics-not-saved",
         gravity="warning" if by_another else "error",
         certainty="possible" if by_another else "certain",
         layer=analysis.layer.name,
         where=names,
         what=what,
-        why="Moving statistics are not trainable, so that a saver of the trainable "
-        "variables drops them. Evaluation starts from a mean of 0 and a variance of 1.",
-        remedy="Save all variables: saver = tf.train.Saver(tf.global_variables())",
     )
 
 
@@ -69,28 +67,16 @@ def check_decay(facts: Facts) -> Iterator[Finding]:
         if decay is None or _DECAYS[0] <= decay <= _DECAYS[1] + _TOLERANCE:
             continue
         never = decay >= 1 or decay < 0
-        if decay < _DECAYS[0]:
-            why = (
-                "The moving statistics are those of the last few batches. A momentum "
-                "of PyTorch is 1 - decay: its 0.1 is a decay of 0.9."
-            )
-        elif never:
-            why = "The moving statistics never move, or run away."
-        else:
-            why = (
-                f"The initial values still weigh 37% after {1 / (1 - decay):.0f} steps. A "
-                "shorter run evaluates with a mean near 0 and a variance near 1."
-            )
-        yield Finding(
-            check="unusual-decay",
+        what = f"The decay is {decay:g}; usual are 0.9 to 0.9999."
+        if _DECAYS[1] < decay < 1:
+            what += f" Initial values weigh 37% after {1 / (1 - decay):.0f} steps."
+        yield found_by(
+            "unusual-decay",
             gravity="error" if never else "warning",
             certainty="certain" if never else "likely",
             layer=analysis.layer.name,
             where=facts.view.names[analysis.updates[0].node],
-            what=f"The decay is {decay:g}; usual are 0.9 to 0.9999.",
-            why=why,
-            remedy="Give a usual one: bn_tf1.batch_norm(x, is_training, decay=0.99), or "
-            "momentum=0.99 in tf.layers and Keras.",
+            what=what,
         )
 
 
@@ -102,21 +88,12 @@ def check_epsilon(facts: Facts) -> Iterator[Finding]:
             continue
         if _EPSILONS[0] * (1 - _TOLERANCE) <= epsilon <= _EPSILONS[1]:
             continue
-        small = epsilon < _EPSILONS[0]
-        yield Finding(
-            check="unusual-epsilon",
-            gravity="warning",
+        yield found_by(
+            "unusual-epsilon",
             certainty="certain" if epsilon <= 0 else "likely",
             layer=analysis.layer.name,
             where=analysis.layer.node,
             what=f"Epsilon is {epsilon:g}; usual are 1e-5 to 1e-3.",
-            why="A channel whose variance is near 0 is divided by almost 0: its output "
-            "and its gradient explode or become NaN."
-            if small
-            else "An epsilon of the order of the variance shrinks the output of channels "
-            "with a small one.",
-            remedy="Give a usual one, the same in training and evaluation: "
-            "bn_tf1.batch_norm(x, is_training, epsilon=1e-3)",
         )
 
 
@@ -134,18 +111,12 @@ def check_weight_decay(facts: Facts) -> Iterator[Finding]:
         if roles:
             nodes = [n for role in roles for n in analysis.variables[role]]
             certain = all(penalised.get(n, "certain") == "certain" for n in nodes)
-            yield Finding(
-                check="weight-decay",
-                gravity="warning",
+            yield found_by(
+                "weight-decay",
                 certainty="certain" if certain else "likely",
                 layer=analysis.layer.name,
                 where=facts.names_of(n for n in nodes if n in penalised),
                 what=f"There is weight decay on {' and '.join(roles)}.",
-                why="A penalty on gamma and beta pulls the layer's output to 0 and makes "
-                "no function smoother. Most training recipes leave them out.",
-                remedy="Take the penalty over the other variables: [tf.nn.l2_loss(v) for "
-                "v in tf.trainable_variables() if not v.op.name.endswith(('gamma', "
-                "'beta'))]",
             )
 
 
@@ -197,17 +168,12 @@ def check_bias(facts: Facts) -> Iterator[Finding]:
             bias = _added_bias(facts.view, call.x) if is_next else None
             if bias is not None:
                 name = facts.view.names[bias]
-                yield Finding(
-                    check="bias-before-batch-norm",
-                    gravity="note",
+                yield found_by(
+                    "bias-before-batch-norm",
                     certainty="certain",
                     layer=analysis.layer.name,
                     where=name,
                     what=f"The bias {name} is added just before the layer.",
-                    why="The layer subtracts the mean, and the bias with it. The bias "
-                    "has no effect in training, and costs memory and time; beta takes "
-                    "its place.",
-                    remedy="Leave it out: tf.layers.conv2d(..., use_bias=False)",
                 )
                 break
 
@@ -241,15 +207,9 @@ def check_presence(facts: Facts) -> Iterator[Finding]:
     what += "are convolutions or matrix products."
     if folded:
         what += f" {folded} biases are what batch norms folded into them left behind."
-    yield Finding(
-        check="no-batch-norm",
-        gravity="note",
+    yield found_by(
+        "no-batch-norm",
         certainty="certain" if not folded else "likely",
-        layer="",
         where="",
         what=what,
-        why="A batch norm that was folded into a convolution, or optimised away, cannot "
-        "be checked any more.",
-        remedy="Check the graph from before the folding, or the training graph: "
-        "python -m bn_tf1 doctor model.ckpt.meta",
     )

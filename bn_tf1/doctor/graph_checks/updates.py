@@ -6,15 +6,11 @@ from typing import Iterator
 
 from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
 from bn_tf1.graphs.view import ancestors, descendants
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
-
-_INITIAL = (
-    "Moving statistics that are never updated keep their initial values, a mean of 0 and "
-    "a variance of 1. Training looks healthy, and evaluation is far worse."
-)
 
 # How values leave a condition or a loop of control flow v1.
 _WAYS_OUT = ("Merge", "RefMerge", "Exit", "RefExit")
@@ -53,31 +49,24 @@ def _any_runs(facts, nodes):
 
 
 def _without_statistics(facts, analysis):
-    return Finding(
-        check="no-moving-statistics",
-        gravity="warning",
+    return found_by(
+        "no-moving-statistics",
         certainty="possible",
         layer=analysis.layer.name,
         where=analysis.layer.node,
         what="The layer normalises with batch statistics and has no moving ones.",
-        why="Evaluation must use batch statistics too: a prediction depends on the other "
-        "examples of its batch, and one example alone cannot be normalised.",
-        remedy="Keep moving statistics: y = bn_tf1.batch_norm(x, is_training)",
     )
 
 
 def _no_update(facts, analysis, lost):
-    return Finding(
-        check="no-update",
-        gravity="error",
+    return found_by(
+        "no-update",
         certainty="certain",
         layer=analysis.layer.name,
         where=facts.names_of(lost),
         what="The layer is trained with batch statistics, but no operation of the graph "
         f"updates {facts.names_of(lost)}.",
-        why=_INITIAL,
-        remedy="Use a layer whose updates are part of the graph, with the same variables: "
-        f"y = bn_tf1.batch_norm(x, is_training, name={analysis.layer.name!r})",
+        name=analysis.layer.name,
     )
 
 
@@ -87,41 +76,28 @@ def _not_run(facts, analysis, lost, updates):
     grouped = [node for node in updates if _is_grouped(view, node)]
     custom = sorted(set(collections) - {UPDATE_OPS_COLLECTION})
     if custom and UPDATE_OPS_COLLECTION not in collections:
-        check, key = "update-collection-not-run", repr(custom[0])
-        place = f"They are in the collection {key}, from which nothing takes them."
+        check, source = "update-collection-not-run", f"tf.get_collection({custom[0]!r})"
+        place = (
+            f"They are in the collection {custom[0]!r}, from which nothing takes them."
+        )
     elif collections:
-        check, key = "update-not-run", "tf.GraphKeys.UPDATE_OPS"
+        check, source = "update-not-run", "tf.get_collection(tf.GraphKeys.UPDATE_OPS)"
         place = f"They are in the collection {UPDATE_OPS_COLLECTION!r}."
     else:
-        check, key = "update-not-run", None
+        check, source = "update-not-run", "layer.updates"
         place = "They are in no collection, as those of a Keras layer in a graph."
     if grouped:
         place += " Only a tf.group apart from the train op waits for them."
     names = ", ".join(view.names[node] for node in updates[:4])
-    return Finding(
-        check=check,
+    return found_by(
+        check,
         gravity="warning" if grouped else "error",
         certainty="possible" if grouped else "likely",
         layer=analysis.layer.name,
         where=names,
         what=f"No train op runs the {len(updates)} update operations of "
         f"{facts.names_of(lost)}. {place}",
-        why=_INITIAL,
-        remedy=_run_updates(key),
-    )
-
-
-def _run_updates(key):
-    if key is None:
-        return (
-            "Make the train op wait for them: with tf.control_dependencies(layer.updates)"
-            ": train_op = optimizer.minimize(loss). Or use bn_tf1.batch_norm, and "
-            "train_op = bn_tf1.make_train_op(loss, optimizer)."
-        )
-    return (
-        "Make the train op wait for them: with tf.control_dependencies("
-        f"tf.get_collection({key})): train_op = optimizer.minimize(loss). Nothing is to be "
-        "done if the program fetches them in every step by itself."
+        updates=source,
     )
 
 
@@ -167,22 +143,17 @@ def _is_loose(facts, node):
 
 def _in_branch(facts, analysis, nodes, misled):
     names = ", ".join(facts.view.names[node] for node in nodes[:4])
-    consequence = (
-        "The train op waits for it: where the branch is not taken, the step does nothing "
-        "at all, without an error."
-        if misled
-        else "Nothing in the branch or loop waits for it, and what is outside cannot."
-    )
-    return Finding(
-        check="update-in-branch",
-        gravity="warning",
+    consequence = "Nothing in there waits for it, and what is outside cannot."
+    if misled:
+        consequence = (
+            "The train op waits for it, and stops where the branch is not taken."
+        )
+    return found_by(
+        "update-in-branch",
         certainty="certain" if misled else "likely",
         layer=analysis.layer.name,
         where=names,
-        what=f"The update {names} is inside of a condition or loop.",
-        why=consequence,
-        remedy='Update in place: bn_tf1.batch_norm(x, is_training, update="in_place"). '
-        "Or call the layer outside of tf.cond and tf.while_loop.",
+        what=f"The update {names} is inside of a condition or loop. {consequence}",
     )
 
 
@@ -230,20 +201,14 @@ def _several(facts, analysis, nodes, variable):
     rate = ""
     if decay is not None:
         rate = f" ({len(nodes)} times decay {decay:g} is {decay ** len(nodes):g})"
-    return Finding(
-        check="several-updates",
-        gravity="warning",
+    return found_by(
+        "several-updates",
         certainty="likely",
         layer=analysis.layer.name,
         where=name,
         what=f"{len(nodes)} operations update {name} in one training step{rate}: "
         + ", ".join(facts.view.names[node] for node in nodes[:4])
         + ".",
-        why="A layer that is called several times (towers, a discriminator on real and "
-        "generated data) mixes the statistics of all calls, in no certain order.",
-        remedy="Choose the calls whose statistics count. In the others, bn_tf1.batch_norm("
-        'x, is_training, update="skip"). For towers, take the updates of the first alone: '
-        "tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)",
     )
 
 
@@ -253,16 +218,10 @@ def check_zero_debias(facts: Facts) -> Iterator[Finding]:
         hidden = sorted({u.variable for u in analysis.updates if u.debiased})
         if hidden:
             names = facts.names_of(hidden)
-            yield Finding(
-                check="zero-debias",
-                gravity="warning",
+            yield found_by(
+                "zero-debias",
                 certainty="possible",
                 layer=analysis.layer.name,
                 where=names,
                 what=f"The moving statistics are zero-debiased, by {names} and a counter.",
-                why="A checkpoint restored without these variables loses its moving "
-                "statistics at the first update: the mean becomes that of one batch.",
-                remedy="Pass zero_debias=False to assign_moving_average, or "
-                "zero_debias_moving_mean=False in slim. Or see that every checkpoint "
-                "holds them: saver = tf.train.Saver(tf.global_variables())",
             )

@@ -13,6 +13,7 @@ from typing import Iterable, Sequence
 
 from bn_tf1.doctor.examination import Examination, LayerRow, Spread
 from bn_tf1.doctor.findings import GRAVITIES, Finding
+from bn_tf1.doctor.register import by_place, explanation
 
 _WIDTH = 96
 _LEAST_WIDTH = 40
@@ -29,11 +30,39 @@ def text_report(examinations: Sequence[Examination], columns: int = _WIDTH) -> s
         examinations: what was found.
         columns: the width of the terminal, to which the findings are folded.
     """
-    width = max(_LEAST_WIDTH, min(columns, _WIDTH))
+    width = _text_width(columns)
     lines = []
     for examination in examinations:
         lines += [*_examination(examination, width), ""]
     return "\n".join([*lines, verdict(examinations)])
+
+
+def list_of_checks(columns: int = _WIDTH) -> str:
+    """Every check of the register, by what it looks at."""
+    width = _text_width(columns)
+    lines = []
+    for place, checks in by_place().items():
+        lines += ["", f"in a {place}:"]
+        for check in checks:
+            lines.append(f"  {check.name} ({' or '.join(check.gravities)})")
+            lines += _wrapped("", check.what, width)
+    return "\n".join(lines[1:])
+
+
+def explained(check: str, columns: int = _WIDTH) -> str:
+    """All that the register says of a check.
+
+    Raises:
+        ValueError: there is no such check.
+    """
+    width = _text_width(columns)
+    return "\n".join(
+        line for part in explanation(check) for line in _wrapped(*part, width)
+    )
+
+
+def _text_width(columns):
+    return max(_LEAST_WIDTH, min(columns, _WIDTH))
 
 
 def verdict(examinations: Sequence[Examination]) -> str:

@@ -21,6 +21,7 @@ from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
 )
 from bn_tf1.doctor.findings import Finding, by_gravity
 from bn_tf1.doctor.lint import lint_facts
+from bn_tf1.doctor.register import found_by
 from bn_tf1.doctor.train_directories.events import check_events
 from bn_tf1.doctor.train_directories.history import check_history
 from bn_tf1.doctor.train_directories.state_file import read_train_state
@@ -105,16 +106,11 @@ def _examine_checkpoint(prefix, graph_layers):
 
 
 def _damaged(prefix, error, *, is_newest):
-    return Finding(
-        check="checkpoint-damaged",
+    return found_by(
+        "checkpoint-damaged",
         gravity="error" if is_newest else "warning",
         certainty="certain",
-        layer="",
         where=prefix,
         what=f"{error}.",
-        why="A restart fails on the newest checkpoint; there is no fallback."
-        if is_newest
-        else "Whoever restores or averages over this checkpoint fails.",
-        remedy="Put a good copy back, or name an older one in the state file: "
-        f"tf.train.update_checkpoint_state({os.path.dirname(prefix)!r}, older)",
+        directory=os.path.dirname(prefix),
     )

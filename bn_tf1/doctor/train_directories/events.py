@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 from bn_tf1.formats.crc32c import masked_crc32c
 
 _MAX_FILES = 32
@@ -136,16 +137,11 @@ def _scalar(value):
 def _finding(tag, history):
     lasts = not math.isfinite(history.last)
     is_loss = "loss" in tag.name.lower() or "cost" in tag.name.lower()
-    return Finding(
-        check="events-not-finite",
+    return found_by(
+        "events-not-finite",
         gravity="error" if lasts and is_loss else "warning",
         certainty="certain" if lasts and is_loss else "likely",
-        layer="",
         where=f"{tag.path}: {tag.name}",
         what=f"{tag.name!r} was NaN or infinite {history.bad} times, first at step "
         f"{history.first_step}; its last value is {history.last:.4g}.",
-        why="One batch of NaN makes the moving statistics NaN for ever, and a checkpoint "
-        "written after it cannot be used.",
-        remedy="Go on from a checkpoint before that step with a smaller learning rate, "
-        "and stop at the first NaN: hooks=[tf.train.NanTensorHook(loss)]",
     )

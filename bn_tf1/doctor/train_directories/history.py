@@ -13,6 +13,7 @@ import numpy as np
 from bn_tf1.checkpoints.found_layers import STATISTICS
 from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 
 _SMALLEST_EPSILON = 1e-5
 # Deviations that a moving mean moves, and factor by which a moving variance changes,
@@ -53,19 +54,14 @@ def _check_still(states):
     trained = parameters and not _is_equal(still[0][1], newest, parameters)
     is_updated = newest.mode in ("training", "switched")
     gravity = "warning" if trained else "note"
-    yield Finding(
-        check="statistics-stand-still",
+    yield found_by(
+        "statistics-stand-still",
         gravity="error" if trained and is_updated else gravity,
         certainty="likely" if trained else "possible",
         layer=newest.layer.scope,
         where=f"{first.prefix} to {checkpoint.prefix}",
         what=f"The moving statistics are the same to the bit at steps {first.step} and "
         f"{checkpoint.step}, " + _what_moved(parameters, trained),
-        why="Nobody updates them any more: the longer the run, the further evaluation is "
-        "from what was trained. For a layer that is frozen on purpose it is right.",
-        remedy="Run the updates in every step: train_op = bn_tf1.make_train_op(loss, "
-        "optimizer); or freeze the layer wholly: bn_tf1.batch_norm(x, "
-        "is_training=False, trainable=False)",
     )
 
 
@@ -97,8 +93,8 @@ def _check_jumps(states):
             continue
         mean, variance = _jump(before, after)
         if mean > _MEAN_JUMP or variance > _VARIANCE_JUMP:
-            yield Finding(
-                check="statistics-jump",
+            yield found_by(
+                "statistics-jump",
                 gravity="warning",
                 certainty="likely",
                 layer=after.layer.scope,
@@ -106,25 +102,18 @@ def _check_jumps(states):
                 what=f"Between steps {checkpoint.step} and {following.step} a moving "
                 f"mean moved by {mean:.3g} deviations, and a moving variance changed by "
                 f"a factor of {variance:.3g}.",
-                why="A moving average moves slowly: the input changed, the training "
-                "diverged, or the statistics were replaced after a restore.",
-                remedy="Look at the loss and the input between these steps, and restore "
-                "all variables when a run goes on: bn_tf1.restore(session, checkpoint)",
             )
 
 
 def _reset(checkpoint, following, after):
-    return Finding(
-        check="statistics-jump",
+    return found_by(
+        "statistics-jump",
         gravity="error",
         certainty="certain",
         layer=after.layer.scope,
         where=f"{checkpoint.prefix} to {following.prefix}",
         what=f"The moving statistics were trained at step {checkpoint.step}, and are at "
         f"their initial values at step {following.step}.",
-        why="They were not restored when the run went on, and are not updated since.",
-        remedy="Restore all variables: bn_tf1.restore(session, checkpoint) tells what is "
-        "missing.",
     )
 
 

@@ -15,12 +15,15 @@ import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
 
 STATE_FILE = "checkpoint"
 # A state file of ten thousand checkpoints is smaller.
 _MAX_STATE_BYTES = 1 << 20
 _DATA = re.compile(r"^(?P<prefix>.+)\.data-\d{5}-of-\d{5}$")
 _STEP = re.compile(r"-(\d+)$")
+# Where nothing tells which checkpoint a new state file should name.
+_ANY = "model.ckpt-STEP"
 
 
 class TrainState(NamedTuple):
@@ -134,80 +137,60 @@ def _in_directory(directory, name):
     return name if os.path.isabs(name) else os.path.join(directory, name)
 
 
-def _finding(check, gravity, certainty, where, *, what, why, remedy):
-    return Finding(check, gravity, certainty, "", where, what, why, remedy)
-
-
-_WHY_STATE = (
-    "tf.train.latest_checkpoint returns None, and a run that is started again begins at "
-    "step 0 without a word, over the checkpoints that are there."
-)
-_WRITE_STATE = "Write it anew: tf.train.update_checkpoint_state({!r}, {!r})"
-
-
 def _state_missing(path, was_trained):
-    directory = os.path.dirname(path)
-    return _finding(
+    return found_by(
         "state-file-missing",
-        "warning" if was_trained else "note",
-        "certain",
-        path,
+        gravity="warning" if was_trained else "note",
+        certainty="certain",
+        where=path,
         what="There are checkpoints, but no state file `checkpoint`.",
-        why=_WHY_STATE,
-        remedy=_WRITE_STATE.format(directory, "model.ckpt-STEP"),
+        directory=os.path.dirname(path),
+        checkpoint=_ANY,
     )
 
 
 def _state_damaged(path, problem):
-    return _finding(
+    return found_by(
         "state-file-damaged",
-        "error",
-        "certain",
-        path,
+        certainty="certain",
+        where=path,
         what=f"The state file {problem}.",
-        why=_WHY_STATE + " An empty one ends it with an error.",
-        remedy=_WRITE_STATE.format(os.path.dirname(path), "model.ckpt-STEP"),
+        directory=os.path.dirname(path),
+        checkpoint=_ANY,
     )
 
 
 def _elsewhere(directory, path):
-    return _finding(
+    return found_by(
         "state-file-elsewhere",
-        "warning",
-        "certain",
-        os.path.join(directory, STATE_FILE),
-        what=f"The state file names {path}, which is not there; one of that name is here.",
-        why="The directory was moved. " + _WHY_STATE,
-        remedy=_WRITE_STATE.format(directory, os.path.basename(path))
-        + ", or save with tf.train.Saver(save_relative_paths=True)",
+        certainty="certain",
+        where=os.path.join(directory, STATE_FILE),
+        what=f"The state file names {path}, which is not there; one of that name is "
+        "here.",
+        directory=directory,
+        checkpoint=os.path.basename(path),
     )
 
 
 def _first_format(path):
-    return _finding(
+    return found_by(
         "first-format",
-        "note",
-        "certain",
-        path,
+        certainty="certain",
+        where=path,
         what="It is a checkpoint in TensorFlow's first format, and was not examined.",
-        why="Nothing is known of its statistics.",
-        remedy=f"Write it anew: python -m bn_tf1 convert {path} NEW --from slim --to slim "
-        "(or the library that made it)",
+        path=path,
     )
 
 
 def _missing(directory, path, is_newest):
-    return _finding(
+    return found_by(
         "checkpoint-missing",
-        "error" if is_newest else "warning",
-        "certain",
-        os.path.join(directory, STATE_FILE),
+        gravity="error" if is_newest else "warning",
+        certainty="certain",
+        where=os.path.join(directory, STATE_FILE),
         what=f"The state file lists {path}, but there is no {path}.index.",
-        why=_WHY_STATE
-        if is_newest
-        else "Whoever restores or averages over the listed checkpoints fails.",
-        remedy="Put it back, or name one that is there: "
-        + _WRITE_STATE[len("Write it anew: ") :].format(directory, "model.ckpt-STEP"),
+        directory=directory,
+        checkpoint=_ANY,
     )
 
 
@@ -217,16 +200,12 @@ def _torn(directory, names):
     prefixes = {match["prefix"] for match in map(_DATA.match, names) if match}
     for prefix in sorted(prefixes):
         if prefix + ".index" not in there:
-            yield _finding(
+            yield found_by(
                 "index-missing",
-                "warning",
-                "certain",
-                os.path.join(directory, prefix),
+                certainty="certain",
+                where=os.path.join(directory, prefix),
                 what=f"There are data files of {prefix}, but no {prefix}.index.",
-                why="The checkpoint cannot be read: its save or its removal was cut off, "
-                "or the index was lost.",
-                remedy="Put the index back, or remove the rest: "
-                f"os.remove({prefix + '.data-...'!r})",
+                data=prefix + ".data-...",
             )
 
 
@@ -234,13 +213,13 @@ def _newer_than_state(directory, others, newest):
     step = step_of(newest)
     newer = [p for p in others if step is not None and (step_of(p) or 0) > step]
     if newer:
-        yield _finding(
+        name = os.path.basename(newer[-1])
+        yield found_by(
             "state-file-behind",
-            "warning",
-            "likely",
-            os.path.join(directory, STATE_FILE),
+            certainty="likely",
+            where=os.path.join(directory, STATE_FILE),
             what=f"The state file ends with {os.path.basename(newest)}, but there is "
-            f"{os.path.basename(newer[-1])}.",
-            why="A run that is started again goes on from the older one.",
-            remedy=_WRITE_STATE.format(directory, os.path.basename(newer[-1])),
+            f"{name}.",
+            directory=directory,
+            checkpoint=name,
         )
