@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import bn_tf1
 from bn_tf1.__main__ import main
 from tests import FIXTURES, ROOT
 
@@ -100,7 +101,36 @@ def test_wrong_usage_is_exit_code_2(command, message, capsys):
 
 
 def test_as_a_module():
-    command = [sys.executable, "-m", "bn_tf1", "migrate_graph", "nowhere", "new"]
-    run = subprocess.run(command, cwd=str(ROOT), capture_output=True, check=False)
+    run = in_a_process("-m", "bn_tf1", "migrate_graph", "nowhere", "new")
     assert run.returncode == 1
-    assert run.stderr.decode().splitlines()[-1].startswith("migrate_graph: nowhere")
+    assert run.stderr.splitlines()[-1].startswith("migrate_graph: nowhere")
+
+
+def test_the_version():
+    run = in_a_process("-m", "bn_tf1", "--version")
+    assert (run.returncode, run.stdout) == (0, f"bn_tf1 {bn_tf1.__version__}\n")
+
+
+COMMANDS = sorted(p.stem for p in (ROOT / "bn_tf1" / "commands").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_fits_the_screen_and_needs_no_tensorflow(command, tmp_path):
+    # The import of TensorFlow takes seconds, and is loud.
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow')")
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(tmp_path)}
+    run = in_a_process("-m", "bn_tf1", command, "--help", env=environment)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert f"examples:\n  python -m bn_tf1 {command} " in run.stdout
+    assert not [line for line in run.stdout.splitlines() if len(line) > 80]
+
+
+def in_a_process(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=str(ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import layers, slim
-from bn_tf1.checkpoints.convert import convert
+from bn_tf1.checkpoints.conversion import convert
 from tests import FIXTURES
 from tests.fixtures.network import make_loss, make_optimizer, network
 

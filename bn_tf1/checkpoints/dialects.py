@@ -103,6 +103,16 @@ DIALECTS: Mapping[str, Dialect] = {
     "tensorpack": Dialect(_leaves(_TENSORPACK_STATISTICS)),
     "keras": Dialect(_leaves(_TF_STATISTICS), renorm=True),
 }
+# In the place of a dialect that is read: all layers are those that a map names.
+HAND_WRITTEN = "hand_written"
+_PYTORCH = (
+    "reads checkpoints of TensorFlow: in PyTorch, rename weight, bias, running_mean and "
+    "running_var to gamma, beta, moving_mean and moving_variance (its momentum is "
+    "1 - decay, its epsilon 1e-5), give convolutions [height, width, in, out] and dense "
+    "layers [in, out], and save the arrays with a tf.train.Saver"
+)
+# What is no dialect, but asked for: why not, and what to do.
+NO_DIALECTS = {"pytorch": _PYTORCH, "torch": _PYTORCH}
 
 
 def join(*parts: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.checkpoints.convert import convert
+from bn_tf1.checkpoints.conversion import convert
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.restore import WrongShape, restore
 from tests import FIXTURES

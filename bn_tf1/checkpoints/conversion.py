@@ -31,19 +31,15 @@ from typing import Mapping, NamedTuple, Sequence
 import numpy as np
 
 from bn_tf1.checkpoints import dialects, reader_writer
-from bn_tf1.checkpoints.dialects import DIALECTS, INITIAL_VALUES, Layer, Shape
-from bn_tf1.checkpoints.reader_writer import Checkpoint, Entry
-
-# For `from_dialect`: all layers are those that `name_map` names.
-HAND_WRITTEN = "hand_written"
-_PYTORCH = (
-    "reads checkpoints of TensorFlow: in PyTorch, rename weight, bias, running_mean and "
-    "running_var to gamma, beta, moving_mean and moving_variance (its momentum is "
-    "1 - decay, its epsilon 1e-5), give convolutions [height, width, in, out] and dense "
-    "layers [in, out], and save the arrays with a tf.train.Saver"
+from bn_tf1.checkpoints.dialects import (
+    DIALECTS,
+    HAND_WRITTEN,
+    INITIAL_VALUES,
+    NO_DIALECTS,
+    Layer,
+    Shape,
 )
-# What is no dialect, but asked for: why not, and what to do.
-NO_DIALECTS = {"pytorch": _PYTORCH, "torch": _PYTORCH}
+from bn_tf1.checkpoints.reader_writer import Checkpoint, Entry
 
 
 class ConversionError(ValueError):

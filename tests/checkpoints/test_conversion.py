@@ -8,7 +8,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints import reader_writer
-from bn_tf1.checkpoints.convert import ConversionError, Row, convert
+from bn_tf1.checkpoints.conversion import ConversionError, Row, convert
 from bn_tf1.checkpoints.dialects import DIALECTS
 from bn_tf1.checkpoints.reader_writer import CheckpointError, open_checkpoint
 from tests import FIXTURES

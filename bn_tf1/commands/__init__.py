@@ -1,0 +1,12 @@
+"""The commands of `python -m bn_tf1`: each is a module in here that has its name.
+
+    docstring                      its help, of 80 columns; the first line of it stands in
+                                   `python -m bn_tf1 --help`, too
+    EXAMPLES                       command lines, without "python -m bn_tf1"
+    add_arguments(parser)          its options, for an `argparse.ArgumentParser`
+    run(options)                   does it, and returns the exit code; a ValueError or an
+                                   OSError becomes one line on standard error, and 1
+
+A new file is a new command. At its top it imports nothing that imports TensorFlow, so
+that help and wrong usage answer at once: `run` does.
+"""
