@@ -8,6 +8,8 @@ import gc
 import os
 import signal
 
+# Read by bn_tf1, which then leaves it to this program when TensorFlow is imported.
+IMPORTS_TENSORFLOW_ITSELF = True
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Until `command_line.run`: imports take seconds, and Python would print a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)

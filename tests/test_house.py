@@ -172,6 +172,19 @@ def test_the_face_imports_the_core_and_everything_else_when_asked_for():
     assert result.stdout == f"[] [] True {missing}\n", result.stderr
 
 
+def test_editors_and_type_checkers_see_the_same_face():
+    stub = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
+    seen = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    table = {name: f"{module}.{name}" for name, module in bn_tf1._MODULES.items()}
+    table.update({room: f"bn_tf1.{room}" for room in bn_tf1._ROOMS})
+    assert seen == table
+
+
 def test_the_public_face():
     for name in bn_tf1.__all__:
         value = getattr(bn_tf1, name)

@@ -1,0 +1,25 @@
+# What `__init__.py` imports when it is asked for, as editors and type checkers see it.
+
+from bn_tf1 import layers as layers
+from bn_tf1 import slim as slim
+from bn_tf1.builder import batch_norm as batch_norm
+from bn_tf1.checkpoints.conversion import convert as convert
+from bn_tf1.checkpoints.restore import RestoreReport as RestoreReport
+from bn_tf1.checkpoints.restore import restore as restore
+from bn_tf1.doctor.examination import Examination as Examination
+from bn_tf1.doctor.examination import audit as audit
+from bn_tf1.doctor.examination import examine as examine
+from bn_tf1.doctor.findings import Finding as Finding
+from bn_tf1.doctor.lint import lint as lint
+from bn_tf1.doctor.linted_train_op import make_train_op as make_train_op
+from bn_tf1.graphs.migrate import migrate_graph as migrate_graph
+from bn_tf1.jobs.allocator import keep_memory as keep_memory
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION as UPDATE_OPS_COLLECTION
+from bn_tf1.population.divergence import Divergence as Divergence
+from bn_tf1.population.divergence import LayerTensors as LayerTensors
+from bn_tf1.population.divergence import divergence as divergence
+from bn_tf1.records import BatchNormCall as BatchNormCall
+from bn_tf1.records import batch_norm_calls as batch_norm_calls
+from bn_tf1.statistics import Renormalization as Renormalization
+
+__version__: str
