@@ -35,6 +35,7 @@ class Settings(NamedTuple):
         fold_once: in inference, whether batch norm is folded into the weights by
             `tf.local_variables_initializer()`, to be run after every restore, and not
             in each step.
+        data_format: "NHWC", or "NCHW" where a model has it.
     """
 
     num_classes: int
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     seed: int = 0
     precision: str = "float32"
     fold_once: bool = False
+    data_format: str = "NHWC"
 
 
 def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
@@ -66,7 +68,7 @@ def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     for i in range(3):
         with tf.variable_scope(f"layer{i + 1}"):
             x = _dense(x, 100, settings)
-            x = tf.sigmoid(_normalize(x, is_training, settings))
+            x = tf.sigmoid(normalize(x, is_training, settings))
     return _logits(x, settings)
 
 
@@ -79,7 +81,7 @@ def convnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     for i, filters in enumerate((32, 32, 64, 64)):
         with tf.variable_scope(f"conv{i + 1}"):
             x = _conv(x, filters, settings)
-            x = tf.nn.relu(_normalize(x, is_training, settings))
+            x = tf.nn.relu(normalize(x, is_training, settings))
         if i % 2:
             x = tf.nn.max_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], "SAME")
     return _logits(_flatten(x), settings)
@@ -97,7 +99,7 @@ def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     x = tf.cast(images - 0.5, settings.precision)
     with tf.variable_scope("conv1"):
         x = _conv(x, 16, settings)
-        x = tf.nn.relu(_normalize(x, is_training, settings))
+        x = tf.nn.relu(normalize(x, is_training, settings))
     for stage, filters in enumerate((16, 32, 64)):
         for block in range(settings.resnet_n):
             stride = 2 if stage > 0 and block == 0 else 1
@@ -117,10 +119,10 @@ def _residual_block(x, filters, stride, is_training, settings):
         shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [0, added]])
     with tf.variable_scope("conv1"):
         x = _conv(x, filters, settings, stride=stride)
-        x = tf.nn.relu(_normalize(x, is_training, settings))
+        x = tf.nn.relu(normalize(x, is_training, settings))
     with tf.variable_scope("conv2"):
         x = _conv(x, filters, settings)
-        x = _normalize(x, is_training, settings)
+        x = normalize(x, is_training, settings)
     return tf.nn.relu(x + shortcut)
 
 
@@ -135,10 +137,12 @@ def _logits(x, settings):
         return logits + _bias(settings.num_classes)
 
 
-def _normalize(x, is_training, settings):
+def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
     """Batch norm, or the bias that a layer without it needs."""
     if settings.normalization == "none":
-        return x + tf.cast(_bias(tf.dimension_value(x.shape[-1])), x.dtype)
+        bias = _bias(tf.dimension_value(x.shape[axis]))
+        data_format = "NHWC" if axis == -1 else "NCHW"
+        return tf.nn.bias_add(x, tf.cast(bias, x.dtype), data_format)
     penalty = _penalty(settings) if settings.bn_weight_decay else None
     fold = False
     # Folded weights would be rounded to bfloat16.
@@ -152,18 +156,19 @@ def _normalize(x, is_training, settings):
         epsilon=settings.bn_epsilon,
         regularizers={"gamma": penalty, "beta": penalty},
         fold=fold,
-        name="batch_norm",
+        axis=axis,
+        name=name,
     )
 
 
 def _conv(x, filters, settings, *, stride=1):
-    weights = _weights([3, 3, tf.dimension_value(x.shape[-1]), filters], settings)
+    weights = make_weights([3, 3, tf.dimension_value(x.shape[-1]), filters], settings)
     weights = tf.cast(weights, x.dtype)
     return tf.nn.conv2d(x, weights, [1, stride, stride, 1], "SAME")
 
 
 def _dense(x, units, settings):
-    weights = _weights([tf.dimension_value(x.shape[-1]), units], settings)
+    weights = make_weights([tf.dimension_value(x.shape[-1]), units], settings)
     return tf.matmul(x, tf.cast(weights, x.dtype))
 
 
@@ -178,15 +183,15 @@ def _bias(units):
     return tf.get_variable("bias", [units], initializer=tf.zeros_initializer())
 
 
-def _weights(shape, settings):
+def make_weights(shape, settings, *, name="weights"):
     """He-initialised weights: normal with variance 2 / fan_in."""
-    name = tf.get_variable_scope().name + "/weights"
+    full_name = f"{tf.get_variable_scope().name}/{name}"
     # An operation's own seed would depend on how many operations TensorFlow made
     # before it, which differs between versions.
-    seed = zlib.crc32(name.encode()) ^ settings.seed
+    seed = zlib.crc32(full_name.encode()) ^ settings.seed
     initializer = tf.variance_scaling_initializer(2.0, mode="fan_in", seed=seed)
     return tf.get_variable(
-        "weights", shape, initializer=initializer, regularizer=_penalty(settings)
+        name, shape, initializer=initializer, regularizer=_penalty(settings)
     )
 
 
