@@ -32,11 +32,13 @@ _MODULES = {
     "convert": "bn_tf1.checkpoints.conversion",
     "divergence": "bn_tf1.population.divergence",
     "examine": "bn_tf1.doctor.examination",
+    "install": "bn_tf1.installation.everything",
     "keep_memory": "bn_tf1.jobs.allocator",
     "lint": "bn_tf1.doctor.lint",
     "make_train_op": "bn_tf1.doctor.linted_train_op",
     "migrate_graph": "bn_tf1.graphs.migrate",
     "restore": "bn_tf1.checkpoints.restore",
+    "uninstall": "bn_tf1.installation.everything",
 }
 # Rooms that are public as a whole: `bn_tf1.layers.batch_normalization`.
 _ROOMS = ("layers", "slim")

@@ -13,6 +13,8 @@ from bn_tf1.doctor.findings import Finding as Finding
 from bn_tf1.doctor.lint import lint as lint
 from bn_tf1.doctor.linted_train_op import make_train_op as make_train_op
 from bn_tf1.graphs.migrate import migrate_graph as migrate_graph
+from bn_tf1.installation.everything import install as install
+from bn_tf1.installation.everything import uninstall as uninstall
 from bn_tf1.jobs.allocator import keep_memory as keep_memory
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION as UPDATE_OPS_COLLECTION
 from bn_tf1.population.divergence import Divergence as Divergence

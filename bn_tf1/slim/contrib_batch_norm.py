@@ -4,8 +4,9 @@
     + from bn_tf1.slim import batch_norm
     + net = batch_norm(net, is_training=is_training)
 
-It is a `normalizer_fn` as it is. To be a key of an `arg_scope`, it must be made known to
-the one that is used, once, since neither slim nor contrib is needed here:
+It is a `normalizer_fn` as it is, and takes what an `arg_scope` of tf_slim or contrib gives
+to the original: a key [slim.batch_norm] stays as it is. As a key itself it is made known
+first, as any other function:
 
     batch_norm = slim.add_arg_scope(bn_tf1.slim.batch_norm)
     with slim.arg_scope([batch_norm], decay=0.9):
@@ -64,6 +65,7 @@ from bn_tf1.drop_in import (
 from bn_tf1.moving_averages import update_rate
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.records import batch_norm_calls
+from bn_tf1.slim.arg_scopes import obeys_arg_scopes
 from bn_tf1.variables import LEARNED, make_variables
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
@@ -85,6 +87,7 @@ class _Way(NamedTuple):
     unbiased: bool
 
 
+@obeys_arg_scopes
 def batch_norm(
     inputs: Any,
     decay: float = 0.999,
