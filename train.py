@@ -37,7 +37,7 @@ def define_flags():
         text = field.metadata["help"]
         if choices:
             text += f" One of: {', '.join(choices)}."
-        define[type(field.default)](field.name, field.default, text)
+        define[field.metadata["kind"]](field.name, field.default, text)
     flags.DEFINE_alias("train_dir", "model_dir")
 
 

@@ -21,7 +21,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs.data.datasets import DATASETS
 from bn_tf1.jobs.data.image_files import DataFileError
-from bn_tf1.jobs.models import MODELS
+from bn_tf1.jobs.models import LEARNING_RATES, MODELS
 from bn_tf1.jobs.saving import durable_files
 
 CONFIG_FILE = "config.json"
@@ -31,21 +31,27 @@ class ConfigError(ValueError):
     """An option is out of range, or conflicts with the saved configuration."""
 
 
-def _option(default, help, *, choices=None, minimum=None, below=None, above=None):
+def _option(
+    default, help, *, kind=None, choices=None, minimum=None, below=None, above=None
+):
     """A field with all that is known of an option.
 
     Args:
-        default: the value where nothing is said; its type is the option's.
+        default: the value where nothing is said; None if another option decides.
+        kind: the option's type; that of `default` unless it is given.
         help: one sentence for the command line, with the unit.
         choices: the allowed values.
         minimum: the smallest allowed value.
         above: a bound that the value must exceed.
         below: a bound that the value must stay below.
     """
-    if type(default) is int and below is None:
+    kind = kind or type(default)
+    if kind is int and below is None:
         below = 2**31  # TensorFlow's int32
     limits = {"choices": choices, "minimum": minimum, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "kind": kind, **limits}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +96,11 @@ class Config:
     resnet_n: int = _option(
         3, "Residual blocks per stage of resnet, which has 6n+2 layers.", minimum=1
     )
+    scale_features: bool = _option(
+        True,
+        "Brings what enters the logits of convnet and mlp to a size that does not depend "
+        "on the image's, so that one learning rate holds for all.",
+    )
     normalization: str = _option(
         "batch",
         "Normalization before each nonlinearity.",
@@ -119,7 +130,12 @@ class Config:
         1000, "Training step at which the run ends, a count.", minimum=1
     )
     learning_rate: float = _option(
-        0.1, "Learning rate at the start, per step.", above=0.0
+        None,
+        "Learning rate at the start, per step; by default that of the model: "
+        + ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
+        + ".",
+        kind=float,
+        above=0.0,
     )
     lr_schedule: str = _option(
         "cosine",
@@ -164,6 +180,8 @@ class Config:
     log_steps: int = _option(100, "Steps between two log lines, a count.", minimum=1)
 
     def __post_init__(self):
+        if self.learning_rate is None and self.model in LEARNING_RATES:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.model])
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
         if self.precision == "bfloat16" and tf.version.VERSION.startswith("1."):
@@ -179,6 +197,9 @@ class Config:
                 "digits of 0-9 and a-f"
             )
 
+
+# What a config.json means that was written before there was such an option.
+_MEANT_BEFORE = {"scale_features": False}
 
 # What may differ when a run is resumed: nothing that the trained weights depend on,
 # except how long the training goes on.
@@ -236,7 +257,7 @@ def load(model_dir: str) -> Config:
     try:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
-        return Config(**{**values, "model_dir": model_dir})
+        return Config(**{**_MEANT_BEFORE, **values, "model_dir": model_dir})
     except FileNotFoundError:
         raise ConfigError(
             f"--model_dir is {model_dir!r}, but there is no {path}: train.py writes it "
@@ -277,7 +298,7 @@ def with_checksum(config: Config, checksum: str) -> Config:
 
 def _check_range(field, value):
     limits = field.metadata
-    wanted = type(field.default)
+    wanted = limits["kind"]
     allowed = (int, float) if wanted is float else wanted
     if not isinstance(value, allowed) or (wanted is int and isinstance(value, bool)):
         raise ConfigError(

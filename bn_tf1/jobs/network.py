@@ -85,6 +85,7 @@ def build(
         resnet_n=config.resnet_n,
         seed=config.seed,
         precision=config.precision,
+        scale_features=config.scale_features,
         fold_once=fold_once,
     )
     logits = models.MODELS[config.model](images, is_training, settings)

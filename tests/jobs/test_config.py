@@ -7,6 +7,7 @@ import pytest
 
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.config import CHANGEABLE, Config, ConfigError
+from bn_tf1.jobs.models import LEARNING_RATES
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,27 @@ def test_a_value_out_of_range_is_named_with_its_range(option, value, constraint)
 
 def test_a_float_option_takes_an_int():
     assert Config(learning_rate=1).learning_rate == 1
+
+
+@pytest.mark.parametrize("model", sorted(LEARNING_RATES))
+def test_the_learning_rate_is_the_models_unless_it_is_given(tmp_path, model):
+    given = {"model_dir": str(tmp_path), "model": model}
+    config = configuration.resolve(given)
+    assert config.learning_rate == LEARNING_RATES[model]
+    configuration.save(config)
+    assert f'"learning_rate": {LEARNING_RATES[model]}' in (
+        (tmp_path / "config.json").read_text()
+    )
+    assert configuration.resolve({"model_dir": str(tmp_path)}) == config
+    assert Config(model=model, learning_rate=0.25).learning_rate == 0.25
+
+
+def test_what_an_older_file_does_not_say_is_what_was_done_then(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    loaded = configuration.load(str(tmp_path))
+    assert loaded.seed == 3
+    assert not loaded.scale_features
+    assert Config().scale_features
 
 
 def test_without_an_earlier_run_given_options_stand_over_the_defaults(tmp_path):
