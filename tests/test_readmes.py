@@ -1,0 +1,98 @@
+"""The guides: every command and every program in a README runs as it stands."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+
+from tests import ROOT
+from tests.readme_blocks import blocks_of
+
+# What is made here and does not belong to the project.
+_MADE = shutil.ignore_patterns(
+    ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "venv*"
+)
+
+
+def _readmes():
+    for folder, subfolders, files in os.walk(str(ROOT)):
+        subfolders[:] = set(subfolders) - _MADE(folder, subfolders)
+        if "README.md" in files:
+            yield str((pathlib.Path(folder) / "README.md").relative_to(ROOT))
+
+
+READMES = sorted(_readmes())
+RUN = [
+    name
+    for name in READMES
+    if {b[1] for b in blocks_of(ROOT / name)} & {"sh", "python"}
+]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the repository, and the environment of somebody who has installed it.
+
+    `python` and `python3` are this Python. What pip would fetch is there: a virtual
+    environment that a block makes finds it, too, and nothing is downloaded. Pytest
+    collects, and does not run this test in itself.
+    """
+    shutil.copytree(str(ROOT), str(tmp_path / "clone"), ignore=_MADE)
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "python3"):
+        python = tmp_path / "bin" / name
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "PIP_", "VIRTUAL_ENV", "TF_CPP_"))
+    }
+    environment.update(
+        PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        PYTHONPATH=sysconfig.get_path("purelib"),
+        PIP_NO_INDEX="1",
+        PIP_NO_BUILD_ISOLATION="0",  # Its way to say: without isolation.
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+        PYTEST_ADDOPTS="--collect-only --quiet --numprocesses=0",
+    )
+    return str(tmp_path / "clone"), environment
+
+
+@pytest.mark.parametrize("readme", RUN)
+def test_every_block_runs_as_it_stands(readme, clone):
+    folder, environment = clone
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.readme_blocks", readme],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_block_says_whether_it_runs(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    languages = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
+    assert set(languages) <= {"sh", "python", "diff", "text"}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_link_leads_somewhere(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / readme).parent.joinpath(target).exists(), target
+
+
+def test_the_first_page_is_read_to_its_end():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
