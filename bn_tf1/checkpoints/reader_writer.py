@@ -113,7 +113,9 @@ def _prefix(path):
     if os.path.exists(path + ".index"):
         return path
     if not os.path.exists(path):
-        raise CheckpointError(f"there is no checkpoint {path}{_those_beside(path)}")
+        raise CheckpointError(
+            f"there is no checkpoint {path}{checkpoints_beside(path)}"
+        )
     # A file without ".index" may be a checkpoint in TensorFlow's first format.
     if not is_table(path):
         raise CheckpointError(
@@ -123,8 +125,8 @@ def _prefix(path):
     return path
 
 
-def _those_beside(path):
-    """The checkpoints in the folder of a mistyped path, for its error."""
+def checkpoints_beside(path: str) -> str:
+    """The checkpoints in the folder of a mistyped path, for an error; "" for none."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return f": there is no directory {folder}"

@@ -7,6 +7,7 @@
     checkpoint_checks/   numbers, what is missing, the file as a whole
     train_directories/   the files of a run, and its history
     examination          one path of any kind; `audit` for programs
+    layer_rows           its layers, as the reports show them
     reports/             an examination on a terminal, as a page, for programs
 
 What judges is here; what only reads is in `checkpoints` and `graphs`.

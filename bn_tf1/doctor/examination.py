@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
-from bn_tf1.checkpoints.found_layers import STATISTICS
-from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
-from bn_tf1.checkpoints.reader_writer import CheckpointError
+from bn_tf1.checkpoints.layer_values import CheckpointValues
+from bn_tf1.checkpoints.reader_writer import CheckpointError, checkpoints_beside
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
     audit_file,
@@ -28,53 +25,30 @@ from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
     saved_layers,
 )
 from bn_tf1.doctor.findings import Finding, by_gravity
+from bn_tf1.doctor.layer_rows import LayerRow, row_of, rows_of
 from bn_tf1.doctor.lint import lint_facts
+from bn_tf1.doctor.register import by_place
 from bn_tf1.doctor.train_directories.directory import examine_directory
 from bn_tf1.doctor.train_directories.state_file import STATE_FILE, is_train_directory
 from bn_tf1.formats.sorted_table import is_table
 from bn_tf1.graphs.facts import Facts
-from bn_tf1.graphs.layer_analysis import GraphLayer
 from bn_tf1.graphs.view import read_graph
 
-_QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+_MOST_RUNS = 8
 _PART = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 
-class Spread(NamedTuple):
-    """The distribution of a statistic over the channels of a layer.
+class Unchecked(NamedTuple):
+    """Checks that could not be made.
 
     Attributes:
-        quantiles: the minimum, 5, 25, 50, 75, 95 % and the maximum of the finite values.
-        step: the global step of the checkpoint; None where it has none.
+        checks: their names.
+        reason: what was not there, and where it matters what to give.
     """
 
-    quantiles: tuple[float, ...]
-    step: int | None
-
-
-class LayerRow(NamedTuple):
-    """A layer as a report shows it; what is not known is None or "".
-
-    Attributes:
-        name: its scope.
-        kind: "fused", "composed", "folded" or "".
-        channels: the number of its channels.
-        decay, epsilon, mode, layout: as a graph tells them.
-        mean, deviation: the moving mean and the root of the moving variance.
-        history: (mean, deviation) for each checkpoint of a training directory.
-    """
-
-    name: str
-    kind: str = ""
-    channels: int | None = None
-    decay: float | None = None
-    epsilon: float | None = None
-    mode: str = ""
-    layout: str = ""
-    mean: Spread | None = None
-    deviation: Spread | None = None
-    history: tuple[tuple[Spread, Spread], ...] = ()
+    checks: tuple[str, ...]
+    reason: str
 
 
 class Examination(NamedTuple):
@@ -86,6 +60,7 @@ class Examination(NamedTuple):
         layers: its batch-norm layers.
         findings: what is wrong, the gravest first.
         step: the global step of the checkpoint; None without one.
+        unchecked: the checks that could not be made, and why.
     """
 
     path: str
@@ -93,6 +68,7 @@ class Examination(NamedTuple):
     layers: tuple[LayerRow, ...]
     findings: tuple[Finding, ...]
     step: int | None = None
+    unchecked: tuple[Unchecked, ...] = ()
 
     @property
     def is_healthy(self) -> bool:
@@ -145,15 +121,15 @@ def _examiner(path):
         if is_train_directory(path):
             return _examine_directory
         raise ValueError(
-            f"directory {path} has neither a checkpoint nor a SavedModel: give a "
-            "training directory, a checkpoint's prefix or a graph"
+            f"directory {path} has neither a checkpoint nor a SavedModel{_runs_in(path)}"
+            ": give a training directory, a checkpoint's prefix or a graph"
         )
     if os.path.exists(path + ".index") or _PART.search(path):
         return _examine_checkpoint
     if not os.path.exists(path):
         raise ValueError(
-            f"there is nothing at {path}, and no {path}.index: give a checkpoint's "
-            "prefix, a .meta file, a graph or a directory"
+            f"there is nothing at {path}, and no {path}.index{checkpoints_beside(path)}: "
+            "give a checkpoint's prefix, a .meta file, a graph or a directory"
         )
     if os.path.basename(path) == STATE_FILE:
         return lambda file: _examine_directory(os.path.dirname(file) or ".")
@@ -166,10 +142,28 @@ def _examiner(path):
     return _examine_graph
 
 
+def _runs_in(path):
+    """The training directories in a folder of them, for an error; "" for none."""
+    folders = sorted(os.path.join(path, name) for name in os.listdir(path))
+    runs = [folder for folder in folders if _is_run(folder)]
+    if not runs:
+        return ""
+    more = f" and {len(runs) - _MOST_RUNS} more" if len(runs) > _MOST_RUNS else ""
+    return f", but {len(runs)} in it have: {', '.join(runs[:_MOST_RUNS])}{more}"
+
+
+def _is_run(folder):
+    try:
+        return os.path.isdir(folder) and is_train_directory(folder)
+    except OSError:  # not ours to read
+        return False
+
+
 def _examine_graph(path):
     facts = Facts(read_graph(path))
-    rows = tuple(_row(None, layer) for layer in facts.graph_layers())
-    return Examination(path, "graph", rows, tuple(lint_facts(facts)))
+    rows = tuple(row_of(None, layer) for layer in facts.graph_layers())
+    findings = tuple(lint_facts(facts))
+    return Examination(path, "graph", rows, findings, unchecked=(_NO_VALUES,))
 
 
 def _examine_saved_model(path):
@@ -178,12 +172,18 @@ def _examine_saved_model(path):
     findings = lint_facts(facts)
     prefix = os.path.join(path, "variables", "variables")
     if not os.path.exists(prefix + ".index"):  # a frozen one has no variables
-        rows = tuple(_row(None, layer) for layer in layers)
-        return Examination(path, "saved_model", rows, tuple(findings))
+        rows = tuple(row_of(None, layer) for layer in layers)
+        return Examination(
+            path, "saved_model", rows, tuple(findings), unchecked=(_NO_VALUES,)
+        )
     values, found = _audited(prefix, saved_layers(facts.view, layers))
-    rows = _rows(values, layers)
     return Examination(
-        path, "saved_model", rows, tuple(by_gravity([*findings, *found])), values.step
+        path,
+        "saved_model",
+        rows_of(values, layers),
+        tuple(by_gravity([*findings, *found])),
+        values.step,
+        _without_step(values),
     )
 
 
@@ -194,9 +194,10 @@ def _examine_checkpoint(path):
     return Examination(
         path,
         "checkpoint",
-        _rows(values, layers),
+        rows_of(values, layers),
         tuple(by_gravity([*findings, *found])),
         values.step,
+        (*_without_step(values), _without_graph(prefix)),
     )
 
 
@@ -214,67 +215,49 @@ def _examine_directory(path):
     return Examination(
         path,
         "training directory",
-        _rows(newest, found.graph_layers, found.history),
+        rows_of(newest, found.graph_layers, found.history),
         found.findings,
         newest.step,
+        _left_out(found, newest),
     )
 
 
-def _rows(
-    values: CheckpointValues,
-    graph_layers: Sequence[GraphLayer],
-    history: Sequence[CheckpointValues] = (),
-) -> tuple[LayerRow, ...]:
-    """The layers of a checkpoint, then those that only its graph has."""
-    by_name = {layer.name: layer for layer in graph_layers}
-    spreads: dict[str, list] = {}
-    for checkpoint in history:
-        for found in checkpoint.layers:
-            spread = _spreads(found, checkpoint.step)
-            if spread is not None:
-                spreads.setdefault(found.layer.scope, []).append(spread)
-    rows = [
-        _row(layer, by_name.get(layer.layer.scope), values.step)._replace(
-            history=tuple(spreads.get(layer.layer.scope, ()))
+def _without_step(values):
+    if values.step is None and values.layers:
+        return (Unchecked(("not-converged",), "no global step is known"),)
+    return ()
+
+
+def _without_graph(prefix):
+    graph = prefix + ".meta"
+    reason = f"a checkpoint does not tell; examine its graph, {graph}"
+    if not os.path.exists(graph):
+        reason = (
+            f"there is no graph beside the checkpoint, no {os.path.basename(graph)}"
         )
-        for layer in values.layers
-    ]
-    known = {row.name for row in rows}
-    rows += [_row(None, layer) for layer in graph_layers if layer.name not in known]
-    return tuple(rows)
+    return Unchecked(_names_of("graph"), reason)
 
 
-def _row(
-    found: LayerValues | None, layer: GraphLayer | None, step: int | None = None
-) -> LayerRow:
-    row = LayerRow(found.layer.scope if found else layer.name)
-    if layer is not None:
-        row = row._replace(
-            kind=layer.kind,
-            decay=layer.decay,
-            epsilon=layer.epsilon,
-            mode=layer.mode,
-            layout=layer.layout,
-        )
-    if found is None:
-        return row
-    sizes = [values.size for values in found.values.values()]
-    row = row._replace(channels=max(sizes, default=None))
-    spreads = _spreads(found, step)
-    if spreads is None:
-        return row
-    return row._replace(mean=spreads[0], deviation=spreads[1])
+def _left_out(found, newest):
+    """What could not be checked of a training directory."""
+    yet = []
+    if found.graph is None:
+        yet.append(Unchecked(_names_of("graph"), "there is no graph in the directory"))
+    if len({checkpoint.step for checkpoint in found.history}) < 2:
+        courses = ("statistics-stand-still", "statistics-jump")
+        yet.append(Unchecked(courses, "they need checkpoints of two steps"))
+    if not found.has_events:
+        yet.append(Unchecked(("events-not-finite",), "there are no event files"))
+    if found.older:
+        reason = f"of {found.older} older checkpoints; the newest were read"
+        yet.append(Unchecked(("damaged-tensor", "statistics-jump"), reason))
+    return (*_without_step(newest), *yet)
 
 
-def _spreads(found, step):
-    if not found.has_statistics:
-        return None
-    mean, variance = (found.values[role] for role in STATISTICS)
-    return _spread(mean, step), _spread(np.sqrt(np.maximum(variance, 0)), step)
+def _names_of(place):
+    return tuple(check.name for check in by_place()[place])
 
 
-def _spread(values, step):
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return Spread((float("nan"),) * len(_QUANTILES), step)
-    return Spread(tuple(float(q) for q in np.percentile(finite, _QUANTILES)), step)
+_NO_VALUES = Unchecked(
+    _names_of("checkpoint"), "a graph holds no values; examine its checkpoint, too"
+)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import bn_tf1
 from bn_tf1.__main__ import main
-from bn_tf1.doctor.examination import Examination, LayerRow, Spread, examine
+from bn_tf1.doctor.examination import Examination, Unchecked, examine
 from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.layer_rows import LayerRow, Spread
 from bn_tf1.doctor.reports.machine_readable import json_report
 from bn_tf1.doctor.reports.page import html_report
 from bn_tf1.doctor.reports.terminal import text_report
@@ -139,7 +140,7 @@ class _Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.attributes += attributes
-        if tag != "meta":
+        if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -156,7 +157,8 @@ def test_the_page_stands_alone(sick, tmp_path, capsys):
     text = path.read_text(encoding="utf-8")
     page = _Page(text)
     assert not page.open
-    assert page.tags.count("svg") == 2 * 6  # mean and deviation of each layer
+    # The legend, and mean and deviation of each layer.
+    assert page.tags.count("svg") == 2 + 2 * 6
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not re.search(r"https?:|url\(|@import", text)
     assert "negative-variance" in text
@@ -171,7 +173,8 @@ def test_the_page_shows_the_course_of_a_run(tmp_path):
                 values[name] = values[name] + np.float32(step / 100)
         forge.write(tmp_path / f"model.ckpt-{step}", values)
     page = _Page(html_report([examine(str(tmp_path))]))
-    assert page.tags.count("polyline") == 2 * 2
+    curves = [value for name, value in page.attributes if value and "line s" in value]
+    assert len(curves) == 2 * 2
 
 
 def _hostile_examination():
@@ -183,7 +186,8 @@ def _hostile_examination():
         LayerRow(""),
     )
     finding = Finding("check", "error", "certain", *[_HOSTILE] * 5)
-    return Examination(_HOSTILE, "checkpoint", rows, (finding,), step=1)
+    unchecked = (Unchecked((_HOSTILE,), _HOSTILE),)
+    return Examination(_HOSTILE, "checkpoint", rows, (finding,), 1, unchecked)
 
 
 def test_names_are_escaped_in_every_report():
@@ -199,21 +203,61 @@ def test_names_are_escaped_in_every_report():
     assert report["paths"][0]["layers"][0]["mean"]["quantiles"] == [None] * 7
 
 
-def test_hundreds_of_layers_stay_readable():
-    rows = tuple(LayerRow(f"block_{i}/bn", channels=64) for i in range(500))
-    findings = tuple(
-        Finding(
-            "dead-channels", "warning", "certain", f"block_{i}/bn", "w", "x", "y", "z"
-        )
-        for i in range(30)
+def _alike(count, name="block_{}/bn", **parts):
+    return tuple(LayerRow(name.format(i), channels=64, **parts) for i in range(count))
+
+
+def _dead(count):
+    names = [f"block_{i}/bn" for i in range(count)]
+    texts = "w", "x", "y", "z"
+    return tuple(
+        Finding("dead-channels", "warning", "certain", n, *texts) for n in names
     )
-    healthy = text_report([Examination("path", "graph", rows, ())])
-    assert len(healthy.splitlines()) < 10
-    assert "500 more layers, 500 of all without a finding" in healthy
-    text = text_report([Examination("path", "graph", rows, findings)])
+
+
+def test_layers_that_are_alike_are_one_row_and_a_count():
+    examination = Examination("path", "graph", _alike(60, kind="fused"), ())
+    lines = text_report([examination]).splitlines()
+    (row,) = [line for line in lines if "block_*/bn" in line]
+    assert row.split() == ["block_*/bn", "60", "64", "fused"]
+    every = text_report([examination], every_layer=True)
+    assert sum(f"block_{i}/bn" in every for i in range(60)) == 60
+    assert "--all" not in every
+
+
+def test_layers_with_other_findings_or_settings_are_rows_of_their_own():
+    rows = _alike(500, decay=0.99) + _alike(1, "odd/bn", decay=0.5)
+    text = text_report([Examination("path", "graph", rows, _dead(30))])
     assert len(text.splitlines()) < 60
-    assert "... and 22 more layers" in text
-    assert max(len(line) for line in text.splitlines()) <= 100
+    table = [line.split() for line in text.splitlines() if "64" in line]
+    assert sorted(row[-2:] for row in table) == [
+        ["64", "0.5"],
+        ["64", "0.99"],
+        ["64", "0.99"],
+    ]
+    assert ["!", "block_*/bn", "30", "64", "0.99"] in table
+    assert "... and 22 more layers; --all lists each" in text
+
+
+@pytest.mark.parametrize("columns", [44, 60, 80, 1000])
+def test_no_line_is_wider_than_the_terminal(columns):
+    scope = "a/rather/long/scope/of/a/network"
+    spread = Spread((-1.2345e-05,) * 6 + (1.2345e05,), 3)
+    rows = tuple(
+        LayerRow(
+            f"{scope}/{kind}_{i}/conv/BatchNorm", kind, 512, 0.1 * i, 1e-5 * i
+        )._replace(mode="inference" * i, mean=spread, deviation=spread)
+        for i in range(2)
+        for kind in ("fused", "composed")
+    )
+    text = text_report([Examination("path", "graph", rows, ())], columns)
+    assert max(map(len, text.splitlines())) <= columns
+    assert text.count("long/scope") == 1  # what they have in common is told once
+    for row in rows:
+        shown = row.name[len(scope) + 1 :]
+        assert any(shown[-n:] in text for n in (len(shown), 8))
+    names = [line[2:].split()[0] for line in text.splitlines() if "BatchNorm" in line]
+    assert len(set(names)) == 4
 
 
 @pytest.mark.parametrize("columns", [80, 60, 1000, 0])
@@ -224,13 +268,96 @@ def test_findings_are_folded_to_the_terminal(columns):
     assert folded and "not-converged" in report
     width = max(40, min(columns, 96))
     assert all(len(line) <= width or " " not in line.strip() for line in folded)
-    assert report.split() == text_report([examined]).split()
+    findings = report[report.index("warning (likely)") :]
+    assert findings.split() == text_report([examined]).split()[-len(findings.split()) :]
 
 
-def test_lines_fit_a_terminal():
-    text = text_report([examine(str(forge.FIXTURES / "contrib"))])
-    for line in text.splitlines():
-        assert len(line) <= 100 or " " not in line.strip()
+def test_colours_are_on_a_terminal_alone(sick, capsys, monkeypatch):
+    main(["doctor", sick])
+    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    main(["doctor", sick])
+    plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "\x1b" not in plain and "error (certain): negative-variance" in plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(["doctor", sick])
+    assert capsys.readouterr().out == plain
+
+
+def test_what_was_not_checked_is_told(tmp_path):
+    values = forge.converged("tf_layers")
+    del values["global_step"]
+    (told, graph) = examine(forge.write(tmp_path / "a.ckpt", values)).unchecked
+    assert told == (("not-converged",), "no global step is known")
+    assert "update-not-run" in graph.checks and "no a.ckpt.meta" in graph.reason
+    text = text_report([examine(str(tmp_path / "a.ckpt"))])
+    assert "not checked: not-converged: no global step is known" in text
+    (values_of,) = examine(
+        str(forge.FIXTURES / "contrib" / "model.ckpt.meta")
+    ).unchecked
+    assert "negative-variance" in values_of.checks
+
+
+def test_the_page_of_sixty_layers_is_small(tmp_path):
+    spread = Spread((-1.2, -1.0, -0.3, 0.01, 0.4, 1.1, 1.9), 1000)
+    history = tuple((spread, spread) for _ in range(20))
+    name = "resnet_v1_50/block{}/unit_1/bottleneck_v1/conv1/BatchNorm"
+    rows = _alike(60, name, mean=spread, deviation=spread, history=history)
+    page = html_report([Examination("runs/resnet", "training directory", rows, ())])
+    assert len(page.encode()) < 80_000
+    assert "prefers-color-scheme:dark" in page and "@media(max-width" in page
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC, bn_tf1", page)
+    labels = re.findall(r'left:[\d.]+%">([^<]+)<', page)
+    assert {"0", "1", "\N{MINUS SIGN}1"} <= set(labels)  # numbers on the axes
+
+
+def test_a_page_that_cannot_be_written_loses_nothing(sick, tmp_path, capsys):
+    for target in (tmp_path / "nowhere" / "report.html", tmp_path):
+        assert main(["doctor", sick, "--html", str(target)]) == 2
+        told = capsys.readouterr()
+        assert "negative-variance" in told.out and told.out.count("not healthy") == 1
+        assert f"doctor: {target} cannot be written" in told.err
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_a_folder_of_runs_offers_them(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        forge.write(tmp_path / name / "model.ckpt-3", {"x": np.float32([1])})
+    (tmp_path / "other").mkdir()
+    offered = f"2 in it have: {tmp_path / 'a'}, {tmp_path / 'b'}: give"
+    with pytest.raises(ValueError, match=re.escape(offered)):
+        examine(str(tmp_path))
+
+
+def test_a_mistyped_checkpoint_lists_those_that_are_there(tmp_path):
+    for step in (9, 10):
+        forge.write(tmp_path / f"model.ckpt-{step}", {"x": np.float32([1])})
+    with pytest.raises(
+        ValueError, match="there are: model.ckpt-9, model.ckpt-10: give"
+    ):
+        examine(str(tmp_path / "model.ckpt-100"))
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"", "an empty file"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "a PNG image"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"PK\x03\x04" + b"\0" * 26 + b"archive/data.pkl", "a model of PyTorch"),
+        (b"\x80\x02}q\x00.", "a pickle"),
+        ("naïve text\nof two lines".encode(), "a text file"),
+        (b"\x1c\0\0\0TFL3\0", "a model of TensorFlow Lite"),
+    ],
+)
+def test_another_format_is_told_in_plain_words(tmp_path, content, what):
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(ValueError, match=f"is {what}") as caught:
+        examine(str(tmp_path / "model"))
+    assert not re.search(r"field|wire|varint|kind \d", str(caught.value))
 
 
 @settings(max_examples=60, deadline=None)

@@ -100,8 +100,8 @@ def test_shuffled_graphs(folder, seed):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "is no MetaGraphDef, GraphDef or SavedModel"),
-        (b"garbage", "is no MetaGraphDef, GraphDef or SavedModel"),
+        (b"", "is an empty file, and no MetaGraphDef, GraphDef or SavedModel"),
+        (b"garbage", "is a text file, and no MetaGraphDef, GraphDef or SavedModel"),
         (b"node { name: 'x' op", "is damaged"),
         (b"node { name: '\xff' }", "is damaged"),
         (b"\x08\x01", "is no MetaGraphDef, GraphDef or SavedModel"),

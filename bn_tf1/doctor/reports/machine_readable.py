@@ -6,7 +6,8 @@
                 "layers": [{"name", "kind", "channels", "decay", "epsilon", "mode",
                             "layout", "mean", "deviation", "history"}],
                 "findings": [{"check", "gravity", "certainty", "layer", "where", "what",
-                              "why", "remedy"}]}],
+                              "why", "remedy"}],
+                "unchecked": [{"checks": names, "reason"}]}],
      "unreadable": [{"path", "error"}]}
 
 A mean or a deviation is {"step", "quantiles"}: the minimum, 5, 25, 50, 75, 95 % and the
@@ -20,7 +21,8 @@ import json
 import math
 from typing import Sequence
 
-from bn_tf1.doctor.examination import Examination, LayerRow, Spread
+from bn_tf1.doctor.examination import Examination
+from bn_tf1.doctor.layer_rows import LayerRow, Spread
 
 SCHEMA = 1
 
@@ -54,6 +56,7 @@ def _examination(examination):
         "healthy": examination.is_healthy,
         "layers": [_layer(layer) for layer in examination.layers],
         "findings": [dict(finding._asdict()) for finding in examination.findings],
+        "unchecked": [dict(part._asdict()) for part in examination.unchecked],
     }
 
 

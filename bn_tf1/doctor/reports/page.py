@@ -1,55 +1,109 @@
 """The doctor's report as one page: no network, no script, nothing beside the file.
 
-Everything that comes from a file is escaped. The plots are drawings inside of the page: a
-box for the distribution of a statistic over the channels of a layer (5 to 95 %, with its
-quartiles, median and extremes), and over the checkpoints of a run the median between
-5 and 95 %.
+Everything that comes from a file is escaped. The statistics of all layers are drawn over
+one scale each, so that layers can be compared; the scale is linear near 0 and logarithmic
+beyond where the layers are far apart. A window may be as narrow as a telephone's.
 """
 
 from __future__ import annotations
 
+import datetime
 import html
-import math
 from typing import Sequence
 
-from bn_tf1.doctor.examination import Examination, LayerRow, Spread
-from bn_tf1.doctor.reports.terminal import number, printable, verdict
+import tensorflow.compat.v1 as tf
 
+from bn_tf1.doctor.examination import Examination
+from bn_tf1.doctor.layer_rows import LayerRow
+from bn_tf1.doctor.register import BY_NAME, by_place
+from bn_tf1.doctor.reports import charts
+from bn_tf1.doctor.reports.grouping import (
+    common_scope,
+    findings_by_check,
+    layer_groups,
+)
+from bn_tf1.doctor.reports.terminal import (
+    counts,
+    number,
+    places_by_text,
+    plural,
+    printable,
+    told_mode,
+    verdict,
+)
+
+_MAX_TOLD = 6
+_SETTINGS = ("kind", "decay", "epsilon", "mode")
+# What each kind of path is examined for.
+_PLACES = {
+    "graph": ("graph",),
+    "checkpoint": ("checkpoint",),
+    "saved_model": ("graph", "checkpoint"),
+    "training directory": ("training directory", "checkpoint", "graph"),
+}
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;
-color:#1c2430;background:#fff}
-h1{font-size:1.5em}h2{font-size:1.15em;overflow-wrap:anywhere;margin-top:2em}
-table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.25em .6em;border-bottom:1px solid #dde2e8;
-vertical-align:middle}th{color:#5a6675;font-weight:600}
-td:first-child{overflow-wrap:anywhere}
-.verdict{font-weight:600;padding:.6em .9em;border-radius:.3em;background:#e4f4e8}
-.verdict.sick{background:#fdeaea}
-.finding{border-left:4px solid #8b98a8;padding:.2em 0 .2em .9em;margin:1em 0;
-overflow-wrap:anywhere}
-.finding.error{border-color:#c62828}.finding.warning{border-color:#e08e00}
-.finding b{margin-right:.5em}.finding p{margin:.2em 0}
-.tag{color:#5a6675;font-size:.9em}code{overflow-wrap:anywhere}
-svg{display:block}.wrap{overflow-x:auto}
+*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;
+max-width:78rem;padding:1.2rem;color:var(--ink);background:var(--bg)}
+h1{font-size:1.5rem;margin:0}h2{font-size:1.2rem;margin:2.2rem 0 .2rem}
+h3{font-size:1rem;margin:1.6rem 0 .5rem}p{margin:.3em 0}.soft{color:var(--soft)}
+h2,code,.finding,td{overflow-wrap:anywhere}small{font-size:.85em}
+code{font:.92em ui-monospace,monospace}
+.verdict{font-weight:600;padding:.6em .9em;border-radius:.4em;margin:1em 0;
+background:var(--panel);border-left:.4em solid var(--good)}
+.verdict.sick{border-color:var(--error)}
+.finding{border:1px solid var(--rule);border-left:.4em solid var(--note);
+border-radius:.4em;padding:.5em .9em;margin:.7em 0;background:var(--panel)}
+.finding.error{border-left-color:var(--error)}
+.finding.warning{border-left-color:var(--warning)}
+.finding h4{margin:0;font-size:1rem}.finding ul{margin:.4em 0;padding-left:1.2em}
+.tag{font-size:.78rem;font-weight:600;margin-right:.6em;text-transform:uppercase}
+.error>.tag,i.error{color:var(--error)}.warning>.tag,i.warning{color:var(--warning)}
+.note>.tag,i.note{color:var(--note)}i.error,i.warning,i.note{font-style:normal}
+dl{display:grid;grid-template-columns:5em 1fr;margin:.3em 0;gap:.2em .8em}
+dt{color:var(--soft)}dd{margin:0;min-width:0}
+details{margin:.5em 0}summary{cursor:pointer;color:var(--soft)}
+.layers{width:100%;border-collapse:collapse}.layers th{text-align:left;
+color:var(--soft);font-weight:600;font-size:.85em;vertical-align:bottom}
+.layers td,.layers th{padding:.12em .6em;border-bottom:1px solid var(--rule)}
+.layers td.name{font:.85em ui-monospace,monospace}.layers .plotted{width:32%}
+.layers thead{position:sticky;top:0;background:var(--bg);z-index:1}
+.p0 svg{background:var(--r0)}.p1 svg{background:var(--r1)}
+.legend{display:grid;grid-template-columns:9em 1fr;gap:0 1em;max-width:60em;
+font-size:.85em;color:var(--soft);align-items:center}
+.courses{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1.2em}
+.checks{font-size:.88em;width:100%;border-collapse:collapse}
+.checks td{padding:.1em .6em .1em 0;vertical-align:top}
+@media(max-width:44rem){body{padding:.8rem}.layers,.layers tbody,.layers thead{
+display:block}.layers tr{display:grid;grid-template-columns:1fr 1fr;
+border-bottom:1px solid var(--rule);padding:.25em 0}.layers td,.layers th{border:0;
+padding:.05em .4em .05em 0}.layers .name{grid-column:1/-1}.layers .plotted{width:auto}
+.layers .value{display:none}.checks td{display:block}.plot{margin-left:3.4em}}
 """
-_PLOT_WIDTH, _PLOT_HEIGHT = 150, 26
-_MARGIN = 3
-_COLUMNS = ("layer", "kind", "C", "decay", "epsilon", "mode")
 
 
 def html_report(
-    examinations: Sequence[Examination], unreadable: Sequence[tuple[str, str]] = ()
+    examinations: Sequence[Examination],
+    unreadable: Sequence[tuple[str, str]] = (),
+    *,
+    made_by: str = "bn_tf1",
 ) -> str:
-    """The page; `unreadable` are (path, error) of paths that could not be read."""
+    """The page.
+
+    Args:
+        examinations: what was found.
+        unreadable: (path, error) of paths that could not be read.
+        made_by: the program and its version, told beside the date.
+    """
     is_sick = bool(unreadable) or not all(e.is_healthy for e in examinations)
-    classes = "verdict sick" if is_sick else "verdict"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = f"{now:%Y-%m-%d %H:%M} UTC, {made_by}, TensorFlow {tf.version.VERSION}"
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Batch norm: report</title><style>{_STYLE}</style></head><body>",
-        "<h1>Batch norm: report</h1>",
-        f'<p class="{classes}">{_escaped(verdict(examinations))}</p>',
+        f"<title>Batch norm: report</title><style>{charts.STYLE}{_STYLE}</style></head>",
+        f'<body><h1>Batch norm: report</h1><p class="soft">{_escaped(made)}</p>',
+        f'<p class="verdict{" sick" * is_sick}">{_escaped(verdict(examinations))}</p>',
     ]
     for path, error in unreadable:
         parts.append(f"<h2>{_escaped(path)}</h2><p>{_escaped(error)}</p>")
@@ -65,122 +119,207 @@ def _escaped(text):
 
 def _examination(examination):
     step = "" if examination.step is None else f", step {examination.step}"
-    yield f"<h2>{_escaped(examination.path)}</h2>"
-    yield f"<p>{_escaped(examination.kind + step)}</p>"
-    for finding in examination.findings:
-        yield _finding(finding)
+    told = f"{examination.kind}{step}: {counts(examination.findings) or 'no findings'}"
+    yield f"<section><h2>{_escaped(examination.path)}</h2>"
+    yield f'<p class="soft">{_escaped(told)}</p>'
+    for group in findings_by_check(examination.findings):
+        yield _findings(group, examination.path)
     if examination.layers:
-        yield from _table(examination)
+        yield from _layers(examination)
+        yield from _courses(examination)
     else:
         yield "<p>No batch-norm layer.</p>"
+    yield from _checks(examination)
+    yield "</section>"
 
 
-def _finding(finding):
-    layer = f"<code>{_escaped(finding.layer)}</code> " if finding.layer else ""
+# ------------------------------------------------------------------------------ findings
+
+
+def _findings(group, path):
+    first = group[0]
+    check = BY_NAME.get(first.check)
+    times = f" in {plural(len(group), 'place')}" if len(group) > 1 else ""
+    told = [_told(*item) for item in places_by_text(group, path).items()]
+    shown, rest = told[:_MAX_TOLD], told[_MAX_TOLD:]
+    more = ""
+    if rest:
+        more = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul>"
+        more += "</details>"
     return (
-        f'<div class="finding {_escaped(finding.gravity)}">'
-        f"<p><b>{_escaped(finding.gravity)}</b>{layer}"
-        f'<span class="tag">{_escaped(finding.check)}, {_escaped(finding.certainty)}'
-        "</span></p>"
-        f"<p>{_escaped(finding.what)}</p><p>{_escaped(finding.why)}</p>"
-        f"<p><b>Remedy</b>{_escaped(finding.remedy)}</p>"
-        f'<p class="tag">{_escaped(finding.where)}</p></div>'
+        f'<article class="finding {_escaped(first.gravity)}">'
+        f'<span class="tag">{_escaped(first.gravity)}</span>'
+        f"<b>{_escaped(first.check)}</b>"
+        f'<span class="soft">{times}, {_escaped(first.certainty)}</span>'
+        + (f"<p>{_escaped(check.what)}</p>" if check else "")
+        + f"<ul>{''.join(shown)}</ul>{more}"
+        f"<dl><dt>why</dt><dd>{_escaped(first.why)}</dd>"
+        f"<dt>remedy</dt><dd>{_escaped(first.remedy)}</dd></dl></article>"
     )
 
 
-def _table(examination):
+def _told(what, places):
+    """What is wrong, and the places: the first of them, and all if it is clicked."""
+    first = "<br>".join(
+        f"<code>{_escaped(place)}</code>" for place in places[:_MAX_TOLD]
+    )
+    rest = "<br>".join(
+        f"<code>{_escaped(place)}</code>" for place in places[_MAX_TOLD:]
+    )
+    if rest:
+        count = len(places) - _MAX_TOLD
+        rest = f"<details><summary>{count} more</summary>{rest}</details>"
+    return f"<li>{_escaped(what)}<br>{first}{rest}</li>"
+
+
+# ------------------------------------------------------------------------------- layers
+
+
+def _layers(examination):
     rows = examination.layers
-    has_plots = any(row.mean for row in rows)
-    has_history = any(len(row.history) > 1 for row in rows)
-    titles = list(_COLUMNS)
-    titles += ["moving mean", "deviation"] if has_plots else []
-    titles += ["mean over checkpoints", "deviation over checkpoints"] * has_history
-    yield '<div class="wrap"><table><tr>'
-    yield "".join(f"<th>{title}</th>" for title in titles) + "</tr>"
-    for row in rows:
-        yield "<tr>" + "".join(_cells(row, has_plots, has_history)) + "</tr>"
-    yield "</table></div>"
+    groups = layer_groups(rows, examination.findings, len(rows))
+    scope = common_scope([row.name for row in rows])
+    common, columns = _settings(rows)
+    told = [plural(len(rows), "batch-norm layer"), f"in {scope}" * bool(scope), *common]
+    yield f"<h3>Layers</h3><p>{_escaped(', '.join(filter(None, told)))}</p>"
+    plotted = [row for row in rows if row.mean is not None]
+    axes = [
+        charts.axis_of(q for row in plotted for q in getattr(row, part).quantiles)
+        for part in ("mean", "deviation")
+    ]
+    if plotted:
+        yield _legend(axes)
+    behind = ";".join(f"--r{i}:{charts.rules(axis)}" for i, axis in enumerate(axes))
+    yield f'<table class="layers" style="{behind}"><thead><tr><th class="name">layer</th>'
+    yield "".join(f'<th class="value">{title}</th>' for title in ("C", *columns))
+    if plotted:
+        for title, axis in zip(("moving mean", "moving deviation"), axes):
+            yield f'<th class="plotted">{title}{charts.labels(axis, "x")}</th>'
+    yield "</tr></thead><tbody>"
+    for group in groups:
+        row = group.rows[0]
+        cells = _cells(row, columns, axes if plotted else (), row.name[len(scope) :])
+        yield f"<tr>{''.join(_marked(cells, group.gravity))}</tr>"
+    yield "</tbody></table>"
 
 
-def _cells(row: LayerRow, has_plots, has_history):
-    channels = "" if row.channels is None else str(row.channels)
-    mode = "" if row.mode == "unknown" else row.mode
-    texts = [row.name or "(no scope)", row.kind, channels]
-    texts += [number(row.decay), number(row.epsilon), mode]
-    for text in texts:
-        yield f"<td>{_escaped(text)}</td>"
-    if has_plots:
-        yield f"<td>{_box(row.mean)}</td><td>{_box(row.deviation)}</td>"
-    if has_history:
-        for spreads in zip(*row.history) if row.history else ((), ()):
-            yield f"<td>{_course(spreads)}</td>"
+def _settings(rows):
+    """(what is said of all layers, the settings that have a column each)."""
+    common, columns = [], []
+    for title in _SETTINGS:
+        values = {_setting(row, title) for row in rows}
+        if len(values) > 1:
+            columns.append(title)
+        elif values != {""}:
+            common.append(f"{title} {values.pop()}")
+    return common, columns
 
 
-def _svg(drawing, title):
+def _setting(row, title):
+    if title == "mode":
+        return told_mode(row)
+    return row.kind if title == "kind" else number(getattr(row, title))
+
+
+def _cells(row: LayerRow, columns, axes, name):
+    yield _escaped(name or "(no scope)")
+    yield "" if row.channels is None else str(row.channels)
+    for title in columns:
+        yield _escaped(_setting(row, title))
+    for i, (spread, axis) in enumerate(zip((row.mean, row.deviation), axes)):
+        if spread is None:
+            yield "<td></td>"
+            continue
+        low, *_, median, _, _, high = spread.quantiles
+        title = f"{low:.4g} to {high:.4g}, median {median:.4g}"
+        yield f'<td class="p{i}">{charts.box(spread.quantiles, axis, title)}</td>'
+
+
+def _marked(cells, gravity):
+    """The cells as elements, the first of them with a mark for what was found."""
+    mark = f'<i class="{gravity}" title="{gravity}">\N{BLACK CIRCLE}</i> ' * bool(
+        gravity
+    )
+    for i, cell in enumerate(cells):
+        if cell.startswith("<td"):
+            yield cell
+        else:
+            kind = "value" if i else "name"
+            yield f'<td class="{kind}">{mark if i == 0 else ""}{cell}</td>'
+
+
+def _legend(axes):
+    sample = charts.box((2, 10, 30, 45, 60, 85, 98), charts.Axis(0, 100), "legend")
+    bent = any(axis.unit is not None for axis in axes)
     return (
-        f'<svg width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}" role="img">'
-        f"<title>{_escaped(title)}</title>{drawing}</svg>"
+        f'<div class="legend"><div>{sample}</div><div>one box for each layer, over its '
+        "channels: the line is 5 to 95 %, the box the quartiles, the bar the median, the "
+        "short bars the extremes; all layers have one scale"
+        + (", logarithmic away from 0" if bent else "")
+        + "</div></div>"
     )
 
 
-def _is_drawable(spread):
-    return spread is not None and all(math.isfinite(q) for q in spread.quantiles)
-
-
-def _scale(low, high, length):
-    """From a number in [low, high] to a place in a drawing of `length`."""
-    # Halves, since the difference of two finite numbers need not be finite.
-    span = high / 2 - low / 2
-    room = length - 2 * _MARGIN
-
-    def place(value):
-        share = (value / 2 - low / 2) / span if span else 0.5
-        return round(_MARGIN + room * share, 1)
-
-    return place
-
-
-def _box(spread: Spread | None) -> str:
-    if not _is_drawable(spread):
-        return ""
-    low, five, first, median, third, ninety_five, high = spread.quantiles
-    x = _scale(min(low, 0), max(high, 0), _PLOT_WIDTH)
-    middle = _PLOT_HEIGHT / 2
-    drawing = (
-        f'<line x1="{x(0)}" x2="{x(0)}" y1="1" y2="{_PLOT_HEIGHT - 1}" '
-        'stroke="#b8c1cc" stroke-dasharray="2 2"/>'
-        f'<line x1="{x(five)}" x2="{x(ninety_five)}" y1="{middle}" y2="{middle}" '
-        'stroke="#33658a"/>'
-        f'<rect x="{x(first)}" y="{middle - 6}" height="12" '
-        f'width="{max(x(third) - x(first), 1):.1f}" fill="#a9cbe3" stroke="#33658a"/>'
-        f'<line x1="{x(median)}" x2="{x(median)}" y1="{middle - 6}" '
-        f'y2="{middle + 6}" stroke="#12344d" stroke-width="2"/>'
-        f'<circle cx="{x(low)}" cy="{middle}" r="1.5" fill="#33658a"/>'
-        f'<circle cx="{x(high)}" cy="{middle}" r="1.5" fill="#33658a"/>'
-    )
-    return _svg(drawing, f"{low:.4g} to {high:.4g}, median {median:.4g}")
-
-
-def _course(spreads: Sequence[Spread]) -> str:
-    """The median over the checkpoints, between 5 and 95 %."""
-    spreads = [spread for spread in spreads if _is_drawable(spread)]
-    if len(spreads) < 2:
-        return ""
-    x = _scale(0, len(spreads) - 1, _PLOT_WIDTH)
-    low = min(spread.quantiles[1] for spread in spreads)
-    high = max(spread.quantiles[5] for spread in spreads)
-    up = _scale(low, high, _PLOT_HEIGHT)
-
-    def points(index):
-        return [
-            f"{x(i)},{_PLOT_HEIGHT - up(spread.quantiles[index]):.1f}"
-            for i, spread in enumerate(spreads)
+def _courses(examination):
+    """The statistics over the checkpoints of a run, all layers over one scale."""
+    rows = [row for row in examination.layers if len(row.history) > 1]
+    if not rows:
+        return
+    scope = common_scope([row.name for row in rows])
+    sick = {f.layer for f in examination.findings if f.gravity != "note"}
+    are_few = len(rows) <= charts.COLOURS
+    yield '<h3>Over the checkpoints</h3><p class="soft">the median over the channels'
+    yield "" if are_few else ", one line for each layer"
+    if sick and not are_few:
+        yield '; <span class="s1">with an error or a warning</span>'
+    yield '</p><div class="courses">'
+    for part, title in ((0, "moving mean"), (1, "moving deviation")):
+        series = [
+            charts.Series(
+                row.name[len(scope) :],
+                [
+                    (both[part].step or 0, both[part].quantiles[3])
+                    for both in row.history
+                ],
+                colour=i if are_few else int(row.name in sick),
+                is_faint=not are_few and row.name not in sick,
+            )
+            for i, row in enumerate(rows)
         ]
+        yield charts.lines(
+            sorted(series, key=lambda one: not one.is_faint),
+            title=title,
+            x_name="step",
+            has_legend=are_few,
+        )
+    yield "</div>"
 
-    band = " ".join(points(1) + points(5)[::-1])
-    drawing = (
-        f'<polygon points="{band}" fill="#cfe3f1"/>'
-        f'<polyline points="{" ".join(points(3))}" fill="none" stroke="#12344d"/>'
-    )
-    steps = ", ".join(str(spread.step) for spread in spreads)
-    return _svg(drawing, f"steps {steps}: {low:.4g} to {high:.4g}")
+
+# ------------------------------------------------------------------------------- checks
+
+
+def _checks(examination):
+    """One line on each check: what it finds, and whether it did."""
+    found = {finding.check for finding in examination.findings}
+    reasons = {
+        check: unchecked.reason
+        for unchecked in examination.unchecked
+        for check in unchecked.checks
+    }
+    if reasons:
+        yield "<h3>Not checked</h3><ul>"
+        for unchecked in examination.unchecked:
+            names = ", ".join(unchecked.checks)
+            yield f"<li>{_escaped(unchecked.reason)}: <small>{_escaped(names)}</small></li>"
+        yield "</ul>"
+    yield '<details><summary>What was checked</summary><table class="checks">'
+    for place in _PLACES[examination.kind]:
+        for check in by_place()[place]:
+            told = "found" if check.name in found else "nothing found"
+            told = "not checked" if check.name in reasons else told
+            gravity = check.gravities[0] if told == "found" else ""
+            yield (
+                f"<tr><td><code>{check.name}</code></td><td>{_escaped(check.what)}</td>"
+                f'<td><i class="{gravity}">{told}</i></td></tr>'
+            )
+    yield "</table></details>"

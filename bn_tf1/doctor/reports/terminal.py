@@ -1,8 +1,8 @@
-"""The doctor's report on a terminal; its table is at most 100 columns wide.
+"""The doctor's report on a terminal, as wide as that is.
 
 Names come from foreign files: what cannot be printed in them is escaped. Findings of one
-check are told once, with all their layers; a long table shows the layers that something
-was found in, and counts the others.
+check are told once, with all their layers. What all layers have in common stands above
+the table, and of many layers those that are alike are one row.
 """
 
 from __future__ import annotations
@@ -11,30 +11,50 @@ import collections
 import textwrap
 from typing import Iterable, Sequence
 
-from bn_tf1.doctor.examination import Examination, LayerRow, Spread
+from bn_tf1.doctor.examination import Examination
 from bn_tf1.doctor.findings import GRAVITIES, Finding
+from bn_tf1.doctor.layer_rows import LayerRow, Spread
 from bn_tf1.doctor.register import by_place, explanation
+from bn_tf1.doctor.reports.grouping import (
+    LayerGroup,
+    common_scope,
+    findings_by_check,
+    layer_groups,
+)
 
 _WIDTH = 96
 _LEAST_WIDTH = 40
-_NAME_WIDTH = 36
-_MAX_ROWS = 24
+# So many layers have a row each, and so many are told of a finding, unless all are.
+_MAX_ROWS = 12
 _MAX_LAYERS = 8
-_HEADER = ("layer", "kind", "C", "decay", "epsilon", "mode", "mean", "deviation")
+_LEAST_NAME = 16
+# Told in a sentence where they are the same for all layers, or find no room.
+_SETTINGS = ("kind", "epsilon", "decay", "mode")
+_COLOURS = {"error": "1;31", "warning": "33", "note": "36", "good": "1;32", "bold": "1"}
 
 
-def text_report(examinations: Sequence[Examination], columns: int = _WIDTH) -> str:
+def text_report(
+    examinations: Sequence[Examination],
+    columns: int = _WIDTH,
+    *,
+    in_colour: bool = False,
+    every_layer: bool = False,
+) -> str:
     """The whole report; its last line is the verdict.
 
     Args:
         examinations: what was found.
-        columns: the width of the terminal, to which the findings are folded.
+        columns: the width of the terminal; no line is longer, up to 96.
+        in_colour: whether to colour it with escape sequences.
+        every_layer: whether every layer has a row, and every finding a line.
     """
-    width = _text_width(columns)
+    report = _Report(_text_width(columns), in_colour, every_layer)
     lines = []
     for examination in examinations:
-        lines += [*_examination(examination, width), ""]
-    return "\n".join([*lines, verdict(examinations)])
+        lines += [*report.examination(examination), ""]
+    is_healthy = all(examination.is_healthy for examination in examinations)
+    colour = "good" if is_healthy else "error"
+    return "\n".join([*lines, report.painted(verdict(examinations), colour)])
 
 
 def list_of_checks(columns: int = _WIDTH) -> str:
@@ -71,7 +91,7 @@ def verdict(examinations: Sequence[Examination]) -> str:
     findings = [f for examination in examinations for f in examination.findings]
     is_healthy = all(examination.is_healthy for examination in examinations)
     counted = counts(findings)
-    told = f"{_plural(layers, 'batch-norm layer')}, {counted or 'no findings'}"
+    told = f"{plural(layers, 'batch-norm layer')}, {counted or 'no findings'}"
     return f"{'healthy' if is_healthy else 'not healthy'}: {told}"
 
 
@@ -79,7 +99,7 @@ def counts(findings: Iterable[Finding]) -> str:
     """As "1 error, 2 warnings"; "" for none."""
     by_gravity = collections.Counter(finding.gravity for finding in findings)
     return ", ".join(
-        _plural(by_gravity[gravity], gravity)
+        plural(by_gravity[gravity], gravity)
         for gravity in GRAVITIES
         if by_gravity[gravity]
     )
@@ -95,93 +115,201 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _plural(count, noun):
+def plural(count: int, noun: str) -> str:
+    """As "1 layer", "2 layers"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _examination(examination, width):
-    step = "" if examination.step is None else f", step {examination.step}"
-    yield printable(f"{examination.path}: {examination.kind}{step}")
-    if examination.layers:
+def told_mode(row: LayerRow) -> str:
+    """The mode of a layer; "" where it is not known."""
+    return "" if row.mode == "unknown" else row.mode
+
+
+def short_place(finding: Finding, path: str) -> str:
+    """Where a finding is, without the path and the layer that are told; may be ""."""
+    place = finding.where
+    if place.startswith(path):
+        place = place[len(path) :].lstrip(":/ ")
+    if finding.layer:
+        place = place.replace(f"{finding.layer}/", "")
+    return place
+
+
+def places_by_text(findings: Iterable[Finding], path: str) -> dict[str, list[str]]:
+    """By what is wrong, where it is: "layer: variable"."""
+    found: dict[str, list[str]] = {}
+    for finding in findings:
+        parts = (finding.layer, short_place(finding, path))
+        found.setdefault(finding.what, []).append(": ".join(filter(None, parts)))
+    return found
+
+
+class _Report:
+    """Writes the parts of one report."""
+
+    def __init__(self, width, in_colour, every_layer):
+        self._width = width
+        self._in_colour = in_colour
+        self._every = every_layer
+
+    def painted(self, text, colour):
+        if not self._in_colour or colour not in _COLOURS:
+            return text
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+    def examination(self, examination):
+        step = "" if examination.step is None else f", step {examination.step}"
+        title = printable(f"{examination.path}: {examination.kind}{step}")
+        yield from (self.painted(line, "bold") for line in self._folded(title))
+        if examination.layers:
+            yield from self._table(examination)
+        else:
+            yield "  no batch-norm layer"
+        for group in findings_by_check(examination.findings):
+            yield ""
+            yield from self._findings(group, examination.path)
+        yield from self._unchecked(examination)
+
+    def _folded(self, text, indent="  "):
+        return textwrap.wrap(
+            text, self._width, subsequent_indent=indent, break_on_hyphens=False
+        )
+
+    def _table(self, examination):
+        most = len(examination.layers) if self._every else _MAX_ROWS
+        groups = layer_groups(examination.layers, examination.findings, most)
+        scope = common_scope([group.name for group in groups])
+        table = _Table(groups, scope, self._width - 2)
+        layers = plural(len(examination.layers), "batch-norm layer")
+        told = [f"{layers} in {scope}" if scope else layers, *table.in_common]
+        yield from self._folded("  " + printable(", ".join(told)))
         yield ""
-        yield from _table(examination)
-    else:
-        yield "  no batch-norm layer"
-    for group in _groups(examination.findings):
-        yield ""
-        yield from _findings(group, width)
+        yield "  " + table.header
+        for group, lines in table.rows():
+            mark = "! " if group.gravity in ("error", "warning") else "  "
+            for line in lines:
+                yield self.painted(mark + line, group.gravity if mark.strip() else "")
+        if any(len(group.rows) > 1 for group in groups):
+            yield "  layers that are alike are one row; --all shows each"
+
+    def _findings(self, group, path):
+        first = group[0]
+        times = f", {len(group)} times" if len(group) > 1 else ""
+        head = f"{first.gravity} ({first.certainty}): {first.check}{times}"
+        yield self.painted(printable(head), first.gravity)
+        told = group if self._every else group[:_MAX_LAYERS]
+        for what, places in places_by_text(told, path).items():
+            for place in places:
+                yield from _wrapped("where", place, self._width)
+            yield from _wrapped("what", what, self._width)
+        if len(group) > len(told):
+            left = len({finding.layer for finding in group[len(told) :]})
+            more = f"... and {plural(left, 'more layer')}; --all lists each"
+            yield from _wrapped("", more, self._width)
+        yield from _wrapped("why", first.why, self._width)
+        yield from _wrapped("remedy", first.remedy, self._width)
+
+    def _unchecked(self, examination):
+        if examination.unchecked:
+            yield ""
+        for unchecked in examination.unchecked:
+            names = ", ".join(unchecked.checks[:3])
+            if len(unchecked.checks) > 3:
+                names = plural(len(unchecked.checks), "check") + " ("
+                names += ", ".join(unchecked.checks[:2]) + ", ...)"
+            told = printable(f"not checked: {names}: {unchecked.reason}")
+            yield from self._folded(told)
 
 
-def _table(examination):
-    rows = examination.layers
-    sick = {finding.layer for finding in examination.findings}
-    left_out = 0
-    if len(rows) > _MAX_ROWS:
-        shown = [row for row in rows if row.name in sick][:_MAX_ROWS]
-        left_out, rows = len(rows) - len(shown), shown
-    cells = [_HEADER] + [_cells(row) for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
-    for line in cells if rows else ():
-        padded = [text.ljust(width) for text, width in zip(line, widths)]
-        yield "  " + "  ".join(padded).rstrip()
-    if left_out:
-        healthy = sum(row.name not in sick for row in examination.layers)
-        yield f"  {left_out} more layers, {healthy} of all without a finding"
+class _Table:
+    """The rows of layers, cut to a width; what is the same in all stands above them."""
+
+    def __init__(self, groups: Sequence[LayerGroup], scope: str, width: int):
+        self._groups = groups
+        self._width = width
+        names = [
+            printable(group.name[len(scope) :]) or "(no scope)" for group in groups
+        ]
+        cells = {
+            "n": [f"{len(g.rows)}" if len(g.rows) > 1 else "" for g in groups],
+            "C": [_channels(group.rows) for group in groups],
+            "kind": [printable(group.rows[0].kind) for group in groups],
+            "decay": [number(group.rows[0].decay) for group in groups],
+            "epsilon": [number(group.rows[0].epsilon) for group in groups],
+            "mode": [printable(told_mode(group.rows[0])) for group in groups],
+            "mean": [_range([row.mean for row in group.rows]) for group in groups],
+            "deviation": [
+                _range([r.deviation for r in group.rows]) for group in groups
+            ],
+        }
+        cells = {title: column for title, column in cells.items() if any(column)}
+        longest = max(map(len, names))
+        wanted = min(longest, _LEAST_NAME)
+        self.in_common: list[str] = []
+        for title in _SETTINGS:
+            column = cells.get(title, [])
+            is_common = len(groups) > 1 and len(set(column)) == 1
+            if is_common or _left_for_names(cells, width) < wanted:
+                self._tell(title, cells)
+        for title in ("deviation", "mean"):
+            if _left_for_names(cells, width) < len("layer") and cells.pop(title, None):
+                self.in_common.append(f"no room for the {title}")
+        self._cells = cells
+        self._names = names
+        self._name = max(min(longest, _left_for_names(cells, width)), len("layer"))
+
+    def _tell(self, title, cells):
+        values = list(dict.fromkeys(value for value in cells.pop(title, ()) if value))
+        if values:
+            self.in_common.append(f"{title} {' or '.join(values[:4])}")
+
+    @property
+    def header(self) -> str:
+        """The line of titles."""
+        return self._line("layer", list(self._cells))
+
+    def rows(self):
+        """(group, lines) of each row; a name that would not be told apart has a line."""
+        short = [_cut_in_front(name, self._name) for name in self._names]
+        for i, group in enumerate(self._groups):
+            values = [column[i] for column in self._cells.values()]
+            if short.count(short[i]) > 1 and short[i] != self._names[i]:
+                name = _cut_in_front(self._names[i], self._width)
+                yield group, [name, self._line("", values)]
+            else:
+                yield group, [self._line(short[i], values)]
+
+    def _line(self, name, values):
+        padded = [name.ljust(self._name)]
+        for (title, column), value in zip(self._cells.items(), values):
+            padded.append(value.ljust(max(map(len, [title, *column]))))
+        return "  ".join(padded).rstrip()
 
 
-def _cells(row: LayerRow) -> tuple[str, ...]:
+def _left_for_names(cells, width):
+    """What the other columns leave of `width`."""
+    others = [max(map(len, [title, *column])) for title, column in cells.items()]
+    return width - sum(others) - 2 * len(others)
+
+
+def _cut_in_front(name, width):
+    return name if len(name) <= width else "..." + name[3 - width :]
+
+
+def _channels(rows):
+    sizes = [row.channels for row in rows if row.channels is not None]
     return (
-        _shortened(printable(row.name)) or "(no scope)",
-        printable(row.kind),
-        "" if row.channels is None else str(row.channels),
-        number(row.decay),
-        number(row.epsilon),
-        "" if row.mode == "unknown" else printable(row.mode),
-        _range(row.mean),
-        _range(row.deviation),
+        f"{min(sizes)}..{max(sizes)}"
+        if len(set(sizes)) > 1
+        else "".join(str(size) for size in sizes[:1])
     )
 
 
-def _shortened(name):
-    if len(name) <= _NAME_WIDTH:
-        return name
-    head = _NAME_WIDTH // 3
-    return f"{name[:head]}...{name[head + 3 - _NAME_WIDTH :]}"
-
-
-def _range(spread: Spread | None) -> str:
-    if spread is None:
+def _range(spreads: Sequence[Spread | None]) -> str:
+    known = [spread.quantiles for spread in spreads if spread is not None]
+    if not known:
         return ""
-    return f"{spread.quantiles[0]:.3g} .. {spread.quantiles[-1]:.3g}"
-
-
-def _groups(findings):
-    """Findings of one check, gravity and certainty together, in their order."""
-    groups: dict[tuple, list[Finding]] = {}
-    for finding in findings:
-        key = (finding.check, finding.gravity, finding.certainty)
-        groups.setdefault(key, []).append(finding)
-    return groups.values()
-
-
-def _findings(group, width):
-    first = group[0]
-    count = f", {len(group)} times" if len(group) > 1 else ""
-    yield printable(f"{first.gravity} ({first.certainty}): {first.check}{count}")
-    for finding in group[:_MAX_LAYERS]:
-        yield from _wrapped("where", _place(finding), width)
-        yield from _wrapped("what", finding.what, width)
-    if len(group) > _MAX_LAYERS:
-        layers = len({finding.layer for finding in group[_MAX_LAYERS:]})
-        yield from _wrapped(
-            "", f"... and {_plural(layers, 'more layer')}; --json lists all", width
-        )
-    yield from _wrapped("why", first.why, width)
-    yield from _wrapped("remedy", first.remedy, width)
-
-
-def _place(finding):
-    return f"{finding.layer} in {finding.where}" if finding.layer else finding.where
+    return f"{min(q[0] for q in known):.3g}..{max(q[-1] for q in known):.3g}"
 
 
 def _wrapped(label, text, width):

@@ -22,7 +22,7 @@ from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
 from bn_tf1.doctor.findings import Finding, by_gravity
 from bn_tf1.doctor.lint import lint_facts
 from bn_tf1.doctor.register import found_by
-from bn_tf1.doctor.train_directories.events import check_events
+from bn_tf1.doctor.train_directories.events import check_events, event_files
 from bn_tf1.doctor.train_directories.history import check_history
 from bn_tf1.doctor.train_directories.state_file import read_train_state
 from bn_tf1.graphs.facts import Facts
@@ -39,13 +39,19 @@ class DirectoryAudit(NamedTuple):
     Attributes:
         newest: the newest checkpoint that can be read; None if there is none.
         history: the checkpoints that were read, the newest last.
-        graph_layers: the layers of its newest graph.
+        older: how many checkpoints are older than those that were read.
+        graph: the path of its newest graph; None if there is none.
+        graph_layers: the layers of that graph.
+        has_events: whether there are event files.
         findings: what is wrong.
     """
 
     newest: CheckpointValues | None
     history: tuple[CheckpointValues, ...]
+    older: int
+    graph: str | None
     graph_layers: tuple[GraphLayer, ...]
+    has_events: bool
     findings: tuple[Finding, ...]
 
 
@@ -61,7 +67,8 @@ def examine_directory(directory: str) -> DirectoryAudit:
         raise CheckpointError(
             f"{directory} cannot be read: {error.strerror}"
         ) from error
-    graph_layers, findings = _newest_graph(directory, state.present)
+    graph = _newest_graph(directory, state.present)
+    graph_layers, findings = _layers_of(graph) if graph else ([], [])
     findings += state.findings
     audits: list[Audit] = []
     for prefix in state.present[-_MAX_CHECKPOINTS:]:
@@ -75,28 +82,33 @@ def examine_directory(directory: str) -> DirectoryAudit:
     findings += audits[-1].findings if audits else ()
     history = tuple(audited.values for audited in audits)
     findings += check_history(history)
-    findings += check_events(directory)
+    events = event_files(directory)
+    findings += check_events(events)
     return DirectoryAudit(
         history[-1] if history else None,
         history,
+        max(len(state.present) - _MAX_CHECKPOINTS, 0),
+        graph,
         tuple(graph_layers),
+        bool(events),
         tuple(by_gravity(findings)),
     )
 
 
 def _newest_graph(directory, prefixes):
-    """The layers of the newest graph in `directory`, and what is wrong with it."""
     paths = [prefix + ".meta" for prefix in reversed(prefixes)]
     paths.append(os.path.join(directory, "graph.pbtxt"))
-    for path in paths:
-        if os.path.isfile(path):
-            try:
-                facts = Facts(read_graph(path))
-                layers = saved_layers(facts.view, facts.graph_layers())
-                return layers, lint_facts(facts)
-            except ValueError as error:
-                return [], [unreadable_graph(path, error)]
-    return [], []
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _layers_of(graph):
+    """The layers of the graph at a path, and what is wrong with it."""
+    try:
+        facts = Facts(read_graph(graph))
+        layers = saved_layers(facts.view, facts.graph_layers())
+        return layers, lint_facts(facts)
+    except ValueError as error:
+        return [], [unreadable_graph(graph, error)]
 
 
 def _examine_checkpoint(prefix, graph_layers):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -42,18 +42,19 @@ class _History(NamedTuple):
     last: float
 
 
-def check_events(directory: str) -> list[Finding]:
-    """Findings on scalars of NaN or infinity in `directory` and its folders."""
+def check_events(paths: Sequence[str]) -> list[Finding]:
+    """Findings on scalars of NaN or infinity in event files, the newest first."""
     histories: dict[_Tag, _History] = {}
     left = _MAX_BYTES
-    for path in _event_files(directory):
+    for path in paths:
         for data in _records(path, left):
             left -= len(data)
             _add_scalars(histories, path, data)
     return [_finding(tag, history) for tag, history in histories.items() if history.bad]
 
 
-def _event_files(directory):
+def event_files(directory: str) -> list[str]:
+    """The newest event files in `directory` and its folders, the newest first."""
     escaped = glob.escape(directory)
     found = [
         path

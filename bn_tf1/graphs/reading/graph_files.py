@@ -27,6 +27,7 @@ from google.protobuf import (
     text_format,
 )
 
+from bn_tf1.formats.other_formats import other_format
 from bn_tf1.graphs.reading.partial_parsing import (
     Graph,
     GraphTooLargeError,
@@ -161,10 +162,20 @@ def _from_binary(data, path):
 
 
 def _no_graph(path, data, reason):
+    """The error on a file without a graph: what it is instead, or where it is damaged."""
+    other = other_format(data[:4096], path)
+    if other:
+        told = f"{path} is {other}, and no MetaGraphDef, GraphDef or SavedModel"
+    else:
+        places = [int(place) for place in re.findall(r"at byte (\d+)", reason)]
+        near = f" near byte {max(places)}" if places else ""
+        told = (
+            f"{path} is no MetaGraphDef, GraphDef or SavedModel with a graph, or it is "
+            f"damaged{near} of {len(data)}"
+        )
     return ValueError(
-        f"{path} is no MetaGraphDef, GraphDef or SavedModel with a graph, or it is "
-        f"damaged ({len(data)} bytes; {reason}): give a .meta file, a frozen graph or "
-        "the directory of a SavedModel"
+        f"{told}: give a checkpoint's prefix, a .meta file, a frozen graph or the "
+        "directory of a SavedModel"
     )
 
 
