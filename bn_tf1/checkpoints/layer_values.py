@@ -39,6 +39,7 @@ class LayerValues(NamedTuple):
         decay, epsilon: of the layer, where a graph tells; else None.
         mode: "training", "inference", "switched" or "unknown", as a graph tells.
         kind: how the graph computes it; "" without a graph.
+        is_rectified: whether nothing but a ReLU takes its output; None without a graph.
     """
 
     layer: CheckpointLayer
@@ -47,6 +48,7 @@ class LayerValues(NamedTuple):
     epsilon: float | None = None
     mode: str = "unknown"
     kind: str = ""
+    is_rectified: bool | None = None
 
     @property
     def has_statistics(self) -> bool:
@@ -155,6 +157,7 @@ def _layer_values(reader, layer, graph_layer):
         graph_layer.epsilon,
         graph_layer.mode,
         graph_layer.kind,
+        graph_layer.is_rectified,
     )
 
 

@@ -377,6 +377,18 @@ CHECKS = (
         "(tf.nn.leaky_relu(x)); an input that is scaled to a variance near 1.",
     ),
     Check(
+        "silent-channels",
+        "checkpoint",
+        ("warning", "note"),
+        "Channels have so small a beta that a ReLU behind the layer gives only 0.",
+        "A normalised channel is hardly ever above 3 |gamma| + beta. Where that is below "
+        "0, the ReLU gives 0 whatever the input, and passes no gradient: the channel is "
+        "lost, and does not come back.",
+        "Few are the network's way to leave out what it does not need. If there are many, "
+        "begin anew with a smaller learning rate, or a warm-up of it; without weight "
+        "decay on gamma and beta; or with tf.nn.leaky_relu(x).",
+    ),
+    Check(
         "mean-far-outside",
         "checkpoint",
         ("warning",),

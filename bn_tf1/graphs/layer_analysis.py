@@ -25,6 +25,7 @@ from bn_tf1.graphs.node_values import (
     variable_name,
 )
 from bn_tf1.graphs.recognition.normalizations import Normalization, find_normalizations
+from bn_tf1.graphs.recognition.rectified import is_rectified
 from bn_tf1.graphs.training_nodes import Conditions
 from bn_tf1.graphs.update_operations import (
     Update,
@@ -68,6 +69,7 @@ class GraphLayer(NamedTuple):
         mode: "training" (batch statistics), "inference" (moving statistics),
             "switched" (both, by a condition or by separate calls) or "unknown".
         node: name of the node that normalises.
+        is_rectified: whether a ReLU takes the output, and nothing else does.
     """
 
     name: str
@@ -82,6 +84,7 @@ class GraphLayer(NamedTuple):
     layout: str
     mode: str
     node: str
+    is_rectified: bool = False
 
 
 class Analysis(NamedTuple):
@@ -303,6 +306,7 @@ def _analysis(view, calls, resolved, updates):
         layout=next((call.layout for call in calls if call.layout), ""),
         mode=_common_mode(calls),
         node=view.names[first.node],
+        is_rectified=all(is_rectified(view, call) for call in calls),
         **names,
     )
     return Analysis(layer, tuple(calls), variables, own, {})

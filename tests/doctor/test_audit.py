@@ -58,7 +58,11 @@ def test_a_fixture_with_its_graph_has_no_error(origin):
 @pytest.mark.parametrize("version", ["1.15.5", "2.21.0"])
 def test_a_trained_checkpoint_of_this_project(version):
     prefix = forge.FIXTURES / "trained" / f"tensorflow-{version}" / "model.ckpt"
-    assert bn_tf1.audit(str(prefix)) == []
+    # They were trained with a rate at which the last layer lost most of its channels.
+    findings = bn_tf1.audit(str(prefix))
+    assert [finding[:4] for finding in findings] == [
+        ("silent-channels", "note", "possible", "conv4/batch_norm")
+    ]
 
 
 def _set(role, value):
@@ -414,6 +418,52 @@ def test_tf_layers_with_and_without_its_updates(tmp_path, forgotten):
     errors = _checks(bn_tf1.audit(path), "error")
     expected = {("never-updated", "batch_normalization")} if forgotten else set()
     assert errors == expected
+
+
+def _silent(tmp_path, beta, *, gamma=(1.0, -0.5, 2.0, 0.0), follow=None):
+    """The findings on channels that a ReLU ends, after a layer was saved."""
+    values = {"beta": beta, "gamma": gamma}
+    values.update(moving_mean=[1, 2, 3, 4], moving_variance=[4, 3, 2, 1])
+    if follow is not None:
+        follow(bn_tf1.batch_norm(tf.placeholder(tf.float32, [8, 4]), True, name="bn"))
+        tf.train.export_meta_graph(str(tmp_path / "model.ckpt.meta"))
+    values = {f"bn/{name}": np.float32(value) for name, value in values.items()}
+    values["global_step"] = np.int64(10_000)
+    findings = bn_tf1.audit(forge.write(tmp_path / "model.ckpt", values))
+    return [f for f in findings if f.check == "silent-channels"]
+
+
+_BETA = (-3.1, -1.4, 7.0, -0.1)  # the first and the last are below -3 |gamma|
+
+
+def test_channels_that_a_relu_ends_are_certain_where_the_graph_shows_it(tmp_path):
+    (finding,) = _silent(tmp_path, _BETA, follow=tf.nn.relu)
+    assert finding[:4] == ("silent-channels", "warning", "certain", "bn")
+    assert "2 of 4 channels (50.0%)" in finding.what and "-3.1" in finding.what
+
+
+def test_channels_that_a_relu_would_end_are_a_note_without_a_graph(tmp_path):
+    (finding,) = _silent(tmp_path, _BETA)
+    assert finding[:4] == ("silent-channels", "note", "possible", "bn")
+
+
+@pytest.mark.parametrize(
+    "beta, follow",
+    [
+        (_BETA, tf.nn.leaky_relu),
+        (_BETA, lambda y: tf.nn.relu(y + tf.placeholder(tf.float32, [8, 4]))),
+        (_BETA, tf.identity),
+        ((-2.9, -1.4, -5.9, 0.1), tf.nn.relu),
+        ((-2.9, -1.4, -5.9, 0.0), None),  # gamma 0: a residual branch at its start
+    ],
+)
+def test_channels_that_are_alive(tmp_path, beta, follow):
+    assert _silent(tmp_path, beta, follow=follow) == []
+
+
+def test_a_gamma_of_zero_before_a_relu_gives_only_zero(tmp_path):
+    (finding,) = _silent(tmp_path, (1.0, 1.0, 1.0, 0.0), follow=tf.nn.relu)
+    assert "1 of 4 channels" in finding.what
 
 
 def test_weights_of_nan_are_found_outside_of_layers(tmp_path):

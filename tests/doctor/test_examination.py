@@ -38,7 +38,7 @@ def sick(tmp_path):
 def test_exit_codes(sick, tmp_path, capsys):
     assert main(["doctor", _TRAINED]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "healthy: 4 batch-norm layers, no findings"
+        "healthy: 4 batch-norm layers, 1 note"
     )
     assert main(["doctor", sick]) == 1
     out = capsys.readouterr().out

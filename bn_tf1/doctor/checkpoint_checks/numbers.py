@@ -22,6 +22,8 @@ _SMALLEST_EPSILON = 1e-5
 # of one part in a hundred moves the output by more than its range.
 _FAR_MEAN = 100.0
 _VERY_FAR_MEAN = 1e4
+# Deviations above its mean that a normalised channel hardly ever is.
+_SILENT = 3.0
 # Share of the initial values in a moving statistic that is worth a word.
 _RESIDUAL = 0.05
 # The default decay of tf.layers, Keras and bn_tf1, where no graph tells the decay.
@@ -39,6 +41,7 @@ def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Findin
             _check_updated,
             _check_variance,
             _check_dead,
+            _check_silent,
             _check_mean,
             _check_debias,
             _check_residual,
@@ -160,6 +163,39 @@ def _check_dead(layer, checkpoint):
         certainty="certain" if layer.epsilon or zero else "likely",
         what=f"{count} of {variance.size} channels ({count / variance.size:.1%}) have a "
         f"variance below {epsilon:.3g} (epsilon, {source}), {zero} of them exactly 0.",
+    )
+
+
+def _check_silent(layer, checkpoint):
+    """What a ReLU makes of a normalised channel can be read off gamma and beta."""
+    beta = layer.values.get("beta")
+    if beta is None or layer.is_rectified is False:
+        return
+    gamma = layer.values.get("gamma", np.ones(1))
+    if gamma.size not in (1, beta.size):
+        return  # it has a finding of its own
+    known = layer.is_rectified is not None
+    with np.errstate(invalid="ignore"):  # NaN has a finding of its own
+        silent = beta < -_SILENT * np.abs(gamma)
+    if known:  # else it may be a residual branch that begins as nothing
+        silent |= (beta == 0) & (gamma == 0)
+    if not silent.any():
+        return
+    count = np.count_nonzero(silent)
+    yield _finding(
+        "silent-channels",
+        layer,
+        checkpoint,
+        role="beta",
+        gravity="warning" if known else "note",
+        certainty="certain" if known else "possible",
+        what=f"{count} of {beta.size} channels ({count / beta.size:.1%}) have a beta "
+        f"below -{_SILENT:g} |gamma|, down to {beta[silent].min():.4g}"
+        + (
+            "; nothing but a ReLU takes the output."
+            if known
+            else "; whether a ReLU follows, no graph tells."
+        ),
     )
 
 
