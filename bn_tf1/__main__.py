@@ -7,9 +7,11 @@ interrupted; those of a command that has others stand in its help.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import pkgutil
+import re
 import sys
 from typing import Sequence
 
@@ -22,7 +24,13 @@ _PROGRAM = "bn_tf1" if _IS_SCRIPT else "python -m bn_tf1"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.wrong_usage(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         exit_code = options.run(options)
         sys.stdout.flush()
@@ -39,16 +47,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that knows what was probably meant."""
+
+    def error(self, message):
+        match = re.search(r"(?:invalid choice: '|arguments: )([^'=\s]+)", message)
+        if match is not None:
+            known = [word for action in self._actions for word in _words_of(action)]
+            close = difflib.get_close_matches(match.group(1), known, n=1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        super().error(message)
+
+
+def _words_of(action):
+    return [*action.option_strings, *(action.choices or ())]
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=_PROGRAM,
         description="Batch normalization for graph-mode TensorFlow 1 code.",
         epilog=f"{_PROGRAM} <command> --help tells more, with examples",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bn_tf1 {__version__}")
+    parser.set_defaults(wrong_usage=parser.error)
     subparsers = parser.add_subparsers(dest="command", metavar="command")
-    subparsers.required = True
     for module in pkgutil.iter_modules(commands.__path__):
         _add_command(
             subparsers, importlib.import_module(f"{commands.__name__}.{module.name}")
@@ -66,7 +90,8 @@ def _add_command(subparsers, command):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
-    parser.set_defaults(run=command.run)
+    # Of this parser: what is unknown would else be reported with the usage of all.
+    parser.set_defaults(run=command.run, wrong_usage=parser.error)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ([], "required: command"),
+        (["--verison"], "did you mean --version?"),
         (["doctor_who"], "invalid choice: 'doctor_who'"),
         (["convert", "a", "b", "--from", "slim"], "required: --to"),
         (["convert", "a", "b", "--from=x", "--to=slim"], "--from: invalid choice: 'x'"),
@@ -91,6 +91,14 @@ def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys):
             "--from: convert reads checkpoints of TensorFlow: in PyTorch, rename",
         ),
         (["migrate_graph", "a"], "required: destination"),
+        (["convrt", "a", "b"], "did you mean convert?"),
+        (["convert", "--from=x", "--to=y"], "invalid choice: 'x'"),
+        (["convert", "a", "b", "--from=kears", "--to=slim"], "did you mean keras?"),
+        (["migrate_graph", "a", "b", "c"], "migrate_graph: error: unrecognized"),
+        (
+            ["convert", "a", "b", "--from=slim", "--to=slim", "--dry-run"],
+            "unrecognized arguments: --dry-run; did you mean --dry_run?",
+        ),
     ],
 )
 def test_wrong_usage_is_exit_code_2(command, message, capsys):
@@ -98,6 +106,11 @@ def test_wrong_usage_is_exit_code_2(command, message, capsys):
         main(command)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_a_command_it_says_which_there_are(capsys):
+    assert main([]) == 2
+    assert "Translates a checkpoint" in capsys.readouterr().err
 
 
 def test_as_a_module():

@@ -5,7 +5,8 @@
     EXAMPLES                       command lines, without "python -m bn_tf1"
     add_arguments(parser)          its options, for an `argparse.ArgumentParser`
     run(options)                   does it, and returns the exit code; a ValueError or an
-                                   OSError becomes one line on standard error, and 1
+                                   OSError becomes one line on standard error, and 1;
+                                   `options.wrong_usage(text)` ends it with the usage, and 2
 
 A new file is a new command. At its top it imports nothing that imports TensorFlow, so
 that help and wrong usage answer at once: `run` does.

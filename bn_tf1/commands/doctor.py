@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--explain", metavar="CHECK", help="print what a check finds, why, and the cure"
     )
     parser.add_argument("--list", action="store_true", help="list all checks")
-    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
