@@ -35,7 +35,7 @@ _MODULES = {
     "install": "bn_tf1.installation.everything",
     "keep_memory": "bn_tf1.jobs.allocator",
     "lint": "bn_tf1.doctor.lint",
-    "make_train_op": "bn_tf1.doctor.linted_train_op",
+    "make_train_op": "bn_tf1.doctor.training_lint",
     "migrate_graph": "bn_tf1.graphs.migrate",
     "restore": "bn_tf1.checkpoints.restore",
     "uninstall": "bn_tf1.installation.everything",

@@ -14,22 +14,15 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, Callable, Mapping, Sequence
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import statistics
-from bn_tf1.control_flow import check_outside_of_control_flow
-from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_rate
+from bn_tf1.arguments import Arguments, check, check_by_name
+from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.statistics import Renormalization
-from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables
-
-_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
-_EMA_VARIANCES = ("biased", "unbiased")
-_UPDATES = ("collection", "in_place", "skip")
+from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variables
 
 
 def batch_norm(
@@ -159,117 +152,12 @@ def batch_norm(
             "tf.disable_eager_execution() at the start of the program"
         )
     x = tf.convert_to_tensor(x, name="x")
-    is_training = _checked_switch("is_training", is_training)
-    _check_input(x, axis)
-    _check_options(decay, epsilon, ema_variance, update, updates_collection, kernel)
-    _check_keys("initializers", initializers, INITIALIZERS)
-    _check_keys("regularizers", regularizers, LEARNED)
-    _check_keys("constraints", constraints, LEARNED)
-    trainable = _checked_switch("trainable", trainable)
-    _check_ghost_batch_size(ghost_batch_size, x, axis, weights, adjustment)
-    _check_renorm(renorm, ema_variance, zero_debias)
-    _check_fold(fold, x, axis, is_training)
-    if weights is not None:
-        weights = _checked_weights(weights, x, axis)
-    updating = update != "skip" and is_training is not False
-
-    with tf.variable_scope(
-        name, default_name="batch_norm", values=[x], reuse=reuse
-    ) as scope:
-        # What an enclosing scope says about weights is not meant for these.
-        scope.set_regularizer(None)
-        scope.set_partitioner(None)
-        rate = None
-        if updating:
-            rate = update_rate(decay, statistics.statistics_dtype(x.dtype))
-        if updating and update == "collection":
-            check_outside_of_control_flow(scope.name, made_here=rate.op)
-        variables = make_variables(
-            _variable_maker(x, axis, regularizers, constraints, trainable),
-            center=center,
-            scale=scale,
-            renorm=renorm is not None,
-            initializers=initializers or {},
-        )
-        return normalize_and_update(
-            x,
-            is_training,
-            variables,
-            layer=scope.name,
-            axis=axis,
-            decay=decay,
-            rate=rate,
-            epsilon=epsilon,
-            zero_debias=("moving_mean", "moving_variance") if zero_debias else (),
-            ema_variance=ema_variance,
-            update=update,
-            updates_collection=updates_collection,
-            skip_nonfinite=skip_nonfinite,
-            trainable=trainable,
-            weights=weights,
-            ghost_batch_size=ghost_batch_size,
-            renorm=renorm,
-            adjustment=adjustment,
-            kernel=kernel,
-            fold=fold,
-        )
-
-
-def _checked_switch(argument, value):
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if tf.is_tensor(value):
-        switch = tf.convert_to_tensor(value)
-        if switch.dtype.base_dtype == tf.bool and switch.shape.is_compatible_with([]):
-            return switch
-    raise TypeError(
-        f"`{argument}` is {value!r}, but must be a Python bool or a scalar bool tensor"
-    )
-
-
-def _check_input(x, axis):
-    if x.dtype.base_dtype not in _FLOATS:
-        raise TypeError(
-            "`x` has dtype {}, but must have one of {}".format(
-                x.dtype.name, ", ".join(dtype.name for dtype in _FLOATS)
-            )
-        )
-    rank = x.shape.ndims
-    if rank is None or rank < 2:
-        raise ValueError(
-            f"`x` has shape {x.shape}, but must have a known rank of 2 or more"
-        )
-    axes = axis if isinstance(axis, (list, tuple)) and axis else (axis,)
-    for a in axes:
-        if isinstance(a, bool) or not isinstance(a, numbers.Integral):
-            raise TypeError(f"`axis` is {axis!r}, but must be an int or several")
-        if not -rank <= a < rank:
-            raise ValueError(
-                f"`axis` is {axis}, but must lie in [{-rank}, {rank}) for `x` of shape "
-                f"{x.shape}"
-            )
-        if tf.dimension_value(x.shape[a]) is None:
-            raise ValueError(
-                f"`x` has shape {x.shape}, but must have a known number of channels on "
-                f"axis {a}: call x.set_shape"
-            )
-    if len({a % rank for a in axes}) != len(axes):
-        raise ValueError(f"`axis` is {axis}, but must not name an axis twice")
-
-
-def _check_options(decay, epsilon, ema_variance, update, updates_collection, kernel):
-    if tf.is_tensor(decay):
-        if not (decay.dtype.is_floating and decay.shape.is_compatible_with([])):
-            raise ValueError(
-                f"`decay` is {decay!r}, but must be a number or a scalar float tensor"
-            )
-    elif not (isinstance(decay, numbers.Real) and 0 <= decay < 1):
-        raise ValueError(f"`decay` is {decay!r}, but must lie in [0, 1)")
-    if not (isinstance(epsilon, numbers.Real) and 0 < epsilon < float("inf")):
-        raise ValueError(f"`epsilon` is {epsilon!r}, but must be > 0")
-    _check_choice("ema_variance", ema_variance, _EMA_VARIANCES)
-    _check_choice("update", update, _UPDATES)
-    _check_choice("kernel", kernel, statistics.KERNELS)
+    for argument, by_name, known in (
+        ("initializers", initializers, INITIALIZERS),
+        ("regularizers", regularizers, LEARNED),
+        ("constraints", constraints, LEARNED),
+    ):
+        check_by_name(argument, by_name, known)
     if update == "collection" and not (
         isinstance(updates_collection, str) and updates_collection
     ):
@@ -277,106 +165,49 @@ def _check_options(decay, epsilon, ema_variance, update, updates_collection, ker
             f"`updates_collection` is {updates_collection!r}, but must be the name of a "
             'collection; for updates without one there is update="in_place"'
         )
+    asked = Arguments(
+        is_training=is_training,
+        axis=axis,
+        decay=decay,
+        epsilon=epsilon,
+        trainable=trainable,
+        weights=weights,
+        ghost_batch_size=ghost_batch_size,
+        renorm=renorm,
+        adjustment=adjustment,
+        zero_debias=zero_debias,
+        ema_variance=ema_variance,
+        update=update,
+        skip_nonfinite=skip_nonfinite,
+        kernel=kernel,
+        fold=fold,
+    )
+    arguments = check(x, asked)
+    plan = arguments.plan
 
-
-def _check_choice(argument, value, choices):
-    if value not in choices:
-        raise ValueError(
-            "`{}` is {!r}, but must be one of {}".format(
-                argument, value, ", ".join(map(repr, choices))
-            )
+    with tf.variable_scope(
+        name, default_name="batch_norm", values=[x], reuse=reuse
+    ) as scope:
+        # What an enclosing scope says about weights is not meant for these.
+        scope.set_regularizer(None)
+        scope.set_partitioner(None)
+        how = updating(arguments, scope.name)
+        variables = make_variables(
+            own_variables(
+                plan.parameter_shape,
+                plan.dtype,
+                trainable=arguments.trainable,
+                regularizer=regularizers,
+                constraint=constraints,
+            ),
+            center=center,
+            scale=scale,
+            renorm=renorm is not None,
+            initializers=initializers or {},
         )
-
-
-def _check_keys(argument, mapping, known):
-    for key in mapping or ():
-        if key not in known:
-            raise ValueError(
-                "`{}` has the key {!r}, but its keys must be among {}".format(
-                    argument, key, ", ".join(map(repr, known))
-                )
-            )
-
-
-def _check_ghost_batch_size(size, x, axis, weights, adjustment):
-    if size is None:
-        return
-    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
-        raise ValueError(f"`ghost_batch_size` is {size!r}, but must be an int > 0")
-    if 0 in statistics.channel_axes(x.shape.ndims, axis):
-        raise ValueError(
-            f"`axis` is {axis}, but with `ghost_batch_size` axis 0 must count the "
-            "examples"
+        normalized = normalize_and_update(
+            x, variables, arguments, how, layer=scope.name
         )
-    for argument, value in [("weights", weights), ("adjustment", adjustment)]:
-        if value is not None:
-            raise ValueError(
-                f"`{argument}` is {value!r}, but must be None with `ghost_batch_size`"
-            )
-
-
-def _check_renorm(renorm, ema_variance, zero_debias):
-    if renorm is None:
-        return
-    if not isinstance(renorm, Renormalization):
-        raise TypeError(f"`renorm` is {renorm!r}, but must be a bn_tf1.Renormalization")
-    if ema_variance != "biased" or zero_debias:
-        raise ValueError(
-            f"`ema_variance` is {ema_variance!r} and `zero_debias` {zero_debias}, but "
-            'with `renorm` they must be "biased" and False: its averages correct the '
-            "biased statistics"
-        )
-
-
-def _check_fold(fold, x, axis, is_training):
-    if not (isinstance(fold, (bool, np.bool_)) or fold == "once"):
-        raise ValueError(f"`fold` is {fold!r}, but must be False, True or 'once'")
-    if not fold:
-        return
-    if is_training is not False:
-        raise ValueError(
-            f"`fold` is {fold!r}, but `is_training` is {is_training!r}: only statistics that "
-            "do not change with the batch can be folded; use is_training=False"
-        )
-    obstacle = statistics.why_not_folded(x, axis, once=fold == "once")
-    if obstacle is not None:
-        raise ValueError(
-            f"`fold` is {fold!r}, but cannot be: {obstacle}; use fold=False"
-        )
-
-
-def _checked_weights(weights, x, axis):
-    weights = tf.convert_to_tensor(weights, name="weights")
-    shape = x.shape[:1]
-    if weights.shape.ndims != 1:
-        kept = statistics.channel_axes(x.shape.ndims, axis)
-        shape = [1 if a in kept else None for a in range(x.shape.ndims)]
-    if not (
-        weights.dtype.is_floating
-        and weights.shape.ndims is not None
-        and weights.shape.is_compatible_with(shape)
-    ):
-        raise ValueError(
-            f"`weights` is {weights!r}, but must be a float tensor of shape [batch], or "
-            f"of the rank of `x`, {x.shape}, with size 1 on the channel axes"
-        )
-    return weights
-
-
-def _variable_maker(x, axis, regularizers, constraints, trainable):
-    dtype = statistics.statistics_dtype(x.dtype)
-    shape = statistics.parameter_shape(x.shape, axis)
-    regularizers, constraints = regularizers or {}, constraints or {}
-
-    def make(key, initializer):
-        return tf.get_variable(
-            key,
-            shape,
-            dtype,
-            initializer,
-            regularizers.get(key),
-            trainable=key in LEARNED and trainable is not False,
-            constraint=constraints.get(key),
-        )
-
-    return make
+    for operation in normalized.to_collect:
+        tf.add_to_collection(updates_collection, operation)
+    return normalized.y

@@ -31,18 +31,6 @@ def inside_of_control_flow(made_here: tf.Operation | None = None) -> bool:
     return tf.identity(outer).op.inputs[0].op is not outer.op
 
 
-def check_outside_of_control_flow(layer: str, made_here: tf.Operation) -> None:
-    """Raises where a train op outside could not run an update made here."""
-    if inside_of_control_flow(made_here):
-        raise ValueError(
-            f'`update` is "collection", but the layer {layer!r} is built inside of a '
-            "tf.cond, tf.while_loop or function body: its update operations would "
-            "belong to that body, where a train op outside cannot run them (it would "
-            "silently do nothing when the branch is not taken). Use "
-            'update="in_place", or call batch_norm outside of the body'
-        )
-
-
 def may_switch() -> bool:
     """Whether `switch` can take the place of `tf.cond` here.
 

@@ -57,6 +57,11 @@ def checked_mode(argument: str, value: Any) -> bool | tf.Tensor:
     )
 
 
+def switched_or_not(trainable: Any) -> bool | tf.Tensor:
+    """`trainable` as the originals take it: all but False and a bool tensor is True."""
+    return trainable if tf.is_tensor(trainable) else trainable is not False
+
+
 def with_original_name(y: tf.Tensor, mode: Any, *, fused: bool) -> tf.Tensor:
     """`y` under the name that the original's output has in the layer's name scope.
 

@@ -21,13 +21,58 @@ Sources: TensorFlow's `assign_moving_average`; for `zero_debias` Kingma & Ba, "A
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import Arguments
+from bn_tf1.control_flow import inside_of_control_flow
 from bn_tf1.statistics import in_dtype
 
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
+
+
+class Updating(NamedTuple):
+    """How a call of a layer updates its statistics.
+
+    Attributes:
+        rate: 1 - decay, a scalar of the dtype of the statistics.
+        in_place: whether the output depends on the updates. Otherwise they are for the
+            train op to run.
+    """
+
+    rate: tf.Tensor
+    in_place: bool
+
+
+def updating(
+    arguments: Arguments, layer: str, *, moves_in: bool = False
+) -> Updating | None:
+    """How the layer that is being built updates its statistics; None if it does not.
+
+    This is the one place where that is decided.
+
+    Args:
+        arguments: checked ones.
+        layer: the layer's variable scope, for errors.
+        moves_in: whether the updates are made in place inside of a `tf.cond`,
+            `tf.while_loop` or function body. Otherwise that is an error.
+    """
+    if arguments.update == "skip" or arguments.is_training is False:
+        return None
+    rate = update_rate(arguments.decay, arguments.plan.dtype)
+    if arguments.update == "in_place":
+        return Updating(rate, in_place=True)
+    inside = inside_of_control_flow(made_here=rate.op)
+    if inside and not moves_in:
+        raise ValueError(
+            f'`update` is "collection", but the layer {layer!r} is built inside of a '
+            "tf.cond, tf.while_loop or function body: its update operations would "
+            "belong to that body, where a train op outside cannot run them (it would "
+            "silently do nothing when the branch is not taken). Use "
+            'update="in_place", or call batch_norm outside of the body'
+        )
+    return Updating(rate, in_place=inside)
 
 
 def update_moving_average(
@@ -43,7 +88,7 @@ def update_moving_average(
 
     Args:
         variable: float variable of any shape.
-        value: tensor of the shape and dtype of `variable`.
+        value: tensor of the dtype of `variable`, and of its shape but for sizes of 1.
         decay: share of the old value that is kept, in [0, 1): a float or a scalar
             float tensor.
         apply: True, or a scalar bool tensor: when it is false, nothing changes, not
@@ -58,6 +103,8 @@ def update_moving_average(
     Returns:
         The operation.
     """
+    if variable.shape.ndims != value.shape.ndims:
+        value = tf.reshape(value, variable.shape)
     if rate is None:
         rate = applied_rate(update_rate(decay, variable.dtype.base_dtype), apply)
     if zero_debias:
@@ -67,8 +114,9 @@ def update_moving_average(
 
 def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """1 - decay, a scalar of `dtype`."""
+    rate = 1 - decay
     with tf.name_scope("moving_average_rate"):
-        return in_dtype(1 - decay, dtype)
+        return tf.cast(rate, dtype) if tf.is_tensor(rate) else tf.constant(rate, dtype)
 
 
 def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:
@@ -81,26 +129,19 @@ def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:
 
 def _plain_update(variable, value, rate, apply):
     with tf.name_scope("AssignMovingAvg") as scope:
-        difference = _read_when_there(variable, value) - value
+        # In a loop, the read must wait for the update of the iteration before. What takes
+        # a reference reads it when all that it takes is there.
+        old = variable.op.outputs[0]
+        if old.dtype.base_dtype != value.dtype:
+            with tf.control_dependencies([value]):
+                old = variable.read_value()
+        difference = old - value
         if apply is True:
             change = difference * rate
         else:
             # Exactly 0 where the rate is, even if the difference is NaN.
             change = tf.math.multiply_no_nan(difference, rate)
         return variable.assign_sub(change, name=scope).op
-
-
-def _read_when_there(variable, value):
-    """`variable`, read after `value` was computed.
-
-    In a loop, the read must wait for the update of the iteration before.
-    """
-    handle = variable.op.outputs[0]
-    if handle.dtype.base_dtype == value.dtype:
-        # What takes a reference reads it when all that it takes is there.
-        return handle
-    with tf.control_dependencies([value]):
-        return variable.read_value()
 
 
 def assign_moving_value(

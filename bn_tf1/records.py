@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 
 # A tuple, as TensorFlow's own per-graph Python state uses: `export_meta_graph` writes
 # only collections whose key is a string, and warns of what it cannot write.
-_CALLS_KEY = ("bn_tf1_batch_norm_calls",)
+CALLS_KEY = ("bn_tf1_batch_norm_calls",)
 
 
 class BatchNormCall(NamedTuple):
@@ -40,12 +40,7 @@ class BatchNormCall(NamedTuple):
     updates: tuple[tf.Operation, ...]
 
 
-def record_call(call: BatchNormCall) -> None:
-    """Adds `call` to the records of the default graph."""
-    tf.add_to_collection(_CALLS_KEY, call)
-
-
 def batch_norm_calls(graph: tf.Graph | None = None) -> tuple[BatchNormCall, ...]:
     """The calls of `batch_norm` in `graph` (the default graph), oldest first."""
     graph = tf.get_default_graph() if graph is None else graph
-    return tuple(graph.get_collection(_CALLS_KEY))
+    return tuple(graph.get_collection(CALLS_KEY))

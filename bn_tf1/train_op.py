@@ -9,7 +9,7 @@ that would leave one out.
 from __future__ import annotations
 
 import collections
-from typing import Any, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -26,6 +26,7 @@ def make_train_op(
     clip_norm: float | None = None,
     update_ops: Sequence[Any] | None = None,
     ignored_layers: Sequence[str] = (),
+    lint: Callable[..., None] | None = None,
 ) -> tf.Operation:
     """Minimises `loss` after the updates of the moving statistics.
 
@@ -40,6 +41,9 @@ def make_train_op(
             by default what is in `UPDATE_OPS_COLLECTION` of the graph of `loss`.
         ignored_layers: variable scopes of batch-norm layers whose updates this train
             op leaves to another one.
+        lint: called when the train op is made, with the graph, `ignored_layers` and
+            whether `update_ops` were given: to warn of what else the graph's layers of
+            any maker suffer from. `bn_tf1.make_train_op` logs what the doctor finds.
 
     Returns:
         The operation of one training step.
@@ -51,7 +55,8 @@ def make_train_op(
     """
     _check_arguments(loss, clip_norm)
     graph = loss.graph
-    if update_ops is None:
+    are_chosen = update_ops is not None
+    if not are_chosen:
         update_ops = graph.get_collection(UPDATE_OPS_COLLECTION)
     update_ops = [getattr(op, "op", op) for op in update_ops]
     for op in update_ops:
@@ -64,7 +69,10 @@ def make_train_op(
     with graph.as_default():
         gradients = _gradients(loss, optimizer, variables, clip_norm)
         with tf.control_dependencies(update_ops):
-            return optimizer.apply_gradients(gradients, global_step=global_step)
+            train_op = optimizer.apply_gradients(gradients, global_step=global_step)
+    if lint is not None:
+        lint(graph, ignored_layers=ignored_layers, are_chosen=are_chosen)
+    return train_op
 
 
 def _check_arguments(loss, clip_norm):

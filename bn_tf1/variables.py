@@ -12,11 +12,9 @@ follows from.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
-
-from bn_tf1.normalization import LayerVariables
 
 INITIALIZERS = {
     "gamma": tf.ones_initializer,
@@ -25,6 +23,27 @@ INITIALIZERS = {
     "moving_variance": tf.ones_initializer,
 }
 LEARNED = ("gamma", "beta")
+
+
+class LayerVariables(NamedTuple):
+    """The variables of a layer: float32, or float64 for float64 inputs.
+
+    Their shape is [channels], or that with sizes of 1 for the axes in between, such as
+    [1, 1, 1, channels].
+
+    Attributes:
+        gamma, beta: None for 1 and 0.
+        moving_mean, moving_variance: never None.
+        moving_stddev, renorm_mean, renorm_stddev: None without renormalisation.
+    """
+
+    gamma: Any
+    beta: Any
+    moving_mean: Any
+    moving_variance: Any
+    moving_stddev: Any = None
+    renorm_mean: Any = None
+    renorm_stddev: Any = None
 
 
 def make_variables(
@@ -45,11 +64,15 @@ def make_variables(
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
     """
-    made_once = {}
-    initial = {
-        key: _sharing(made_once, initializers.get(key) or default())
-        for key, default in INITIALIZERS.items()
+    made = {}
+    shared = {
+        kind: _sharing(kind, made)
+        for kind in (tf.zeros_initializer, tf.ones_initializer)
     }
+    initial = {
+        key: initializers.get(key) or INITIALIZERS[key]() for key in INITIALIZERS
+    }
+    initial = {key: shared.get(type(value), value) for key, value in initial.items()}
     absent = {"gamma": not scale, "beta": not center}
     made = {key: None if absent.get(key) else make(key, initial[key]) for key in order}
     if renorm:
@@ -60,20 +83,17 @@ def make_variables(
     return LayerVariables(**made)
 
 
-def _sharing(made_once, initializer):
-    """`initializer`; all those of zeros, and all those of ones, make one constant."""
-    kind = type(initializer)
-    if kind not in (tf.zeros_initializer, tf.ones_initializer):
-        return initializer
+def _sharing(kind, made):
+    """An initializer of zeros, or of ones, that makes the same constant again."""
 
-    def initial_value(shape, dtype=None, partition_info=None):
+    def initial(shape, dtype=None, partition_info=None):
         sizes = tuple(tf.TensorShape(shape).as_list())
         key = kind, sizes, dtype, tf.get_default_graph()
-        if key not in made_once:
-            made_once[key] = initializer(shape, dtype, partition_info)
-        return made_once[key]
+        if key not in made:
+            made[key] = kind()(shape, dtype, partition_info)
+        return made[key]
 
-    return initial_value
+    return initial
 
 
 def _square_root_of(initializer):
@@ -81,3 +101,28 @@ def _square_root_of(initializer):
         return tf.sqrt(initializer(*arguments, **options))
 
     return initial_stddev
+
+
+def own_variables(
+    shape: Sequence[int], dtype: tf.DType, trainable: Any, **by_name: Mapping | None
+) -> Callable[[str, Any], Any]:
+    """A `make` for `make_variables`, which gets them from the variable scope.
+
+    Args:
+        shape, dtype: of all of them.
+        trainable: False makes none of them trainable; otherwise gamma and beta are.
+        **by_name: arguments of `tf.get_variable`, each a mapping from a variable's name
+            to its value.
+    """
+
+    def make(key, initializer):
+        return tf.get_variable(
+            key,
+            shape,
+            dtype,
+            initializer,
+            trainable=key in LEARNED and trainable is not False,
+            **{option: (values or {}).get(key) for option, values in by_name.items()},
+        )
+
+    return make

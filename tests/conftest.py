@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics import views
+from bn_tf1.statistics import plan
 
 tf.disable_v2_behavior()
 
@@ -34,7 +34,7 @@ def small_and_large(request, monkeypatch):
     On TensorFlow 1.15, which makes no difference, once.
     """
     if request.param == "large":
-        monkeypatch.setattr(views, "_SMALL", 0)
+        monkeypatch.setattr(plan, "_SMALL", 0)
 
 
 @pytest.fixture

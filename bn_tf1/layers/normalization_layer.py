@@ -40,21 +40,26 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.control_flow import inside_of_control_flow
+from bn_tf1.arguments import Arguments, check
 from bn_tf1.drop_in import (
     checked_clipping,
     checked_mode,
+    switched_or_not,
     unpartitioned,
     with_original_name,
 )
 from bn_tf1.layers.legacy_layer import InputSpec, LegacyLayer
-from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, update_rate
-from bn_tf1.normalization import LayerVariables, normalize_and_update
-from bn_tf1.records import batch_norm_calls
-from bn_tf1.variables import LEARNED, make_variables
+from bn_tf1.moving_averages import updating
+from bn_tf1.normalization import normalize_and_update
+from bn_tf1.variables import LEARNED, LayerVariables, make_variables
 
 _ZEROS = tf.zeros_initializer()
 _ONES = tf.ones_initializer()
+_CALLED = {
+    "decay": "momentum",
+    "renorm_decay": "renorm_momentum",
+    "ghost_batch_size": "virtual_batch_size",
+}
 
 
 def batch_normalization(
@@ -266,34 +271,30 @@ class BatchNormalization(LegacyLayer):
                 f"`inputs` has dtype {inputs.dtype.name}, but must be a float tensor"
             )
         mode = checked_mode("training", training)
-        update, rate = "skip", None
-        if self.trainable is not False and mode is not False:
-            rate = update_rate(self.momentum, self.moving_mean.dtype.base_dtype)
-            inside = inside_of_control_flow(made_here=rate.op)
-            update = "in_place" if inside else "collection"
-        unbiased = self.fused and self._bessels_correction_test_only
-        y = normalize_and_update(
-            inputs,
-            mode,
-            self._layer_variables(),
-            layer=self.scope_name,
-            axis=tuple(self.axis),
+        asked = Arguments(
+            is_training=mode,
+            axis=self.axis,
             decay=self.momentum,
-            rate=rate,
             epsilon=self.epsilon,
-            zero_debias=(),
-            ema_variance="unbiased" if unbiased else "biased",
-            update=update,
-            updates_collection=UPDATE_OPS_COLLECTION,
-            skip_nonfinite=True,
-            trainable=self.trainable,
+            trainable=switched_or_not(self.trainable),
             ghost_batch_size=self.virtual_batch_size,
             renorm=self._renormalization(),
             adjustment=self.adjustment,
+            ema_variance="unbiased"
+            if self.fused and self._bessels_correction_test_only
+            else "biased",
+            update="skip" if self.trainable is False else "collection",
         )
-        if update == "collection":
-            self.add_update(list(batch_norm_calls()[-1].updates))
-        return with_original_name(y, mode, fused=self.fused)
+        arguments = check(inputs, asked, called=_CALLED)
+        normalized = normalize_and_update(
+            inputs,
+            self._layer_variables(),
+            arguments,
+            updating(arguments, self.scope_name, moves_in=True),
+            layer=self.scope_name,
+        )
+        self.add_update(normalized.to_collect)
+        return with_original_name(normalized.y, mode, fused=self.fused)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The same shape."""
@@ -326,11 +327,11 @@ class BatchNormalization(LegacyLayer):
         )
 
     def _parameter_shape(self, shape):
-        if self.virtual_batch_size is None:
-            return statistics.parameter_shape(shape, self.axis)
         sizes = self.input_spec.axes
         kept_rank = [sizes.get(axis, 1) for axis in range(shape.ndims)]
-        return kept_rank[:1] + [1] + kept_rank[1:]
+        if self.virtual_batch_size is not None:
+            return kept_rank[:1] + [1] + kept_rank[1:]
+        return kept_rank if len(sizes) > 1 else list(sizes.values())
 
     def _variable_maker(self, shape):
         dtype = statistics.statistics_dtype(self._dtype or tf.float32)

@@ -52,23 +52,24 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.control_flow import inside_of_control_flow
+from bn_tf1.arguments import Arguments, check
 from bn_tf1.drop_in import (
     add_to_collection,
     as_list,
     checked_clipping,
     checked_mode,
     parts,
+    switched_or_not,
     unpartitioned,
     with_original_name,
 )
-from bn_tf1.moving_averages import update_rate
+from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
-from bn_tf1.records import batch_norm_calls
 from bn_tf1.slim.arg_scopes import obeys_arg_scopes
 from bn_tf1.variables import LEARNED, make_variables
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
+_CALLED = {"weights": "batch_weights"}
 _FUSED, _WEIGHTED, _LAYER = "fused", "weighted", "layer"
 _BETA_FIRST = ("beta", "gamma", "moving_mean", "moving_variance")
 _GAMMA_FIRST = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -178,12 +179,28 @@ def batch_norm(
             "`zero_debias_moving_mean` or `updates_collections` other than "
             f"{_UPDATE_OPS!r}"
         )
+    skips = way.name == _LAYER and trainable is False
+    in_place = updates_collections is None
+    asked = Arguments(
+        is_training=mode,
+        axis=axis,
+        decay=decay,
+        epsilon=epsilon,
+        trainable=switched_or_not(trainable),
+        weights=_checked_weights(batch_weights, x),
+        renorm=_renormalization(renorm, renorm_clipping, renorm_decay),
+        adjustment=adjustment,
+        zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
+        ema_variance="unbiased" if way.unbiased else "biased",
+        update="skip" if skips else "in_place" if in_place else "collection",
+    )
+    arguments = check(x, asked, called=_CALLED)
     getter = None if way.name == _FUSED else _model_variable_getter
     with tf.variable_scope(
         scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter
     ) as variable_scope:
         variables = make_variables(
-            _variable_maker(x, axis, param_regularizers or {}, trainable),
+            _variable_maker(arguments.plan, param_regularizers or {}, trainable),
             center=center,
             scale=scale,
             renorm=renorm,
@@ -195,35 +212,13 @@ def batch_norm(
             variables_collections,
             _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST,
         )
-        update, rate = "skip", None
-        if mode is not False and not (way.name == _LAYER and trainable is False):
-            rate = update_rate(decay, variables.moving_mean.dtype.base_dtype)
-            inside = inside_of_control_flow(made_here=rate.op)
-            in_place = updates_collections is None or inside
-            update = "in_place" if in_place else "collection"
+        how = updating(arguments, variable_scope.name, moves_in=True)
         with unpartitioned(variable_scope):
-            y = normalize_and_update(
-                x,
-                mode,
-                variables,
-                layer=variable_scope.name,
-                axis=axis,
-                decay=decay,
-                rate=rate,
-                epsilon=epsilon,
-                zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
-                ema_variance="unbiased" if way.unbiased else "biased",
-                update=update,
-                updates_collection=(),
-                skip_nonfinite=True,
-                trainable=trainable,
-                weights=_checked_weights(batch_weights, x),
-                renorm=_renormalization(renorm, renorm_clipping, renorm_decay),
-                adjustment=adjustment,
+            normalized = normalize_and_update(
+                x, variables, arguments, how, layer=variable_scope.name
             )
-        if update == "collection":
-            _collect_updates(variables, updates_collections)
-        y = with_original_name(y, mode, fused=way.unbiased)
+        _collect_updates(variables, normalized.to_collect, updates_collections)
+        y = with_original_name(normalized.y, mode, fused=way.unbiased)
         if activation_fn is not None:
             y = activation_fn(y)
         return _collect_output(y, outputs_collections, variable_scope.name)
@@ -274,14 +269,17 @@ def _model_variable_getter(getter, name, *arguments, **options):
     return getter(name, *arguments, collections=known, **options)
 
 
-def _variable_maker(x, axis, regularizers, trainable):
-    dtype = statistics.statistics_dtype(x.dtype)
-    shape = statistics.parameter_shape(x.shape, axis)
+def _variable_maker(plan, regularizers, trainable):
     collections = [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
 
     def get(key, initializer, **options):
         return tf.get_variable(
-            key, shape, dtype, initializer, collections=collections, **options
+            key,
+            plan.parameter_shape,
+            plan.dtype,
+            initializer,
+            collections=collections,
+            **options,
         )
 
     def make(key, initializer):
@@ -318,7 +316,7 @@ def _checked_weights(weights, x):
             f"each example of `inputs`, {x.shape[:1]}"
         )
     weights.set_shape(x.shape[:1])
-    return weights
+    return weights if weights.dtype.is_floating else tf.cast(weights, tf.float32)
 
 
 def _renormalization(renorm, clipping, decay):
@@ -327,9 +325,8 @@ def _renormalization(renorm, clipping, decay):
     return statistics.Renormalization(decay=decay, **checked_clipping(clipping or {}))
 
 
-def _collect_updates(variables, collections):
+def _collect_updates(variables, updates, collections):
     """Operations in UPDATE_OPS, tensors in other collections, as the original has."""
-    updates = batch_norm_calls()[-1].updates
     for collection in as_list(collections):
         for key, update in zip(("moving_mean", "moving_variance"), updates):
             if collection != _UPDATE_OPS:

@@ -5,32 +5,32 @@ variable, no collection and no mode.
 
 The seam: whatever returns a `Moments` for a batch can be put in the place of
 `batch_moments`, and in front of `normalize_with_moments`; each way of computing them has
-its own module. Which kernel computes what is chosen in `kernels` alone.
+its own module. What computes what is decided in `plan` alone.
 """
 
-from bn_tf1.statistics.composed import batch_moments
-from bn_tf1.statistics.composed import normalize_batch as normalize_with_moments
+from bn_tf1.statistics.composed import batch_moments, normalize_with_moments
+from bn_tf1.statistics.composed import normalize_batch as normalize_composed
+from bn_tf1.statistics.constant import normalize_constant
 from bn_tf1.statistics.folded import normalize as normalize_folded
 from bn_tf1.statistics.folded import why_not_folded
+from bn_tf1.statistics.fused import normalize_batch as normalize_fused
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
-from bn_tf1.statistics.kernels import (
-    KERNELS,
-    BatchOutput,
-    normalize_batch,
-    normalize_constant,
-)
-from bn_tf1.statistics.kernels import choose as choose_kernel
 from bn_tf1.statistics.moments import (
+    BatchOutput,
     Moments,
-    channel_axes,
     in_dtype,
-    parameter_shape,
-    reduction_axes,
-    static_count,
-    statistics_dtype,
     unbiased_variance,
 )
 from bn_tf1.statistics.output import normalize, scale_and_shift
+from bn_tf1.statistics.plan import (
+    KERNELS,
+    Plan,
+    channel_axes,
+    channels_for_arithmetic,
+    plan_of,
+    reduction_axes,
+    statistics_dtype,
+)
 from bn_tf1.statistics.renormalization import (
     Correction,
     Renormalization,
@@ -43,23 +43,24 @@ __all__ = [
     "BatchOutput",
     "Correction",
     "Moments",
+    "Plan",
     "Renormalization",
     "batch_moments",
     "channel_axes",
-    "choose_kernel",
+    "channels_for_arithmetic",
     "in_dtype",
     "join_ghost_batches",
     "normalize",
-    "normalize_batch",
+    "normalize_composed",
     "normalize_constant",
     "normalize_folded",
+    "normalize_fused",
     "normalize_with_moments",
-    "parameter_shape",
+    "plan_of",
     "reduction_axes",
     "renorm_correction",
     "scale_and_shift",
     "split_ghost_batches",
-    "static_count",
     "statistics_dtype",
     "unbiased_variance",
     "weighted_moments",

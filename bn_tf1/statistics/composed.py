@@ -16,63 +16,93 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.statistics.channels import Channels
 from bn_tf1.statistics.moments import (
+    BatchOutput,
     Moments,
-    channel_axes,
     count_of,
-    reduction_axes,
-    statistics_dtype,
+    unbiased_variance,
 )
 from bn_tf1.statistics.output_gradients import output_gradients
-from bn_tf1.statistics.registered_gradients import registered_gradient
-from bn_tf1.statistics.views import channels_for_arithmetic, is_fast_fixed_kernel
+from bn_tf1.statistics.plan import (
+    Plan,
+    channels_for_arithmetic,
+    statistics_dtype,
+)
+from bn_tf1.statistics.registered_gradients import (
+    NORMALIZE_BATCH,
+    gradient_of,
+    settings_of,
+    with_gradient,
+)
 
 
-def batch_moments(x: tf.Tensor, axes: tuple[int, ...]) -> Moments:
-    """Mean, biased variance and count of `x` over `axes`.
+def normalize_batch(
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    plan: Plan,
+    *,
+    epsilon: float,
+    unbiased: bool,
+) -> BatchOutput:
+    """The output with the statistics of the batch `x`, and these statistics.
 
     Args:
         x: float tensor of known rank.
-        axes: the axes to reduce: all but the channel axes.
+        gamma, beta: tensors of the dtype and shape of the statistics, or None for 1 and 0.
+        plan: for `x`.
+        epsilon: added to the variance; in the unit of the variance.
+        unbiased: which variance is returned; the output always uses the biased one.
+    """
+    moments = batch_moments(x, plan.channels)
+    y = normalize_with_moments(x, moments, gamma, beta, plan.channels, epsilon=epsilon)
+    variance = unbiased_variance(moments) if unbiased else moments.variance
+    return BatchOutput(y, moments.mean, variance)
+
+
+def batch_moments(x: tf.Tensor, channels: Channels) -> Moments:
+    """Mean, biased variance and count of `x`, by channel.
+
+    Args:
+        x: float tensor of known rank.
+        channels: how to see it.
 
     Returns:
         `Moments` in float32, or float64 for float64 `x`.
     """
     x = tf.cast(x, statistics_dtype(x.dtype))
-    channels = channels_for_arithmetic(x, reduction_axes(x.shape.ndims, axes))
-    count = count_of(x, axes)
+    count = count_of(x, channels.axes)
     divisor = tf.convert_to_tensor(count, x.dtype)
     values = channels.enter(x)
     mean = channels.average(values, divisor)
     # What the output is made of, too: TensorFlow merges the two, and computes it once.
     centred = channels.centre(values, mean)
-    variance = channels.sum_of_squares(centred) / divisor
-    if not channels.has_short_sums:
-        mean += channels.average(centred, divisor)
-    return Moments(mean, variance, count)
+    if channels.has_short_sums:
+        return Moments(mean, channels.sum_of_squares(centred) / divisor, count)
+    residues, squares = channels.both_sums(centred)
+    return Moments(mean + residues / divisor, squares / divisor, count)
 
 
-def normalize_batch(
+def normalize_with_moments(
     x: tf.Tensor,
     moments: Moments,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
+    channels: Channels,
     *,
-    axis: int | Sequence[int],
     epsilon: float,
     weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """The output for statistics of the batch `x` itself.
 
     Args:
-        x: float tensor of known rank with the channels on `axis`.
+        x: float tensor of known rank.
         moments: of `x`: mean, biased variance, and their count.
         gamma, beta: tensors like the mean, or None for 1 and 0.
-        axis: the channel axis of `x`, or several.
+        channels: how to see `x`.
         epsilon: added to the variance; in the unit of the variance.
         weights: where the moments are weighted, the weights: a tensor that broadcasts
             to `x` and has a sum by channel of `count`.
@@ -85,33 +115,24 @@ def normalize_batch(
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
 
-    y = normalize_fixed(x, mean, variance, gamma, beta, axis=axis, epsilon=epsilon)
-    inputs = [y, x, mean, variance, gamma, beta]
+    y = normalize_fixed(x, mean, variance, gamma, beta, channels, epsilon=epsilon)
+    inputs = [x, mean, variance, gamma, beta]
     if weights is not None:
         inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
-    gradient = registered_gradient(
-        "normalize_batch",
-        _gradients,
-        axes=channel_axes(x.shape.ndims, axis),
-        epsilon=epsilon,
-    )
-    with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
-        y = tf.identity_n(inputs)[0]
+    (y,) = with_gradient(NORMALIZE_BATCH, [y], inputs, (epsilon, channels.axes))
     return tf.cast(y, dtype)
 
 
-def _gradients(operation, dy, *_, axes, epsilon):
-    x, mean, variance, gamma = operation.inputs[1:5]
-    weighting = operation.inputs[6:]
-    if weighting:
-        weights, count = weighting
-    else:
-        weights, count = None, count_of(x, reduction_axes(x.shape.ndims, axes))
+@gradient_of(NORMALIZE_BATCH)
+def _gradients(operation, dy, *_):
+    epsilon, axes = settings_of(operation.inputs[1])
+    x, mean, variance, gamma, _, *weighting = operation.inputs[2:]
+    weights, count = weighting or (None, count_of(x, axes))
     moments = Moments(mean, variance, count)
     slopes = output_gradients(
-        x, dy, moments, gamma, axis=axes, epsilon=epsilon, weights=weights
+        x, dy, moments, gamma, axes=axes, epsilon=epsilon, weights=weights
     )
-    gradients = (None, slopes.x, None, None, slopes.gamma, slopes.beta)
+    gradients = (None, None, slopes.x, None, None, slopes.gamma, slopes.beta)
     if not weighting:
         return gradients
     deviations = tf.rsqrt(variance + epsilon)
@@ -141,17 +162,16 @@ def normalize_fixed(
     variance: tf.Tensor,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
+    channels: Channels,
     *,
-    axis: int | Sequence[int],
     epsilon: float,
 ) -> tf.Tensor:
     """As `output.normalize`, for a mean and a variance that need no gradient."""
     x, dtype = tf.cast(x, mean.dtype), x.dtype
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
-    channels = channels_for_arithmetic(x, axis)
     values = channels.enter(x)
-    if is_fast_fixed_kernel(channels, x.dtype):
+    if channels.takes_kernel and x.dtype == tf.float32:
         # One pass over the data in place of three.
         y = tf.raw_ops.FusedBatchNormV3(
             x=values,

@@ -16,11 +16,9 @@ Source: Jacob et al., "Quantization and Training of Neural Networks", 2017
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Callable
 
 import tensorflow.compat.v1 as tf
-
-from bn_tf1.statistics.moments import channel_axes
 
 # How the names of the operations begin that bring a graph its input.
 _INPUTS = ("Placeholder", "IteratorGetNext", "QueueDequeue")
@@ -28,21 +26,22 @@ _FOLDABLE = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
 def why_not_folded(
-    x: tf.Tensor, axis: int | Sequence[int], *, once: bool = False
+    x: tf.Tensor, axes: tuple[int, ...], *, once: bool = False
 ) -> str | None:
     """What keeps `x` from being folded into what made it, in words; None if nothing.
 
     Args:
         x: tensor of known rank.
-        axis: the channel axis of `x`, or several.
+        axes: the channel axes of `x`, ascending and not negative.
         once: whether the weights are to be kept, and so must not depend on an input.
     """
     if x.op.type not in _FOLDABLE:
         return f"`x` is made by {x.op.type}, and not by one of {', '.join(_FOLDABLE)}"
     if x.dtype.base_dtype not in (tf.float32, tf.float64):
         return f"`x` has dtype {x.dtype.name}, in which folded weights would be rounded"
-    if channel_axes(x.shape.ndims, axis) != (_output_axis(x),):
-        return f"the channels of {x.op.type} are on axis {_output_axis(x)}, not {axis}"
+    if axes != (_output_axis(x),):
+        given = ", ".join(map(str, axes))
+        return f"the channels of {x.op.type} are on axis {_output_axis(x)}, not {given}"
     source = _input_behind(x.op.inputs[1]) if once else None
     if source is not None:
         return f"the weights depend on {source.name!r}, which changes with each step"

@@ -11,74 +11,53 @@ has, written by hand, takes its place; that one knows of such a loss.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import channels_of
-from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
+from bn_tf1.statistics.channels import as_before
+from bn_tf1.statistics.moments import BatchOutput, Moments, count_of
 from bn_tf1.statistics.output_gradients import output_gradients
-from bn_tf1.statistics.registered_gradients import registered_gradient
-from bn_tf1.statistics.views import channels_for_statistics
-
-_KERNEL = "FusedBatchNormV3"
-
-
-class FusedOutput(NamedTuple):
-    """The output, and the statistics of the batch, float32 of shape [channels].
-
-    `variance` is biased or unbiased, as was asked for.
-    """
-
-    y: tf.Tensor
-    mean: tf.Tensor
-    variance: tf.Tensor
+from bn_tf1.statistics.plan import Plan
+from bn_tf1.statistics.registered_gradients import FUSED_BATCH, gradient_of
 
 
 def normalize_batch(
     x: tf.Tensor,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
+    plan: Plan,
     *,
-    axis: int,
     epsilon: float,
     unbiased: bool,
-    gradient_by_hand: bool,
-) -> FusedOutput:
+) -> BatchOutput:
     """The output with the statistics of the batch `x`, and these statistics.
 
     Args:
         x: float16, bfloat16 or float32 tensor of known rank.
         gamma, beta: float32 tensors of shape [channels], or None for 1 and 0.
-        axis: the channel axis of `x`.
+        plan: for `x`; its kernel can be the fused one.
         epsilon: added to the variance; in the unit of the variance.
         unbiased: whether the variance is returned as the kernel gives it, divided by
             N - 1 instead of N.
-        gradient_by_hand: for float32 `x` with its channels last: whether the gradient
-            is the one of `composed` instead of the kernel's.
     """
     unused = tf.constant([], tf.float32)
-    gradients = {}
-    if gradient_by_hand:
-        gradients[_KERNEL] = registered_gradient(
-            "fused_batch", _gradients, epsilon=epsilon
-        )
+    gradients = {"FusedBatchNormV3": FUSED_BATCH} if plan.gradient_by_hand else {}
     with tf.get_default_graph().gradient_override_map(gradients):
-        outputs, channels = _fused(x, unused, unused, gamma, beta, axis, epsilon, True)
-    mean, variance = outputs.batch_mean, outputs.batch_variance
+        y, mean, variance, *_ = _fused(
+            x, unused, unused, gamma, beta, plan, plan.image, epsilon
+        )
     if not unbiased:
-        count = count_of(x, reduction_axes(x.shape.ndims, axis))
-        if isinstance(count, int):
-            variance *= (count - 1) / count
+        if plan.count is None:
+            variance -= variance / count_of(x, plan.axes)
         else:
-            variance -= variance / count
-    return FusedOutput(channels.leave(outputs.y, x), mean, variance)
+            variance *= (plan.count - 1) / plan.count
+    return BatchOutput(y, mean, variance)
 
 
-def _gradients(operation, dy, dmean, dunbiased, *_, epsilon):
+@gradient_of(FUSED_BATCH)
+def _gradients(operation, dy, dmean, dunbiased, *_):
     x, gamma = operation.inputs[:2]
     mean, unbiased = operation.outputs[1:3]
-    count = count_of(x, (0, 1, 2))
+    count = count_of(x, (3,))
     # The biased variance that the kernel also gives is another thing on a GPU.
     variance = unbiased * ((count - 1) / count)
     dmoments = None
@@ -93,8 +72,8 @@ def _gradients(operation, dy, dmean, dunbiased, *_, epsilon):
         dy,
         Moments(mean, variance, count),
         gamma,
-        axis=-1,
-        epsilon=epsilon,
+        axes=(3,),
+        epsilon=operation.get_attr("epsilon"),
         dmoments=dmoments,
     )
     return slopes.x, slopes.gamma, slopes.beta, None, None
@@ -106,26 +85,26 @@ def normalize(
     variance: tf.Tensor,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
+    plan: Plan,
     *,
-    axis: int,
     epsilon: float,
 ) -> tf.Tensor:
     """The output for a mean and a variance that are constants: they get no gradient."""
-    outputs, channels = _fused(x, mean, variance, gamma, beta, axis, epsilon, False)
-    return channels.leave(outputs.y, x)
+    image = plan.constant_image
+    return _fused(x, mean, variance, gamma, beta, plan, image, epsilon, False)[0]
 
 
-def _fused(x, mean, variance, gamma, beta, axis, epsilon, is_training):
-    channels = (channels_for_statistics if is_training else channels_of)(x, axis)
-    size = [tf.dimension_value(x.shape[channels.axes[0]])]
-    outputs = tf.raw_ops.FusedBatchNormV3(
-        x=channels.enter(x),
+def _fused(x, mean, variance, gamma, beta, plan, image, epsilon, is_training=True):
+    """The outputs of the kernel; the first in the shape of `x`."""
+    size = [tf.dimension_value(x.shape[plan.axes[0]])]
+    y, *others = tf.raw_ops.FusedBatchNormV3(
+        x=x if image is None else tf.reshape(x, image),
         scale=tf.ones(size) if gamma is None else gamma,
         offset=tf.zeros(size) if beta is None else beta,
         mean=mean,
         variance=variance,
         epsilon=epsilon,
-        data_format=channels.data_format,
+        data_format=plan.data_format,
         is_training=is_training,
     )
-    return outputs, channels
+    return (y if image is None else as_before(y, x), *others)

@@ -11,11 +11,11 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
-import numbers
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow.compat.v1 as tf
+
+from bn_tf1.statistics.plan import product, statistics_dtype
 
 
 class Moments(NamedTuple):
@@ -33,9 +33,18 @@ class Moments(NamedTuple):
     count: Any
 
 
-def statistics_dtype(dtype: tf.DType) -> tf.DType:
-    """The dtype of the statistics for inputs of `dtype`: at least float32."""
-    return tf.float64 if dtype == tf.float64 else tf.float32
+class BatchOutput(NamedTuple):
+    """The output for the statistics of the batch, and these statistics.
+
+    Attributes:
+        y: like `x`.
+        mean: float32 or float64 tensor of shape [channels].
+        variance: like `mean`; biased or unbiased, as was asked for.
+    """
+
+    y: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
 
 
 def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -45,54 +54,18 @@ def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.constant(number, dtype)
 
 
-def channel_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
-    """The channel axes of a tensor of `rank`, ascending and not negative."""
-    axes = (axis,) if isinstance(axis, numbers.Integral) else axis
-    return tuple(sorted(a % rank for a in axes))
-
-
-def reduction_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
-    """All axes of a tensor of `rank` but the channel axes, which may be negative."""
-    channels = channel_axes(rank, axis)
-    return tuple(a for a in range(rank) if a not in channels)
-
-
-def parameter_shape(shape: tf.TensorShape, axis: int | Sequence[int]) -> list[int]:
-    """The shape of a layer's variables for inputs of `shape`, known on `axis`.
-
-    [channels] for one channel axis; with several, the variables keep the rank of the
-    input, with sizes of 1 on the other axes.
-    """
-    kept = channel_axes(shape.ndims, axis)
-    if len(kept) == 1:
-        return [tf.dimension_value(shape[kept[0]])]
-    return [
-        tf.dimension_value(shape[a]) if a in kept else 1 for a in range(shape.ndims)
-    ]
-
-
-def static_count(shape: tf.TensorShape, axes: tuple[int, ...]) -> int | None:
-    """The number of values per channel, or None where a reduced size is unknown."""
-    count = 1
-    for a in axes:
-        size = tf.dimension_value(shape[a])
-        if size is None:
-            return None
-        count *= size
-    return count
-
-
 def count_of(x: tf.Tensor, axes: tuple[int, ...]) -> int | tf.Tensor:
-    """The number of values per channel, as in `Moments`."""
-    count = static_count(x.shape, axes)
+    """The number of values per channel, as in `Moments`, for the channel axes `axes`."""
+    sizes = x.shape.as_list()
+    reduced = [a for a in range(len(sizes)) if a not in axes]
+    count = product(sizes[a] for a in reduced)
     if count is not None:
         return count
     dtype = statistics_dtype(x.dtype)
-    kept = [size for a, size in enumerate(x.shape.as_list()) if a not in axes]
-    if None in kept:
-        return tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), list(axes))), dtype)
-    size = tf.size(x, out_type=tf.int64)
-    return tf.cast(size, dtype) / float(np.prod(kept))
+    kept = product(sizes[a] for a in axes)
+    if kept is None:
+        return tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), reduced)), dtype)
+    return tf.cast(tf.size(x, out_type=tf.int64), dtype) / float(kept)
 
 
 def unbiased_variance(moments: Moments) -> tf.Tensor:

@@ -11,12 +11,9 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics.channels import along
-from bn_tf1.statistics.moments import channel_axes
 
 
 def normalize(
@@ -26,18 +23,18 @@ def normalize(
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     *,
-    axis: int | Sequence[int],
+    axes: tuple[int, ...],
     epsilon: float,
 ) -> tf.Tensor:
     """gamma * (x - mean) / sqrt(variance + epsilon) + beta, channel by channel.
 
     Args:
-        x: float tensor of known rank with the channels on `axis`.
+        x: float tensor of known rank.
         mean, variance: float32 tensors (float64 for float64 `x`) of the shape that `x`
             has on its channel axes, [channels] for one axis. At most one of several
             sizes may be unknown.
         gamma, beta: tensors like `mean`, or None for 1 and 0.
-        axis: the channel axis of `x`, or several, negative or not.
+        axes: the channel axes of `x`, ascending and not negative.
         epsilon: added to the variance; in the unit of the variance.
 
     Returns:
@@ -47,12 +44,10 @@ def normalize(
     if gamma is not None:
         scale *= gamma
 
-    def on_axis(channels):
-        return along(channels, x.shape, channel_axes(x.shape.ndims, axis))
-
-    y = (tf.cast(x, mean.dtype) - on_axis(mean)) * on_axis(scale)
+    y = tf.cast(x, mean.dtype) - along(mean, x.shape, axes)
+    y *= along(scale, x.shape, axes)
     if beta is not None:
-        y += on_axis(beta)
+        y += along(beta, x.shape, axes)
     return tf.cast(y, x.dtype)
 
 
@@ -61,10 +56,9 @@ def scale_and_shift(
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     *,
-    axis: int | Sequence[int],
+    axes: tuple[int, ...],
 ) -> tf.Tensor:
     """gamma * y + beta, channel by channel, for arguments as `normalize` takes them."""
-    axes = channel_axes(y.shape.ndims, axis)
     if gamma is not None:
         y *= along(gamma, y.shape, axes)
     if beta is not None:

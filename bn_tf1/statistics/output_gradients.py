@@ -15,16 +15,18 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.moments import Moments, count_of, reduction_axes
-from bn_tf1.statistics.registered_gradients import registered_gradient
-from bn_tf1.statistics.views import (
-    IS_TENSORFLOW_1,
-    channels_for_arithmetic,
-    is_fast_fixed_kernel,
+from bn_tf1.statistics.channels import IS_TENSORFLOW_1
+from bn_tf1.statistics.moments import Moments, count_of
+from bn_tf1.statistics.plan import channels_for_arithmetic
+from bn_tf1.statistics.registered_gradients import (
+    OUTPUT_GRADIENTS,
+    gradient_of,
+    settings_of,
+    with_gradient,
 )
 
 
@@ -42,7 +44,7 @@ def output_gradients(
     moments: Moments,
     gamma: tf.Tensor,
     *,
-    axis: int | Sequence[int],
+    axes: tuple[int, ...],
     epsilon: float,
     weights: tf.Tensor | None = None,
     dmoments: tuple[tf.Tensor, tf.Tensor] | None = None,
@@ -50,16 +52,17 @@ def output_gradients(
     """The total derivatives, as they are written at the top of this module.
 
     Args:
-        x, gamma, axis, epsilon, weights: as for `normalize_batch`.
+        x, gamma, epsilon, weights: as for `normalize_batch`.
+        axes: the channel axes of `x`, ascending and not negative.
         dy: the gradient for its output.
         moments: of `x`: mean, biased variance, and their count.
         dmoments: where a loss is on the mean and the biased variance themselves, the
             gradients for them.
     """
-    channels = channels_for_arithmetic(x, axis)
+    channels = channels_for_arithmetic(x, axes)
     # The kernel of 1.15 takes longer than what it does away with.
-    takes_kernel = not IS_TENSORFLOW_1 and is_fast_fixed_kernel(channels, x.dtype)
-    if takes_kernel and dmoments is None:
+    takes_kernel = channels.takes_kernel and x.dtype == tf.float32
+    if takes_kernel and not IS_TENSORFLOW_1 and dmoments is None:
         return _by_kernel(channels, x, dy, moments, gamma, epsilon, weights)
     return _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments)
 
@@ -126,21 +129,18 @@ def _by_kernel(channels, x, dy, moments, gamma, epsilon, weights):
     inputs = [x, dy, mean, variance, gamma]
     if weights is not None:
         inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
-    gradient = registered_gradient(
-        "output_gradients", _gradients_of_gradients, axes=channels.axes, epsilon=epsilon
-    )
-    with tf.get_default_graph().gradient_override_map({"IdentityN": gradient}):
-        return OutputGradients(*tf.identity_n([dx, dgamma, dbeta, *inputs])[:3])
+    own = epsilon, channels.axes
+    slopes = with_gradient(OUTPUT_GRADIENTS, [dx, dgamma, dbeta], inputs, own)
+    return OutputGradients(*slopes)
 
 
-def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_, axes, epsilon):
+@gradient_of(OUTPUT_GRADIENTS)
+def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_):
+    epsilon, axes = settings_of(operation.inputs[3])
     # In a loop, what the gradients are made of stands for these inputs by other names.
-    inputs = [tf.identity(tensor) for tensor in operation.inputs[3:]]
+    inputs = [tf.identity(tensor) for tensor in operation.inputs[4:]]
     x, dy, mean, variance, gamma, *weighting = inputs
-    weights, count = weighting or (
-        None,
-        count_of(x, reduction_axes(x.shape.ndims, axes)),
-    )
+    weights, count = weighting or (None, count_of(x, axes))
     slopes = _by_hand(
         channels_for_arithmetic(x, axes),
         x,
@@ -150,7 +150,7 @@ def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_, axes, epsilon):
         epsilon,
         weights,
     )
-    return (None, None, None, *tf.gradients(slopes, inputs, [ddx, ddgamma, ddbeta]))
+    return (*[None] * 4, *tf.gradients(slopes, inputs, [ddx, ddgamma, ddbeta]))
 
 
 def _inverse(count):

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.moments import Moments, reduction_axes, statistics_dtype
-from bn_tf1.statistics.views import channels_for_arithmetic
+from bn_tf1.statistics.channels import Channels
+from bn_tf1.statistics.moments import Moments
+from bn_tf1.statistics.plan import statistics_dtype
 
 
-def weighted_moments(
-    x: tf.Tensor, axes: tuple[int, ...], weights: tf.Tensor
-) -> Moments:
-    """Weighted mean, biased variance and sum of the weights of `x` over `axes`.
+def weighted_moments(x: tf.Tensor, channels: Channels, weights: tf.Tensor) -> Moments:
+    """Weighted mean, biased variance and sum of the weights of `x`, by channel.
 
     Args:
         x: float tensor of known rank.
-        axes: the axes to reduce: all but the channel axes.
+        channels: how to see it.
         weights: float tensor of the rank of `x`: of size 1 on the channel axes, and of
             size 1 or of the size of `x` on the others.
 
@@ -34,9 +33,8 @@ def weighted_moments(
     """
     dtype = statistics_dtype(x.dtype)
     x, weights = tf.cast(x, dtype), tf.cast(weights, dtype)
-    weights = _one_for_each_value(weights, x, axes)
+    weights = _one_for_each_value(weights, x, channels.axes)
     total = tf.reduce_sum(weights)
-    channels = channels_for_arithmetic(x, reduction_axes(x.shape.ndims, axes))
     values = channels.enter(x)
     mean = channels.average(values, total, weights)
     centred = channels.centre(values, mean)
@@ -46,16 +44,14 @@ def weighted_moments(
     return Moments(mean, variance, total)
 
 
-def _one_for_each_value(weights, x, axes):
-    """`weights` with the sizes of `x` on `axes`."""
-    sizes, wanted = (
-        [tf.dimension_value(values.shape[a]) for a in axes] for values in (weights, x)
-    )
-    if None not in wanted and sizes == wanted:
+def _one_for_each_value(weights, x, channel_axes):
+    """`weights` with the sizes of `x` on all axes but those of the channels."""
+    wanted = [1 if a in channel_axes else n for a, n in enumerate(x.shape.as_list())]
+    if None not in wanted and weights.shape.as_list() == wanted:
         return weights
     shape = tf.unstack(tf.shape(x))
     return tf.broadcast_to(
-        weights, [size if a in axes else 1 for a, size in enumerate(shape)]
+        weights, [1 if a in channel_axes else size for a, size in enumerate(shape)]
     )
 
 

@@ -9,8 +9,8 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import statistics
-from bn_tf1.statistics import views
-from bn_tf1.statistics.channels import channels_of
+from bn_tf1.statistics import channels_for_arithmetic
+from bn_tf1.statistics import plan as planning
 from tests import reference
 
 EPSILON = 1e-3
@@ -18,9 +18,17 @@ IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
 
 def normalize_by(kernel, x, gamma, beta, axis, unbiased=False):
-    return statistics.normalize_batch(
-        x, gamma, beta, kernel=kernel, axis=axis, epsilon=EPSILON, unbiased=unbiased
+    axes = statistics.channel_axes(x.shape.ndims, axis)
+    plan = statistics.plan_of(x, axes, epsilon=EPSILON, kernel=kernel)
+    is_fused = plan.kernel == "fused"
+    normalize = (
+        statistics.normalize_fused if is_fused else statistics.normalize_composed
     )
+    return normalize(x, gamma, beta, plan, epsilon=EPSILON, unbiased=unbiased)
+
+
+def seen(x, axis=-1):
+    return channels_for_arithmetic(x, statistics.channel_axes(x.shape.ndims, axis))
 
 
 def fused_cases():
@@ -123,9 +131,9 @@ def test_a_mean_of_many_values_is_rounded_once(shape, axis, first, weighted, ses
     weights = np.ones([1 if a not in axes else n for a, n in enumerate(shape)], "f")
     if weighted:
         weights = generator.randint(0, 3, weights.shape).astype(np.float32)
-        moments = statistics.weighted_moments(x, axes, tf.constant(weights))
+        moments = statistics.weighted_moments(x, seen(x, axis), tf.constant(weights))
     else:
-        moments = statistics.batch_moments(x, axes)
+        moments = statistics.batch_moments(x, seen(x, axis))
     mean = session.run(moments.mean, {x: batch})
     weights, batch = weights.astype(np.float64), batch.astype(np.float64)
     exact = (weights * batch).sum(axes) / weights.sum()
@@ -138,7 +146,7 @@ def test_a_mean_of_many_values_is_rounded_once(shape, axis, first, weighted, ses
     "axes", [(1, 2), (3, 4), (2, 4), (1, 3), (2, 3, 4), (1, 2, 4)], ids=str
 )
 def test_several_channel_axes_are_normalised_as_one(axes, first, session, monkeypatch):
-    monkeypatch.setattr(views, "_SMALL", 0)
+    monkeypatch.setattr(planning, "_SMALL", 0)
     generator = np.random.RandomState(0)
     shape = (5, 3, 4, 2, 6)
     values = (3 + generator.normal(size=shape)).astype(np.float32)
@@ -146,9 +154,9 @@ def test_several_channel_axes_are_normalised_as_one(axes, first, session, monkey
     reduced = tuple(a for a in range(5) if a not in axes)
     gamma = generator.normal(size=[shape[a] for a in axes]).astype(np.float32)
     x = tf.placeholder(tf.float32, (first, *shape[1:]))
-    moments = statistics.batch_moments(x, reduced)
+    moments = statistics.batch_moments(x, seen(x, axes))
     y = statistics.normalize_with_moments(
-        x, moments, tf.constant(gamma), None, axis=axes, epsilon=EPSILON
+        x, moments, tf.constant(gamma), None, seen(x, axes), epsilon=EPSILON
     )
     (dx,) = tf.gradients(y, x, tf.constant(dy))
     found = session.run([moments.mean, y, dx], {x: values})
@@ -172,7 +180,7 @@ def test_several_channel_axes_are_normalised_as_one(axes, first, session, monkey
 def test_the_variance_of_constant_examples_has_its_gradients(session):
     """The norm of what is 0 has none; its square has."""
     x = tf.constant([[[1.0, 1.0], [2.0, 5.0]], [[3.0, 3.0], [2.0, 2.0]]])
-    variance = statistics.batch_moments(x, (0, 2)).variance
+    variance = statistics.batch_moments(x, seen(x, 1)).variance
     centred = [[[-1.0, -1.0], [-0.75, 2.25]], [[1.0, 1.0], [-0.75, -0.75]]]
     (slope,) = tf.gradients(variance, x)
     (curvature,) = tf.gradients(slope[0, 0, 0], x)
@@ -189,7 +197,8 @@ def test_a_weighted_mean_of_300_deviations_is_closer_than_the_recipes(session):
     batch = (300 + generator.normal(size=(64, 32, 32, 8))).astype(np.float32)
     weights = generator.randint(0, 3, (64, 32, 1, 1)).astype(np.float32)
     axes = (0, 1, 2)
-    ours = statistics.weighted_moments(tf.constant(batch), axes, tf.constant(weights))
+    x = tf.constant(batch)
+    ours = statistics.weighted_moments(x, seen(x), tf.constant(weights))
     recipe = tf.nn.weighted_moments(tf.constant(batch), axes, tf.constant(weights))
     (mean, variance, _), theirs = session.run([ours, recipe])
 
@@ -217,10 +226,10 @@ def test_a_composed_variance_is_as_close_as_the_recipes(
     x = tf.placeholder(tf.float32, [batch, *shape[1:]])
     axes = (0, 1, 2)
     if weighted:
-        ours = statistics.weighted_moments(x, axes, tf.constant(weights)).variance
+        ours = statistics.weighted_moments(x, seen(x), tf.constant(weights)).variance
         recipe = tf.nn.weighted_moments(x, axes, tf.constant(weights))[1]
     else:
-        ours = statistics.batch_moments(x, axes).variance
+        ours = statistics.batch_moments(x, seen(x)).variance
         recipe = tf.nn.moments(x, axes)[1]
     variance, theirs = session.run([ours, recipe], {x: values})
 
@@ -363,16 +372,17 @@ def test_gradients_with_weighted_moments(shape, axis, dtype, session):
         np.random.RandomState(1).randint(0, 3, sizes) / 2.0,
     ]
     axes = reference.reduction_axes(len(shape), axis)
+    channel_axes = statistics.channel_axes(len(shape), axis)
 
     def output(x, gamma, beta, weights, by_itself):
         mean, variance = tf.nn.weighted_moments(x, axes, weights)
         if by_itself:
             return statistics.normalize(
-                x, mean, variance, gamma, beta, axis=axis, epsilon=EPSILON
+                x, mean, variance, gamma, beta, axes=channel_axes, epsilon=EPSILON
             )
         moments = statistics.Moments(mean, variance, tf.reduce_sum(weights))
         return statistics.normalize_with_moments(
-            x, moments, gamma, beta, axis=axis, epsilon=EPSILON, weights=weights
+            x, moments, gamma, beta, seen(x, axis), epsilon=EPSILON, weights=weights
         )
 
     def derivatives(dtype, by_itself):
@@ -570,7 +580,7 @@ def test_an_empty_batch_leaves_the_statistics(kernel, switch, sizes, start, grap
 def test_neighbours_seen_as_one_keep_every_value(
     batch, sizes, on_1_15, on_2, session, monkeypatch
 ):
-    monkeypatch.setattr(views, "_SMALL", 0)
+    monkeypatch.setattr(planning, "_SMALL", 0)
     shape = [4, *sizes]
     values, others = (
         np.random.RandomState(seed).normal(size=shape).astype(np.float32)
@@ -581,7 +591,7 @@ def test_neighbours_seen_as_one_keep_every_value(
         tf.placeholder_with_default(array, [batch, *sizes])
         for array in (values, others)
     )
-    channels = views.channels_for_arithmetic(x, -1)
+    channels = seen(x)
     assert channels.places == (on_1_15 if IS_TENSORFLOW_1 else on_2)
     inside, by_channel = channels.enter(x), tf.constant(factor)
     products = channels.dot(inside, channels.enter(y)), channels.sum(inside)
@@ -614,20 +624,21 @@ def test_neighbours_seen_as_one_keep_every_value(
         ((64, 256, 256), [16384, 1, 1, 256]),
     ],
 )
-def test_the_view_that_the_kernel_makes_the_statistics_of(shape, view):
+def test_the_view_that_the_kernel_makes_the_statistics_of(shape, view, graph):
     x = tf.placeholder(tf.float32, shape)
-    channels = views.channels_for_statistics(x, -1)
-    entered = channels.enter(x)
-    assert entered.shape.as_list() == view
-    assert channels.leave(entered, x).shape.as_list() == list(shape)
+    plan = statistics.plan_of(x, (len(shape) - 1,), epsilon=EPSILON, kernel="fused")
+    statistics.normalize_fused(x, None, None, plan, epsilon=EPSILON, unbiased=True)
+    (kernel,) = (op for op in graph.get_operations() if "FusedBatchNorm" in op.type)
+    assert kernel.inputs[0].shape.as_list() == view
 
 
+@pytest.mark.usefixtures("small_and_large")
 def test_layouts_are_reshapes_that_keep_every_value(session):
     for shape, axis in itertools.product(
         [[6, 3], [4, 5, 3], [2, 3, 4, 3], [2, 3, 2, 2, 3], [3, 3]], [-1, 0, 1]
     ):
         x = tf.random.stateless_uniform(shape, [1, 2])
-        channels = channels_of(x, axis)
+        channels = seen(x, axis)
         there_and_back = channels.leave(channels.enter(x), x)
         axes = reference.reduction_axes(len(shape), axis)
         values, kept, total = session.run(

@@ -8,6 +8,11 @@ from bn_tf1 import statistics
 from tests import reference
 
 
+def moments_of(x, axis):
+    axes = statistics.channel_axes(x.shape.ndims, axis)
+    return statistics.batch_moments(x, statistics.channels_for_arithmetic(x, axes))
+
+
 @pytest.mark.parametrize(
     "rank, axis, expected",
     [
@@ -35,14 +40,14 @@ def test_several_channel_axes(session):
     assert statistics.channel_axes(4, (-1, 1)) == (1, 3)
     axes = statistics.reduction_axes(4, (-1, 1))
     assert axes == (0, 2)
-    moments = statistics.batch_moments(tf.constant(batch), axes)
+    moments = moments_of(tf.constant(batch), (-1, 1))
     y = statistics.normalize(
         tf.constant(batch),
         moments.mean,
         moments.variance,
         tf.constant(np.arange(6.0).reshape(3, 2)),
         None,
-        axis=(1, -1),
+        axes=(1, 3),
         epsilon=1e-3,
     )
     mean = batch.mean((0, 2), keepdims=True)
@@ -64,8 +69,7 @@ def test_batch_moments(shape, axis, dtype, sizes, session):
     batch = np.random.RandomState(0).normal(2.0, 0.5, size=shape).astype(numpy_dtype)
     known = shape if sizes == "known_sizes" else [None] * len(shape)
     x = tf.placeholder(dtype, known)
-    axes = statistics.reduction_axes(len(shape), axis)
-    moments = statistics.batch_moments(x, axes)
+    moments = moments_of(x, axis)
     expected_dtype = tf.float64 if dtype == "float64" else tf.float32
     assert moments.mean.dtype == expected_dtype
     assert moments.variance.dtype == expected_dtype
@@ -97,7 +101,7 @@ def as_float_tensor(count):
 
 def test_batch_moments_over_several_axes_keep_the_others(session):
     batch = np.random.RandomState(0).normal(size=(4, 3, 5))
-    moments = statistics.batch_moments(tf.constant(batch), (0, 2))
+    moments = moments_of(tf.constant(batch), 1)
     mean, variance = session.run([moments.mean, moments.variance])
     np.testing.assert_allclose(mean, batch.mean(axis=(0, 2)), rtol=1e-12)
     np.testing.assert_allclose(variance, batch.var(axis=(0, 2)), rtol=1e-12)
@@ -139,7 +143,7 @@ def test_normalize(shape, axis, parameters, dtype, session):
         tensor(variance),
         tensor(gamma),
         tensor(beta),
-        axis=axis,
+        axes=statistics.channel_axes(len(shape), axis),
         epsilon=1e-3,
     )
     assert y.dtype == tf.as_dtype(dtype)

@@ -1,35 +1,58 @@
 """Batch norms that `bn_tf1` composes, with a gradient that is written by hand.
 
-The gradient is attached to an IdentityN whose inputs are the output, x and the operands,
-and whose name tells the axes and the epsilon.
+The gradient is attached to an IdentityN whose inputs are the output, the settings (epsilon
+and channel axes), x and the operands.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from bn_tf1.graphs.node_values import is_fused, leaves, static_shape
+from bn_tf1.graphs.node_values import (
+    constant,
+    is_fused,
+    leaves,
+    origin,
+    static_shape,
+)
 from bn_tf1.graphs.recognition.batch_statistics import layout_of, through_casts
 from bn_tf1.graphs.recognition.normalization_match import Normalization
 from bn_tf1.graphs.view import GraphView, node_of
+from bn_tf1.statistics.registered_gradients import NORMALIZE_BATCH, OUTPUT_GRADIENTS
 
-# As `bn_tf1.statistics.composed` registers it.
-_OWN_GRADIENT = re.compile(
-    rb"bn_tf1\.normalize_batch\(axes=\(([\d, ]+)\), epsilon=([-+.\de]+)\)$"
-)
-# That, and what `bn_tf1.statistics.output_gradients` registers.
-_OWN_ARITHMETIC = re.compile(rb"bn_tf1\.(normalize_batch|output_gradients)\(")
+# Graphs of 0.1.0 have the settings in the name of the gradient. To go with 1.0.
+_OF_0_1 = re.compile(r"(bn_tf1\.\w+)\((?:axes=\(([\d, ]+)\), epsilon=([-+.\de]+))?\)$")
+
+
+def _own_gradient(view: GraphView, node: int) -> tuple[str, Any, int] | None:
+    """The name of the gradient at `node`, its settings, and where its inputs begin."""
+    attribute = view.attribute(node, "_gradient_op_type")
+    if attribute is None:
+        return None
+    name, inputs = attribute.s.decode("utf-8", "replace"), view.inputs[node]
+    outputs = {NORMALIZE_BATCH: 1, OUTPUT_GRADIENTS: 3}
+    old = _OF_0_1.match(name)
+    if old and old.group(1) in outputs and old.group(2):
+        axes = [int(axis) for axis in old.group(2).split(",") if axis.strip()]
+        return old.group(1), (float(old.group(3)), *axes), outputs[old.group(1)]
+    if name not in outputs or len(inputs) <= outputs[name]:
+        return None
+    settings = constant(view, node_of(origin(view, inputs[outputs[name]])))
+    if settings is None or settings.dtype.kind != "f" or settings.ndim != 1:
+        return None
+    return name, tuple(settings), outputs[name] + 1
 
 
 def match_own(view: GraphView, node: int) -> Normalization | None:
     """The batch norm that the IdentityN at `node` stands for, or None."""
-    gradient = view.attribute(node, "_gradient_op_type")
-    named = gradient is not None and _OWN_GRADIENT.match(gradient.s)
-    if not named or len(view.inputs[node]) < 6:
+    name, settings, first = _own_gradient(view, node) or (None, (), 0)
+    is_whole = len(settings) > 1 and len(view.inputs[node]) >= first + 5
+    if name != NORMALIZE_BATCH or not is_whole:
         return None
-    _, x, mean, variance, gamma, beta = view.inputs[node][:6]
+    x, mean, variance, gamma, beta = view.inputs[node][first : first + 5]
+    epsilon, *channels = settings
     shape = static_shape(view, x)
-    channels = {int(axis) for axis in named.group(1).split(b",") if axis.strip()}
     axes = None
     if shape is not None:
         axes = tuple(axis for axis in range(len(shape)) if axis not in channels)
@@ -44,7 +67,7 @@ def match_own(view: GraphView, node: int) -> Normalization | None:
         variance,
         leaves(view, mean),
         leaves(view, variance),
-        float(named.group(2)),
+        float(epsilon),
         layout_of(view, x, axes),
         "training",
         axes,
@@ -56,12 +79,11 @@ def own_kernels(view: GraphView, node: int) -> set[int]:
 
     They are a part of its arithmetic, and no batch norm by themselves.
     """
-    gradient = view.attribute(node, "_gradient_op_type")
-    named = gradient is not None and _OWN_ARITHMETIC.match(gradient.s)
-    if not named:
+    name, _, _ = _own_gradient(view, node) or (None, (), 0)
+    if name is None:
         return set()
     reference = through_casts(view, view.inputs[node][0])
-    if named.group(1) == b"output_gradients":
+    if name == OUTPUT_GRADIENTS:
         # The share of dy comes first in the sum, and the weights in their product.
         for _ in range(2):
             if view.ops[node_of(reference)] in ("Add", "AddV2", "Mul"):

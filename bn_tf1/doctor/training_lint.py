@@ -1,4 +1,4 @@
-"""`make_train_op` with a look at the whole graph: layers of any maker are checked.
+"""What a train op is told about the whole graph: layers of any maker are checked.
 
 `bn_tf1.train_op` refuses to leave out an update that `batch_norm` made. What other
 layers of the graph suffer from is a warning, one line each: the graph is the user's.
@@ -7,7 +7,7 @@ layers of the graph suffer from is a warning, one line each: the graph is the us
 from __future__ import annotations
 
 import functools
-from typing import Any, Sequence
+from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -19,23 +19,26 @@ _NOT_RUN = ("update-not-run", "update-collection-not-run")
 _CHECKS = ("no-update", "update-in-branch", "several-updates", "one-value-per-channel")
 
 
-@functools.wraps(train_op.make_train_op)
-def make_train_op(
-    loss: tf.Tensor,
-    optimizer: tf.train.Optimizer,
-    *,
-    ignored_layers: Sequence[str] = (),
-    **options: Any,
-) -> tf.Operation:
-    operation = train_op.make_train_op(
-        loss, optimizer, ignored_layers=ignored_layers, **options
-    )
-    # Who chooses the updates leaves the others to another train op.
-    checks = _CHECKS if options.get("update_ops") is not None else _CHECKS + _NOT_RUN
-    for finding in lint(loss.graph):
+def warn_of_training(
+    graph: tf.Graph, *, ignored_layers: Sequence[str], are_chosen: bool
+) -> None:
+    """Logs what is wrong with the training of a graph that has its train op.
+
+    Args:
+        ignored_layers: variable scopes of layers that are left to another train op.
+        are_chosen: whether the user chose the updates, and so leaves the others to
+            another train op.
+    """
+    checks = _CHECKS if are_chosen else _CHECKS + _NOT_RUN
+    for finding in lint(graph):
         is_grave = finding.gravity != "note" and finding.check in checks
         if is_grave and finding.layer not in ignored_layers:
             tf.logging.warning(
                 "batch norm %s: %s %s", finding.layer, finding.what, finding.remedy
             )
-    return operation
+
+
+make_train_op = functools.update_wrapper(
+    functools.partial(train_op.make_train_op, lint=warn_of_training),
+    train_op.make_train_op,
+)

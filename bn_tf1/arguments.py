@@ -1,0 +1,263 @@
+"""What may be asked of a layer, checked once.
+
+Contract: whoever builds a layer puts what it was asked for into `Arguments`, under the names
+of `batch_norm`, and gives them to `check` before anything is added to the graph. What comes
+back is what the rest of the library works with: it travels through unchanged.
+
+An error names the argument as the caller calls it, the constraint and the value.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1 import statistics
+from bn_tf1.statistics import Plan, Renormalization
+
+_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+_CHOICES = {
+    "ema_variance": ("biased", "unbiased"),
+    "update": ("collection", "in_place", "skip"),
+    "kernel": statistics.KERNELS,
+}
+
+
+class Arguments(NamedTuple):
+    """The arguments of `batch_norm` that are not about its variables, and what follows.
+
+    Attributes:
+        zero_debias: a bool, or which of "moving_mean" and "moving_variance" are
+            bias-corrected; the latter after the check.
+        plan: how `x` is normalised, with its channel axes; None before the check.
+        is_plain: whether the statistics and the output are those of the whole batch and
+            nothing more; known after the check.
+    """
+
+    is_training: Any
+    axis: Any = -1
+    decay: Any = 0.99
+    epsilon: float = 1e-3
+    trainable: Any = True
+    weights: Any = None
+    ghost_batch_size: int | None = None
+    renorm: Renormalization | None = None
+    adjustment: Any = None
+    zero_debias: Any = False
+    ema_variance: str = "biased"
+    update: str = "collection"
+    skip_nonfinite: bool = True
+    kernel: str = "auto"
+    fold: Any = False
+    plan: Plan | None = None
+    is_plain: bool = True
+
+
+def check(
+    x: tf.Tensor, asked: Arguments, called: Mapping[str, str] | None = None
+) -> Arguments:
+    """What was asked for inputs like `x`, checked and completed.
+
+    Args:
+        x: the input.
+        asked: the arguments as they were given.
+        called: in the drop-ins, the originals' names of arguments, by ours. They may
+            be what the originals take: a decay of 1, an epsilon of 0, an `x` of rank 1.
+
+    Raises:
+        TypeError, ValueError: as `batch_norm` says.
+    """
+    axes = _checked_axes(x, asked.axis, least_rank=2 if called is None else 1)
+    _check_options(asked, called)
+    asked = asked._replace(
+        is_training=checked_switch("is_training", asked.is_training),
+        trainable=checked_switch("trainable", asked.trainable),
+    )
+    rich = (asked.weights, asked.ghost_batch_size, asked.renorm, asked.adjustment)
+    if any(value is not None for value in rich):
+        asked = _with_rich_statistics(x, asked, axes)
+    if asked.fold is not False:
+        _check_fold(x, asked, axes)
+    plan = statistics.plan_of(
+        x,
+        axes,
+        epsilon=asked.epsilon,
+        kernel=asked.kernel if asked.is_plain else "composed",
+        behind_switch=not isinstance(asked.is_training, bool),
+    )
+    corrected = asked.zero_debias
+    if not isinstance(corrected, tuple):
+        corrected = ("moving_mean", "moving_variance") if corrected else ()
+    return asked._replace(plan=plan, zero_debias=corrected)
+
+
+def _checked_axes(x, axis, least_rank):
+    """The channel axes, ascending and not negative."""
+    if x.dtype.base_dtype not in _FLOATS:
+        raise TypeError(
+            "`x` has dtype {}, but must have one of {}".format(
+                x.dtype.name, ", ".join(dtype.name for dtype in _FLOATS)
+            )
+        )
+    rank = x.shape.ndims
+    if rank is None or rank < least_rank:
+        raise ValueError(
+            f"`x` has shape {x.shape}, but must have a known rank of 2 or more"
+        )
+    axes = axis if isinstance(axis, (list, tuple)) and axis else (axis,)
+    for a in axes:
+        if isinstance(a, bool) or not isinstance(a, numbers.Integral):
+            raise TypeError(f"`axis` is {axis!r}, but must be an int or several")
+        if not -rank <= a < rank:
+            raise ValueError(
+                f"`axis` is {axis}, but must lie in [{-rank}, {rank}) for `x` of shape "
+                f"{x.shape}"
+            )
+        if tf.dimension_value(x.shape[a]) is None:
+            raise ValueError(
+                f"`x` has shape {x.shape}, but must have a known number of channels on "
+                f"axis {a}: call x.set_shape"
+            )
+    if len({a % rank for a in axes}) != len(axes):
+        raise ValueError(f"`axis` is {axis}, but must not name an axis twice")
+    return tuple(sorted(a % rank for a in axes))
+
+
+def _check_options(asked, called):
+    names = {"decay": "decay", "renorm_decay": "renorm.decay", **(called or {})}
+    decays = {"decay": asked.decay, "renorm_decay": getattr(asked.renorm, "decay", 0)}
+    for argument, decay in decays.items():
+        name = names[argument]
+        if tf.is_tensor(decay):
+            if not (decay.dtype.is_floating and decay.shape.is_compatible_with([])):
+                raise ValueError(
+                    f"`{name}` is {decay!r}, but must be a number or a scalar float "
+                    "tensor"
+                )
+            continue
+        fits = isinstance(decay, numbers.Real) and 0 <= decay <= 1
+        if not fits or (decay == 1 and called is None):
+            bounds = "[0, 1)" if called is None else "[0, 1]"
+            raise ValueError(f"`{name}` is {decay!r}, but must lie in {bounds}")
+    epsilon = asked.epsilon
+    fits = isinstance(epsilon, numbers.Real) and 0 <= epsilon < float("inf")
+    if not fits or (epsilon == 0 and called is None):
+        bound = "> 0" if called is None else ">= 0 and finite"
+        raise ValueError(f"`epsilon` is {epsilon!r}, but must be {bound}")
+    for argument, choices in _CHOICES.items():
+        value = getattr(asked, argument)
+        if value not in choices:
+            raise ValueError(
+                "`{}` is {!r}, but must be one of {}".format(
+                    argument, value, ", ".join(map(repr, choices))
+                )
+            )
+
+
+def checked_switch(argument: str, value: Any) -> bool | tf.Tensor:
+    """A Python bool or a scalar bool tensor, from what was given for `argument`."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if tf.is_tensor(value):
+        switch = tf.convert_to_tensor(value)
+        if switch.dtype.base_dtype == tf.bool and switch.shape.is_compatible_with([]):
+            return switch
+    raise TypeError(
+        f"`{argument}` is {value!r}, but must be a Python bool or a scalar bool tensor"
+    )
+
+
+def _with_rich_statistics(x, asked, axes):
+    """`asked` with weights that are a tensor."""
+    if asked.kernel == "fused":
+        raise ValueError(
+            "`kernel` is 'fused', but the fused kernel has no weights, ghost batches, "
+            "renormalisation or adjustment; use kernel='auto' or 'composed'"
+        )
+    if asked.ghost_batch_size is not None:
+        _check_ghost_batch_size(asked, axes)
+    if asked.renorm is not None:
+        _check_renorm(asked)
+    weights = asked.weights
+    if weights is not None:
+        weights = _checked_weights(weights, x, axes)
+    return asked._replace(weights=weights, is_plain=False)
+
+
+def _check_ghost_batch_size(asked, axes):
+    size = asked.ghost_batch_size
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+        raise ValueError(f"`ghost_batch_size` is {size!r}, but must be an int > 0")
+    if 0 in axes:
+        raise ValueError(
+            f"`axis` is {asked.axis}, but with `ghost_batch_size` axis 0 must count the "
+            "examples"
+        )
+    for argument in ("weights", "adjustment"):
+        value = getattr(asked, argument)
+        if value is not None:
+            raise ValueError(
+                f"`{argument}` is {value!r}, but must be None with `ghost_batch_size`"
+            )
+
+
+def _check_renorm(asked):
+    renorm = asked.renorm
+    if not isinstance(renorm, Renormalization):
+        raise TypeError(f"`renorm` is {renorm!r}, but must be a bn_tf1.Renormalization")
+    if asked.ema_variance != "biased" or asked.zero_debias:
+        raise ValueError(
+            f"`ema_variance` is {asked.ema_variance!r} and `zero_debias` "
+            f'{asked.zero_debias}, but with `renorm` they must be "biased" and False: '
+            "its averages correct the biased statistics"
+        )
+
+
+def _checked_weights(weights, x, axes):
+    weights = tf.convert_to_tensor(weights, name="weights")
+    shape = x.shape[:1]
+    if weights.shape.ndims != 1:
+        shape = [1 if a in axes else None for a in range(x.shape.ndims)]
+    if not (
+        weights.dtype.is_floating
+        and weights.shape.ndims is not None
+        and weights.shape.is_compatible_with(shape)
+    ):
+        raise ValueError(
+            f"`weights` is {weights!r}, but must be a float tensor of shape [batch], or "
+            f"of the rank of `x`, {x.shape}, with size 1 on the channel axes"
+        )
+    return weights
+
+
+def _check_fold(x, asked, axes):
+    fold = asked.fold
+    if not (isinstance(fold, (bool, np.bool_)) or fold == "once"):
+        raise ValueError(f"`fold` is {fold!r}, but must be False, True or 'once'")
+    if not fold:
+        return
+    if asked.is_training is not False:
+        raise ValueError(
+            f"`fold` is {fold!r}, but `is_training` is {asked.is_training!r}: only "
+            "statistics that do not change with the batch can be folded; use "
+            "is_training=False"
+        )
+    obstacle = statistics.why_not_folded(x, axes, once=fold == "once")
+    if obstacle is not None:
+        raise ValueError(
+            f"`fold` is {fold!r}, but cannot be: {obstacle}; use fold=False"
+        )
+
+
+def check_by_name(argument: str, mapping: Mapping | None, known: Sequence[str]) -> None:
+    """Raises where `mapping` is about a variable that is not `known`."""
+    for key in mapping or ():
+        if key not in known:
+            raise ValueError(
+                "`{}` has the key {!r}, but its keys must be among {}".format(
+                    argument, key, ", ".join(map(repr, known))
+                )
+            )
