@@ -125,6 +125,10 @@ class Conditions:
         """The branches of control flow v1 that `node` was built in."""
         return self._of.get(node, frozenset())
 
+    def of_value(self, reference: int) -> frozenset[Condition]:
+        """The branches of control flow v1 in which there is a value at `reference`."""
+        return _condition_of_input(self._view, reference, self._of)
+
     def misleading(self, update: int, nodes: Iterable[int]) -> frozenset[Condition]:
         """The branches of `update` that make `nodes` outside of them dead."""
         own = self.of(update)
@@ -155,7 +159,7 @@ class Conditions:
 
         A `tf.placeholder_with_default` of a constant has a default.
         """
-        conditions = list(_condition_of_input(self._view, reference, self._of))
+        conditions = list(self.of_value(reference))
         conditions += self._called_for(node_of(reference))
         flags = [
             (_default_flag(self._view, predicate), bool(branch))

@@ -1,0 +1,209 @@
+"""What constant predicates decide: branches that are taken become plain nodes.
+
+As TensorFlow's executor does it: an output of a `Switch` that is not chosen is dead, so
+is what takes it or waits for it, and a `Merge` gives the input that is alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.graphs.rewriting.editable_graph import (
+    EditableGraph,
+    node_name,
+    port_in,
+)
+from bn_tf1.graphs.rewriting.function_inlining import inline_functions
+
+SWITCHES = ("Switch", "RefSwitch")
+MERGES = ("Merge", "RefMerge")
+_SELECTIONS = ("Select", "SelectV2")
+_COPIES = ("Identity", "StopGradient", "Enter", "Squeeze", "Reshape", "PreventGradient")
+_MAX_DEPTH = 60
+_BINARY = {
+    "Add": np.add,
+    "AddV2": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "RealDiv": np.divide,
+    "Div": np.divide,
+    "Equal": np.equal,
+    "NotEqual": np.not_equal,
+    "Greater": np.greater,
+    "GreaterEqual": np.greater_equal,
+    "Less": np.less,
+    "LessEqual": np.less_equal,
+}
+
+
+def resolve(
+    graph: EditableGraph, values: Mapping[str, Any], definitions: Mapping[str, Any]
+) -> None:
+    """Gives nodes constant values, and takes out what can then not be taken any more.
+
+    Args:
+        graph: is changed. Its functions are inlined.
+        values: value by name of a placeholder or constant.
+        definitions: see `inline_functions`.
+
+    Raises:
+        bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
+    """
+    for name, value in values.items():
+        graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
+    inline_functions(graph, definitions, lambda source: constant_bool(graph, source))
+    flags = {}
+    for name, node in graph.nodes.items():
+        if node.op in SWITCHES:
+            flag = constant_bool(graph, node.input[1])
+            if flag is not None:
+                flags[name] = flag
+    dead = _dead_nodes(graph, flags)
+    merged = _resolve_merges(graph, dead, flags)
+    graph.remove(dead)
+    for name in flags:
+        if name in graph.nodes:
+            graph.make_identity(name, graph.nodes[name].input[0])
+    graph.redirect(dict({f"{name}:1": name for name in flags}, **merged))
+    for node in graph.nodes.values():
+        if any(node_name(source) in dead for source in node.input):
+            # What is waited for, and is dead without making the node dead: a Merge's.
+            node.input[:] = [i for i in node.input if node_name(i) not in dead]
+    _resolve_selections(graph)
+
+
+def dtype_of(graph: EditableGraph, name: str) -> Any:
+    """NumPy's dtype of a placeholder or constant."""
+    return tf.as_dtype(graph.nodes[name].attr["dtype"].type).as_numpy_dtype
+
+
+def constant_bool(graph: EditableGraph, source: str) -> bool | None:
+    """Whether a scalar predicate is constantly true or false; None: neither."""
+    value = constant_scalar(graph, source)
+    return None if value is None else bool(value)
+
+
+def constant_scalar(graph: EditableGraph, source: str, depth: int = 0) -> Any:
+    """The value of a scalar that constants decide; None where others do, too."""
+    node = graph.nodes.get(node_name(source))
+    if node is None or depth > _MAX_DEPTH or port_in(source) < 0:
+        return None
+
+    def operand(i):
+        return constant_scalar(graph, node.input[i], depth + 1)
+
+    if node.op == "Const":
+        shape = node.attr["value"].tensor.tensor_shape
+        if any(size.size != 1 for size in shape.dim):
+            return None
+        return tf.make_ndarray(node.attr["value"].tensor).reshape(-1)[0]
+    if node.op in _COPIES or node.op in SWITCHES:
+        return operand(0)
+    if node.op == "Cast":
+        value = operand(0)
+        target = tf.as_dtype(node.attr["DstT"].type).as_numpy_dtype
+        return None if value is None else np.asarray(value).astype(target)[()]
+    if node.op == "LogicalNot":
+        value = operand(0)
+        return None if value is None else not value
+    if node.op in ("LogicalAnd", "LogicalOr"):
+        decisive = node.op == "LogicalOr"
+        operands = [operand(0), operand(1)]
+        if any(o is not None and bool(o) == decisive for o in operands):
+            return decisive
+        return None if None in operands else not decisive
+    if node.op in _BINARY and len(node.input) > 1:
+        left, right = operand(0), operand(1)
+        if left is None or right is None:
+            return None
+        with np.errstate(all="ignore"):
+            return np.asarray(_BINARY[node.op](left, right))[()]
+    return None
+
+
+def _dead_nodes(graph, flags):
+    """The nodes of which no output is ever there."""
+    consumers = graph.consumers()
+    missing: dict[str, set] = {}  # of a Merge, the inputs that are dead
+    dead = set()
+
+    def kill(name):
+        if name not in dead:
+            dead.add(name)
+            pending.append((name, None))
+
+    pending = [(name, int(not flag)) for name, flag in flags.items()]
+    while pending:
+        name, port = pending.pop()
+        for consumer in consumers[name]:
+            node = graph.nodes[consumer]
+            for i, source in enumerate(node.input):
+                if node_name(source) != name:
+                    continue
+                if port is not None and port_in(source) != port:
+                    continue
+                if node.op in MERGES and not source.startswith("^"):
+                    missing.setdefault(consumer, set()).add(i)
+                    count = sum(not s.startswith("^") for s in node.input)
+                    if len(missing[consumer]) == count:
+                        kill(consumer)
+                else:
+                    kill(consumer)
+    return dead
+
+
+def _resolve_merges(graph, dead, flags):
+    """Takes dead inputs out of each Merge; what takes the place of its second output."""
+    targets = {}
+    for name, node in list(graph.nodes.items()):
+        if node.op not in MERGES or name in dead:
+            continue
+        inputs = [i for i in node.input if not i.startswith("^")]
+        alive = [
+            i
+            for i, source in enumerate(inputs)
+            if node_name(source) not in dead
+            and not (
+                node_name(source) in flags
+                and port_in(source) != int(flags[node_name(source)])
+            )
+        ]
+        if len(alive) == len(inputs):
+            continue
+        if len(alive) > 1:
+            node.input[:] = [inputs[i] for i in alive]
+            node.attr["N"].i = len(alive)
+            continue
+        index = graph.constant(f"{name}/value_index", np.int32(alive[0]))
+        targets[f"{name}:1"] = index
+        graph.make_identity(name, inputs[alive[0]])
+    return targets
+
+
+def _resolve_selections(graph):
+    for name, node in list(graph.nodes.items()):
+        if node.op not in _SELECTIONS:
+            continue
+        flag = constant_bool(graph, node.input[0])
+        if flag is not None and _are_alike(graph, name, node):
+            graph.make_identity(name, node.input[1 if flag else 2])
+
+
+def _are_alike(graph, name, node):
+    """Whether a selection is no broadcast: its operands have the shape of its output."""
+    if node.op == "Select":
+        return True
+    shapes = [_stated_shape(graph, source) for source in [name, *node.input[1:3]]]
+    return None not in shapes and len(set(shapes)) == 1
+
+
+def _stated_shape(graph, source):
+    node = graph.nodes.get(node_name(source))
+    if node is None or "_output_shapes" not in node.attr:
+        return None
+    shapes = node.attr["_output_shapes"].list.shape
+    port = port_in(source)
+    return shapes[port].SerializeToString() if port < len(shapes) else None

@@ -1,0 +1,206 @@
+"""A graph as nodes by name, to be changed.
+
+An input is a string as in a NodeDef: "node" for output 0, "node:2", "^node" to wait for
+it. What reads a graph is `GraphView`; it is made anew (`view`) after a round of changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.graphs.reading.partial_parsing import parsed_graph
+from bn_tf1.graphs.view import GraphView, node_of, port_of
+
+
+class EditableGraph:
+    """A graph that can be changed.
+
+    Attributes:
+        nodes: NodeDef by name, in the order of the graph.
+        functions: FunctionDef by name.
+        versions: the VersionDef of the graph.
+    """
+
+    def __init__(self, graph_def: tf.GraphDef):
+        copy = tf.GraphDef()
+        copy.CopyFrom(graph_def)
+        self._owner = copy  # protocol buffers of TensorFlow 1.15 live in their parent
+        self.nodes = {node.name: node for node in copy.node}
+        self.functions = {f.signature.name: f for f in copy.library.function}
+        self.versions = copy.versions
+
+    def graph_def(self) -> tf.GraphDef:
+        """The graph, with the functions that it calls."""
+        made = tf.GraphDef()
+        made.versions.CopyFrom(self.versions)
+        made.node.extend(self.nodes.values())
+        used = called_by(self.nodes.values(), self.functions)
+        pending = list(used)
+        while pending:
+            further = called_by(self.functions[pending.pop()].node_def, self.functions)
+            pending += sorted(further - used)
+            used |= further
+        made.library.function.extend(self.functions[name] for name in sorted(used))
+        return made
+
+    def copy(self) -> EditableGraph:
+        """A graph of its own."""
+        return EditableGraph(self.graph_def())
+
+    def view(self) -> GraphView:
+        """The graph as it is now, indexed."""
+        return GraphView(parsed_graph(self.graph_def()))
+
+    def add(
+        self, op: str, name: str, inputs: Sequence[str] = (), **attributes: Any
+    ) -> str:
+        """Adds a node and returns its name: `name`, or one like it that is free.
+
+        Args:
+            op: its operation.
+            name: the name that it would like to have.
+            inputs: its inputs.
+            attributes: tf.DType, NumPy array, shape (tuple), int, float, bool or bytes.
+        """
+        name = self.free_name(name)
+        node = tf.NodeDef(name=name, op=op, input=list(inputs))
+        set_attributes(node, **attributes)
+        self.nodes[name] = node
+        return name
+
+    def constant(self, name: str, value: Any) -> str:
+        """Adds a constant."""
+        value = np.asarray(value)
+        return self.add(
+            "Const", name, dtype=tf.as_dtype(value.dtype), value=value, _array=True
+        )
+
+    def free_name(self, name: str) -> str:
+        """`name`, or one like it that no node has."""
+        free, number = name, 0
+        while free in self.nodes:
+            number += 1
+            free = f"{name}_{number}"
+        return free
+
+    def make_constant(self, name: str, value: Any) -> None:
+        """Turns the node `name` into a constant."""
+        value = np.asarray(value)
+        node = tf.NodeDef(name=name, op="Const")
+        set_attributes(
+            node, dtype=tf.as_dtype(value.dtype), value=value, _array=True
+        )
+        self.nodes[name] = node
+
+    def make_identity(self, name: str, source: str) -> None:
+        """Turns the node `name` into a copy of `source`; its dtype is kept, as "T"."""
+        old = self.nodes[name]
+        node = tf.NodeDef(name=name, op="Identity", input=[source])
+        for key in ("T", "dtype"):
+            if key in old.attr:
+                node.attr["T"].CopyFrom(old.attr[key])
+                break
+        if "_output_shapes" in old.attr:
+            node.attr["_output_shapes"].CopyFrom(old.attr["_output_shapes"])
+            del node.attr["_output_shapes"].list.shape[1:]
+        self.nodes[name] = node
+
+    def redirect(self, targets: Mapping[str, str], but: Iterable[str] = ()) -> None:
+        """Lets every node take targets[x] where it took x, but for the nodes `but`."""
+        kept = frozenset(but)
+        for name, node in self.nodes.items():
+            if name not in kept and any(i in targets for i in node.input):
+                node.input[:] = [targets.get(i, i) for i in node.input]
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Takes nodes out; what took something of them is the caller's matter."""
+        for name in names:
+            self.nodes.pop(name, None)
+
+    def consumers(self) -> dict[str, list[str]]:
+        """By name of a node, the nodes that take an output of it or wait for it."""
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, node in self.nodes.items():
+            for source in dict.fromkeys(node_name(i) for i in node.input):
+                if source in found:
+                    found[source].append(name)
+        return found
+
+    def ancestors(self, names: Iterable[str]) -> set[str]:
+        """`names` and the nodes that they need, by inputs and control inputs."""
+        found = set(names)
+        pending = list(found)
+        while pending:
+            for source in self.nodes[pending.pop()].input:
+                source = node_name(source)
+                if source not in found and source in self.nodes:
+                    found.add(source)
+                    pending.append(source)
+        return found
+
+
+def set_attributes(node: tf.NodeDef, **attributes: Any) -> None:
+    """Sets attributes of a node by the kind of their values; see `EditableGraph.add`."""
+    is_array = attributes.pop("_array", False)
+    for key, value in attributes.items():
+        attribute = node.attr[key]
+        if key == "value" and is_array:
+            attribute.tensor.CopyFrom(tf.make_tensor_proto(value))
+        elif isinstance(value, tf.DType):
+            attribute.type = value.as_datatype_enum
+        elif isinstance(value, bool):
+            attribute.b = value
+        elif isinstance(value, int):
+            attribute.i = value
+        elif isinstance(value, float):
+            attribute.f = value
+        elif isinstance(value, bytes):
+            attribute.s = value
+        else:
+            attribute.shape.CopyFrom(tf.TensorShape(value).as_proto())
+
+
+def node_name(source: str) -> str:
+    """The node of an input, whatever is taken from it."""
+    return source.lstrip("^").partition(":")[0]
+
+
+def tensor_name(name: str, port: int = 0) -> str:
+    """The input that takes output `port` of the node `name`."""
+    return f"{name}:{port}" if port else name
+
+
+def port_in(source: str) -> int:
+    """The output that an input takes; -1 of a control input."""
+    if source.startswith("^"):
+        return -1
+    return int(source.partition(":")[2] or 0)
+
+
+def canonical(tensor: str) -> str:
+    """The name of a tensor as inputs have it: "x" for "x:0"."""
+    return tensor[:-2] if tensor.endswith(":0") else tensor
+
+
+def input_for(view: GraphView, reference: int) -> str:
+    """The input that takes what `reference` of a view of the graph means."""
+    return tensor_name(view.names[node_of(reference)], port_of(reference))
+
+
+def called_by(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
+    """Those of `functions` that one of `nodes` names, as operation or attribute."""
+    if not functions:
+        return set()
+    found = set()
+    for node in nodes:
+        found.add(node.op)
+        for value in node.attr.values():
+            kind = value.WhichOneof("value")
+            if kind == "func":
+                found.add(value.func.name)
+            elif kind == "list":
+                found.update(function.name for function in value.list.func)
+    return found & set(functions)

@@ -1,0 +1,108 @@
+"""Variables become constants, whatever kind they are and whatever lies between.
+
+A resource reaches its reads through conditions and loops (`Switch`, `Enter`); these then
+carry the value. References of the first kind of variables lose their mark.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Iterable
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.graphs.node_values import VARIABLES
+from bn_tf1.graphs.rewriting.editable_graph import (
+    EditableGraph,
+    node_name,
+    set_attributes,
+)
+
+_RESOURCE = tf.resource.as_datatype_enum
+_PASSING = ("Identity", "Switch", "Merge", "Enter", "Exit", "NextIteration")
+_REFERENCES = {f"Ref{op}": op for op in _PASSING}
+_GATHERS = {"ResourceGather": "GatherV2", "ResourceGatherNd": "GatherNd"}
+
+
+def variables_in(graph: EditableGraph) -> list[str]:
+    """The names of the variables of a graph."""
+    return [name for name, node in graph.nodes.items() if node.op in VARIABLES]
+
+
+def freeze(graph: EditableGraph, value_of: Callable[[str], np.ndarray]) -> None:
+    """Puts constants in the place of the variables of `graph`.
+
+    Args:
+        graph: is changed.
+        value_of: gives the value of a variable by its name.
+
+    Raises:
+        ValueError: an operation takes a variable as such, and not its value.
+    """
+    dtypes = {}
+    for name in variables_in(graph):
+        node = graph.nodes[name]
+        dtype = tf.as_dtype(node.attr["dtype"].type)
+        if node.op == "VarHandleOp":
+            dtypes[name] = dtype
+        value = value_of(name)
+        graph.make_constant(name, value)
+    for node in graph.nodes.values():
+        node.op = _REFERENCES.get(node.op, node.op)
+    _pass_values(graph, dtypes)
+    for name, node in list(graph.nodes.items()):
+        if node.op == "ReadVariableOp":
+            _make_read(node)
+        elif node.op in _GATHERS:
+            _make_gather(graph, name, node)
+
+
+def _pass_values(graph, dtypes):
+    """What carries a resource carries its value, of the dtype of the variable."""
+    consumers = graph.consumers()
+    pending = list(dtypes)
+    while pending:
+        name = pending.pop()
+        for consumer in consumers[name]:
+            node = graph.nodes[consumer]
+            if consumer in dtypes or name not in _data(node):
+                continue
+            if node.op in _PASSING:
+                dtypes[consumer] = dtypes[name]
+                set_attributes(node, T=dtypes[name])
+                pending.append(consumer)
+            elif node.op not in ("ReadVariableOp", *_GATHERS, "VariableShape"):
+                raise ValueError(
+                    f"the node {consumer!r} ({node.op}) takes the variable {name!r} as "
+                    "such: name outputs that need no such operation"
+                )
+            elif node.op == "VariableShape":
+                node.op = "Shape"
+                set_attributes(node, T=dtypes[name])
+
+
+def _data(node) -> Iterable[str]:
+    return [node_name(i) for i in node.input if not i.startswith("^")]
+
+
+def _make_read(node):
+    node.op = "Identity"
+    dtype = node.attr["dtype"].type
+    del node.attr["dtype"]
+    node.attr["T"].type = dtype
+
+
+def _make_gather(graph, name, node):
+    node.op = _GATHERS[node.op]
+    dtype = node.attr["dtype"].type
+    batch_dims = node.attr["batch_dims"].i
+    for key in ("dtype", "validate_indices", "batch_dims"):
+        if key in node.attr:
+            del node.attr[key]
+    node.attr["Tparams"].type = dtype
+    if node.op == "GatherV2":
+        axis = graph.constant(f"{name}/axis", np.int32(batch_dims))
+        controls = [i for i in node.input if i.startswith("^")]
+        data = [i for i in node.input if not i.startswith("^")]
+        node.input[:] = [*data, axis, *controls]
+        set_attributes(node, Taxis=tf.int32, batch_dims=batch_dims)

@@ -1,0 +1,266 @@
+"""The inputs, labels and outputs of a graph, as far as the graph itself tells them.
+
+    input    a placeholder or a value of the input pipeline that meets trained weights
+    label    one that does not: only the loss and the metrics see it
+    output   what depends on inputs and not on labels, and whose users all depend on
+             labels, or has none; what only updates, summaries and gradients take is none
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.graphs.node_values import (
+    ASSIGNMENTS,
+    VARIABLES,
+    origins,
+    static_shape,
+    variables_of,
+)
+from bn_tf1.graphs.rewriting.inference_mode import PLACEHOLDERS
+from bn_tf1.graphs.training_nodes import find_training, is_gradient
+from bn_tf1.graphs.view import GraphView, node_of, reference_to
+
+PIPELINES = frozenset(
+    ["IteratorGetNext", "IteratorGetNextSync", "QueueDequeue", "QueueDequeueV2"]
+    + ["QueueDequeueMany", "QueueDequeueManyV2", "QueueDequeueUpTo"]
+    + ["QueueDequeueUpToV2", "Unstage", "ReaderRead", "ReaderReadV2"]
+)
+_WITH_WEIGHTS = frozenset(
+    ["Conv2D", "DepthwiseConv2dNative", "Conv3D", "MatMul", "BatchMatMul", "Einsum"]
+    + ["BatchMatMulV2", "BatchMatMulV3", "Conv2DBackpropInput", "GatherV2", "Gather"]
+    + ["Conv3DBackpropInputV2", "Conv1D", "ResourceGather", "GatherNd", "BiasAdd"]
+    + ["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"]
+)
+_NO_OUTPUTS = frozenset(
+    ["NoOp", "Assert", "Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"]
+    + ["Print", "PrintV2", "SaveV2", "WriteFile", "StackPushV2", "IsFinite"]
+    + ["ScalarSummary", "HistogramSummary", "ImageSummary", "MergeSummary"]
+    + ["TensorSummary", "TensorSummaryV2", "AudioSummaryV2", "WriteSummary"]
+    + ["WriteScalarSummary", "WriteHistogramSummary", "WriteImageSummary"]
+    + ["QueueEnqueueV2", "QueueEnqueueManyV2", "BroadcastGradientArgs", "Range"]
+    + ["ReduceProd", "LoopCond", "Enter", "Exit", "NextIteration", "Const"]
+    + ["BatchDatasetV2", "MakeIterator"]
+)
+_NUMBERS = ("T", "dtype", "DstT", "out_type", "Tparams", "output_type")
+
+
+class Candidate(NamedTuple):
+    """A tensor that can be an input, a label or an output.
+
+    Attributes:
+        tensor: its name, with ":0".
+        dtype: its dtype, or None where the graph does not say it.
+        shape: its shape, None for an unknown size or rank.
+    """
+
+    tensor: str
+    dtype: tf.DType | None
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        sizes = "unknown shape"
+        if self.shape is not None:
+            sizes = "[%s]" % ", ".join("?" if s is None else str(s) for s in self.shape)
+        kind = self.dtype.name if self.dtype is not None else "unknown dtype"
+        return f"{self.tensor.replace(':0', '')} {kind} {sizes}"
+
+
+class Interface(NamedTuple):
+    """What goes into a graph and what comes out of it."""
+
+    inputs: tuple[Candidate, ...]
+    labels: tuple[Candidate, ...]
+    outputs: tuple[Candidate, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for field in self._fields:
+            found = getattr(self, field)
+            lines.append(f"{field}:" + ("" if found else " none"))
+            lines += [f"  {candidate}" for candidate in found]
+        return "\n".join(lines)
+
+
+def find_interface(view: GraphView, mode: Iterable[str] = ()) -> Interface:
+    """The inputs, labels and outputs of a graph whose mode is set.
+
+    Args:
+        view: the graph, without functions.
+        mode: names of nodes that are none of them.
+    """
+    forward = _Forward(view)
+    sources = _sources(view, frozenset(mode))
+    inputs = [s for s in sources if forward.meets_weights(s)]
+    if not inputs and not forward.weights:
+        inputs = sources
+    labels = [s for s in sources if s not in inputs]
+    outputs = [reference_to(node) for node in forward.ends(inputs, labels)]
+    return Interface(*(
+        tuple(candidate_of(view, reference) for reference in found)
+        for found in (inputs, labels, outputs)
+    ))
+
+
+def candidate_of(view: GraphView, reference: int) -> Candidate:
+    """The tensor that a reference means."""
+    node, port = node_of(reference), reference - reference_to(node_of(reference))
+    return Candidate(
+        f"{view.names[node]}:{port}",
+        output_dtype(view, node, port),
+        static_shape(view, reference),
+    )
+
+
+def output_dtype(view: GraphView, node: int, port: int) -> tf.DType | None:
+    """The dtype of an output as the attributes of its node tell it, or None."""
+    for key in ("output_types", "component_types", "dtypes"):
+        types = view.attribute(node, key)
+        if types is not None and port < len(types.list.type):
+            return tf.as_dtype(types.list.type[port])
+    for key in _NUMBERS:
+        value = view.attribute(node, key)
+        if value is not None and value.type:
+            return tf.as_dtype(value.type)
+    if view.ops[node] in ("ArgMax", "ArgMin"):
+        return tf.int64
+    if view.ops[node] == "DecodeJpeg":
+        return tf.uint8
+    return None
+
+
+def _sources(view, mode):
+    """References to what comes from outside."""
+    found = []
+    for node, op in enumerate(view.ops):
+        if view.names[node] in mode:
+            continue
+        if op in PLACEHOLDERS:
+            if op != "PlaceholderWithDefault" or not _has_constant_default(view, node):
+                found.append(reference_to(node))
+        elif op in PIPELINES:
+            ports = {
+                reference
+                for consumer in view.consumers(node)
+                for reference in view.inputs[consumer]
+                if node_of(reference) == node
+            }
+            found += sorted(ports)
+    # What stands behind a placeholder with a default is its default.
+    hidden = {
+        source
+        for node, op in enumerate(view.ops)
+        if op == "PlaceholderWithDefault"
+        for source in origins(view, view.inputs[node][0])
+        if node_of(source) != node
+    }
+    return [reference for reference in found if reference not in hidden]
+
+
+def _has_constant_default(view, node):
+    return bool(view.inputs[node]) and all(
+        view.ops[node_of(source)] in ("Const", "Fill", "PlaceholderWithDefault")
+        for source in origins(view, view.inputs[node][0])
+    ) and _ends_in_constant(view, view.inputs[node][0])
+
+
+def _ends_in_constant(view, reference):
+    for _ in range(20):
+        node = node_of(reference)
+        if view.ops[node] in ("Const", "Fill"):
+            return True
+        if not view.inputs[node]:
+            return False
+        reference = view.inputs[node][0]
+    return False
+
+
+class _Forward:
+    """The nodes of a graph that compute predictions and losses."""
+
+    def __init__(self, view: GraphView):
+        self._view = view
+        trained = find_training(view).trained
+        self.weights = trained or frozenset(
+            node for node, op in enumerate(view.ops) if op in VARIABLES
+        )
+        self._left_out = bytearray(
+            is_gradient(view, node) or op in ASSIGNMENTS
+            for node, op in enumerate(view.ops)
+        )
+
+    def meets_weights(self, source: int) -> bool:
+        """Whether an operation with weights takes something that depends on `source`."""
+        view = self._view
+        marked = self._depending([source])
+        for node, op in enumerate(view.ops):
+            if marked[node] and op in _WITH_WEIGHTS:
+                for reference in view.inputs[node]:
+                    if self.weights.intersection(variables_of(view, reference)):
+                        return True
+        return False
+
+    def _depending(self, references):
+        view = self._view
+        found = bytearray(len(view))
+        wanted = set(references)
+        pending = []
+        for start in {node_of(reference) for reference in references}:
+            for consumer in view.consumers(start):
+                if wanted.intersection(view.inputs[consumer]):
+                    pending.append(consumer)
+        while pending:
+            node = pending.pop()
+            if not found[node] and not self._left_out[node]:
+                found[node] = 1
+                pending += view.consumers(node)
+        return found
+
+    def ends(self, inputs: list, labels: list) -> list[int]:
+        """The nodes that are outputs, in the order of the graph."""
+        view = self._view
+        of_inputs, of_labels = self._depending(inputs), self._depending(labels)
+        idle = self._idle(of_inputs)
+        return [
+            node
+            for node in range(len(view))
+            if of_inputs[node]
+            and not of_labels[node]
+            and not idle[node]
+            and all(
+                of_labels[user] or idle[user] or self._left_out[user]
+                for user in view.consumers(node)
+            )
+            and not self._is_scalar(node)
+        ]
+
+    def _is_scalar(self, node):
+        return static_shape(self._view, reference_to(node)) == ()
+
+    def _idle(self, marked):
+        """1 for each node that only updates, summaries and shapes take."""
+        view = self._view
+        idle = bytearray(
+            op in _NO_OUTPUTS or op in ASSIGNMENTS or "Summary" in op
+            for op in view.ops
+        )
+        users = {
+            node: [u for u in set(view.consumers(node)) if not self._is_gradient(u)]
+            for node in range(len(view))
+            if marked[node] and not idle[node]
+        }
+        waiting = {node: len(found) for node, found in users.items() if found}
+        takers = [node for node in range(len(view)) if idle[node]]
+        while takers:
+            for reference in set(map(node_of, view.inputs[takers.pop()])):
+                if reference in waiting:
+                    waiting[reference] -= 1
+                    if waiting[reference] == 0:
+                        idle[reference] = 1
+                        takers.append(reference)
+        return idle
+
+    def _is_gradient(self, node: int) -> Any:
+        return self._left_out[node] and self._view.ops[node] not in ASSIGNMENTS

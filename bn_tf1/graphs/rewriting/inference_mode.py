@@ -1,0 +1,178 @@
+"""The switch between training and inference: which placeholder it is, and its value.
+
+A candidate is a placeholder, with a default or without, that decides by a condition or
+a selection whether a layer takes the batch's statistics, or whether noise is drawn.
+Which value means inference is tried out: it is set, what is then dead is taken out, and
+the recogniser is asked again how the layers normalise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Mapping, NamedTuple
+
+from bn_tf1.graphs.layer_analysis import Analysis, analyse
+from bn_tf1.graphs.node_values import VARIABLES, ways_to
+from bn_tf1.graphs.recognition.normalizations import Normalization
+from bn_tf1.graphs.rewriting.dead_branches import resolve
+from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
+from bn_tf1.graphs.training_nodes import Conditions, is_gradient
+from bn_tf1.graphs.view import GraphView, ancestors, node_of, reference_to
+
+PLACEHOLDERS = ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault")
+RANDOM = frozenset(
+    ["RandomUniform", "RandomStandardNormal", "TruncatedNormal", "RandomUniformInt"]
+    + ["ParameterizedTruncatedNormal", "Multinomial", "RandomGamma", "RandomShuffle"]
+    + ["StatelessRandomUniform", "StatelessRandomNormal", "StatelessRandomUniformV2"]
+    + ["StatelessRandomNormalV2", "StatelessTruncatedNormal", "RandomPoissonV2"]
+    + ["StatelessTruncatedNormalV2", "StatelessMultinomial", "RandomCrop"]
+    + ["StatelessRandomUniformInt", "StatelessRandomUniformIntV2"]
+)
+# What a predicate can be made of: the placeholder is behind it.
+_LOGIC = frozenset(
+    ["Identity", "LogicalNot", "LogicalAnd", "LogicalOr", "Equal", "NotEqual", "Cast"]
+    + ["Greater", "GreaterEqual", "Less", "LessEqual", "Switch", "Enter", "Squeeze"]
+    + ["Reshape", "StopGradient", "Merge"]
+)
+_SELECTIONS = ("Select", "SelectV2")
+_MAX_SOURCES = 8
+
+
+class Mode(NamedTuple):
+    """A graph in which the mode has a value.
+
+    Attributes:
+        graph: the graph, without what cannot run any more.
+        values: the values by name of the placeholders that were set.
+        view: its view.
+        layers: its layers, however they still normalise.
+    """
+
+    graph: EditableGraph
+    values: Mapping[str, Any]
+    view: GraphView
+    layers: tuple[Analysis, ...]
+
+
+def set_inference_mode(
+    graph: EditableGraph,
+    values: Mapping[str, Any],
+    definitions: Mapping[str, Any],
+    outputs: Iterable[str] = (),
+) -> Mode:
+    """Finds the switch of the layers that `outputs` need, and sets it to inference.
+
+    Args:
+        graph: is changed.
+        values: values by name that are known already.
+        definitions: OpDef by operation, see `inline_functions`.
+        outputs: names of nodes; without any, all layers count.
+
+    Returns:
+        The `Mode`. Layers without a switch still take the batch's statistics in it.
+
+    Raises:
+        bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
+    """
+    resolve(graph, values, definitions)
+    view = graph.view()
+    conditions = Conditions(view)
+    layers = analyse(view, conditions)
+    needed = _needed(view, outputs)
+    wanted = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
+    sources = _sources(view, conditions, wanted)[:_MAX_SOURCES]
+    if not sources:
+        return Mode(graph, dict(values), view, tuple(layers))
+    best = _tried(graph, {source: 0 for source in sources}, definitions, outputs)
+    for source in sources:
+        if not best[0]:
+            break
+        flipped = dict(best[1].values)
+        flipped[source] = 1 - flipped[source]
+        best = min(
+            best, _tried(graph, flipped, definitions, outputs), key=lambda t: t[0]
+        )
+    found = dict(values, **best[1].values)
+    return best[1]._replace(values=found)
+
+
+def _tried(graph, values, definitions, outputs):
+    """How much still takes the batch's statistics or draws noise, and the `Mode`."""
+    trial = graph.copy()
+    resolve(trial, values, definitions)
+    view = trial.view()
+    layers = analyse(view, Conditions(view))
+    needed = _needed(view, outputs)
+    left = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
+    missing = sum(name not in trial.nodes for name in outputs)
+    return (missing, len(left)), Mode(trial, values, view, tuple(layers))
+
+
+def _needed(view, outputs):
+    nodes = [view.find(name) for name in outputs]
+    nodes = [node for node in nodes if node is not None]
+    return ancestors(view, nodes) if nodes else None
+
+
+def takes_the_batch(call: Normalization) -> bool:
+    """Whether a normalisation takes, or can take, the statistics of its batch."""
+    return call.mode != "inference"
+
+
+def _statistics_of_the_batch(view, layers, needed):
+    """References to what is there only when a layer takes the batch's statistics."""
+    found = []
+    for layer in layers:
+        for call in layer.calls:
+            if takes_the_batch(call) and (needed is None or needed[call.node]):
+                found += statistics_taken(view, call)
+    return found
+
+
+def statistics_taken(view: GraphView, call: Normalization) -> list[int]:
+    """References to what there is, in a condition, only with batch statistics."""
+    if call.mode == "switched":
+        ways = ways_to(view, call.mean, VARIABLES)
+        return sorted(ways | ways_to(view, call.variance, VARIABLES))
+    return [reference_to(call.node)]
+
+
+def _noise(view, needed):
+    return [
+        reference_to(node)
+        for node, op in enumerate(view.ops)
+        if op in RANDOM
+        and (needed is None or needed[node])
+        and not is_gradient(view, node)
+    ]
+
+
+def _sources(view, conditions, references):
+    """The names of the placeholders that decide about any of `references`."""
+    found: dict[str, None] = {}
+    for reference in references:
+        predicates = [p for p, _ in conditions.of_value(reference)]
+        node = node_of(reference)
+        if view.ops[node] in _SELECTIONS:
+            predicates.append(view.inputs[node][0])
+        for predicate in predicates:
+            for source in _placeholders(view, predicate):
+                found[view.names[source]] = None
+    return list(found)
+
+
+def _placeholders(view, predicate):
+    seen, pending = set(), [node_of(predicate)]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if view.ops[node] in PLACEHOLDERS:
+            yield node
+        elif view.ops[node] in _LOGIC:
+            pending += [node_of(reference) for reference in view.inputs[node]]
+
+
+def named_nodes(tensors: Iterable[str]) -> list[str]:
+    """The nodes that tensors belong to."""
+    return [node_name(tensor) for tensor in tensors]

@@ -1,0 +1,205 @@
+"""Layers that take the statistics of the batch for good: they get the moving ones.
+
+A layer that was built with is_training=True has no switch. Its moving statistics are in
+the graph all the same: the update operations lead to them.
+
+    fused kernel    is_training := false, mean and variance := the moving ones
+    arithmetic      whoever takes the batch's mean or variance takes the moving one
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.graphs.layer_analysis import Analysis
+from bn_tf1.graphs.node_values import static_shape, variable_name
+from bn_tf1.graphs.recognition.normalizations import Normalization
+from bn_tf1.graphs.rewriting.editable_graph import (
+    EditableGraph,
+    input_for,
+    set_attributes,
+)
+from bn_tf1.graphs.view import GraphView, node_of
+
+_ROLES = ("moving_mean", "moving_variance")
+
+
+class Statistics(NamedTuple):
+    """Where one normalisation finds its mean and variance: inputs of nodes."""
+
+    mean: str
+    variance: str
+
+
+class MissingStatistics(ValueError):
+    """Layers have no moving statistics.
+
+    Attributes:
+        layers: the `Analysis` of each.
+    """
+
+    def __init__(self, layers: Iterable[Analysis]):
+        self.layers = tuple(layers)
+        names = ", ".join(analysis.layer.name for analysis in self.layers[:5])
+        more = f" and {len(self.layers) - 5} more" if len(self.layers) > 5 else ""
+        super().__init__(
+            f"{names}{more} take the statistics of the batch and have no moving ones: "
+            "recalibrate them with `--recalibrate --examples X.npz`"
+        )
+
+
+def take_moving_statistics(
+    graph: EditableGraph, view: GraphView, layers: Iterable[Analysis]
+) -> list[str]:
+    """Lets the normalisations of `layers` that take the batch's statistics take the
+    moving ones.
+
+    Args:
+        graph: is changed.
+        view: its view.
+        layers: layers of that view.
+
+    Returns:
+        The names of the layers that were changed.
+
+    Raises:
+        MissingStatistics: some have none; nothing is changed then.
+        ValueError: what one takes cannot be told.
+    """
+    batch = [a for a in layers if any(c.mode != "inference" for c in a.calls)]
+    without = [a for a in batch if not all(a.variables[role] for role in _ROLES)]
+    if without:
+        raise MissingStatistics(without)
+    for analysis in batch:
+        reads = Statistics(
+            *(_read(graph, view, analysis, role) for role in _ROLES)
+        )
+        for call in analysis.calls:
+            if call.mode != "inference":
+                normalise_with(graph, view, call, reads)
+    return [analysis.layer.name for analysis in batch]
+
+
+def _read(graph, view, analysis, role):
+    """The input that takes a moving statistic, of shape [channels]."""
+    nodes = analysis.variables[role]
+    names = {variable_name(view, node) for node in nodes}
+    if len(names) > 1:
+        raise ValueError(
+            f"the layer {analysis.layer.name} has {len(names)} of {role} "
+            f"({', '.join(sorted(names))}): which one is for inference cannot be told"
+        )
+    reads = [_value_of(graph, view.names[node]) for node in nodes]
+    if len(reads) == 1:
+        return reads[0]
+    axis = graph.constant(f"{analysis.layer.name}/{role}/axis", _INT32_0)
+    return graph.add(
+        "ConcatV2",
+        f"{analysis.layer.name}/{role}/parts",
+        [*reads, axis],
+        N=len(reads),
+        T=tf.float32,
+        Tidx=tf.int32,
+    )
+
+
+_INT32_0 = tf.int32.as_numpy_dtype(0)
+
+
+def _value_of(graph, name):
+    node = graph.nodes[name]
+    if node.op != "VarHandleOp":
+        return name
+    dtype = tf.as_dtype(node.attr["dtype"].type)
+    return graph.add(
+        "ReadVariableOp", f"{name}/moving/ReadVariableOp", [name], dtype=dtype
+    )
+
+
+def normalise_with(
+    graph: EditableGraph, view: GraphView, call: Normalization, given: Statistics
+) -> None:
+    """Lets one normalisation take `given`, two inputs of shape [channels].
+
+    Raises:
+        ValueError: its own statistics cannot be told from other values.
+    """
+    name = view.names[call.node]
+    if call.kind == "fused":
+        node = graph.nodes[name]
+        data = [i for i in node.input if not i.startswith("^")]
+        node.input[:] = [*data[:3], given.mean, given.variance]
+        set_attributes(node, is_training=False)
+        if "exponential_avg_factor" in node.attr:
+            del node.attr["exponential_avg_factor"]
+        return
+    if call.op == "IdentityN":
+        _rebuild(graph, view, call, given)
+        return
+    targets = {}
+    for role, reference, value in zip(_ROLES, (call.mean, call.variance), given):
+        shaped = _shaped_like(graph, view, reference, call, value, f"{name}/{role}")
+        targets[input_for(view, reference)] = shaped
+    graph.redirect(targets)
+
+
+def _rebuild(graph, view, call, given):
+    """What `bn_tf1` composes is one node with its output, statistics and operands."""
+    name = view.names[call.node]
+    operands = [input_for(view, r) for r in view.inputs[call.node][:6]]
+    _, x, _, _, gamma, beta = operands
+    dtype = tf.as_dtype(graph.nodes[name].attr["T"].list.type[0])
+    scope = f"{name}/inference"
+
+    def shaped(reference, value, role):
+        return _shaped_like(graph, view, reference, call, value, f"{scope}/{role}")
+
+    mean, variance, gamma, beta = (
+        shaped(call.mean, given.mean, "mean"),
+        shaped(call.variance, given.variance, "variance"),
+        shaped(call.mean, gamma, "gamma"),
+        shaped(call.mean, beta, "beta"),
+    )
+    epsilon = graph.constant(f"{scope}/epsilon", dtype.as_numpy_dtype(call.epsilon))
+
+    def arithmetic(op, *inputs):
+        return graph.add(op, f"{scope}/{op}", inputs, T=dtype)
+
+    scale = arithmetic("Rsqrt", arithmetic("Add", variance, epsilon))
+    scale = arithmetic("Mul", scale, gamma)
+    offset = arithmetic("Sub", beta, arithmetic("Mul", mean, scale))
+    y = arithmetic("Add", arithmetic("Mul", x, scale), offset)
+    graph.redirect({name: y})
+
+
+def _shaped_like(graph, view, reference, call, value, name):
+    """`value`, of shape [channels], in the shape of a statistic of the batch."""
+    shape = static_shape(view, reference) or _shape_by_axes(view, call, reference)
+    if shape is None or sum(size != 1 for size in shape) > 1:
+        raise ValueError(
+            f"the shape of {view.names[node_of(reference)]!r}, a statistic of the batch, "
+            "is not known: give the .meta file, which states the shapes"
+        )
+    if len(shape) < 2:
+        return value
+    target = graph.constant(
+        f"{name}/shape", [1 if size == 1 else -1 for size in shape]
+    )
+    graph.nodes[target].attr["dtype"].type = tf.int64.as_datatype_enum
+    reshaped = graph.add("Reshape", name, [value, target], T=tf.float32)
+    set_attributes(graph.nodes[reshaped], Tshape=tf.int64)
+    return reshaped
+
+
+def _shape_by_axes(view, call, reference):
+    """The shape of a mean by what it reduces; None where that is not in the graph."""
+    node = node_of(reference)
+    keeps = view.attribute(node, "keep_dims")
+    shape = static_shape(view, call.x)
+    if keeps is None or call.axes is None or shape is None:
+        return None
+    if not keeps.b:
+        return (None,)
+    return tuple(1 if i in call.axes else None for i in range(len(shape)))
