@@ -43,9 +43,11 @@ from bn_tf1.graphs.reading.partial_parsing import (
 # in a second, so that it is bounded by time.
 MAX_BYTES = 2**31 - 1
 MAX_TEXT_BYTES = 2**27
-# Numbers of fields: of a SavedModel and a MetaGraphDef.
+# Numbers of fields: of a SavedModel, a MetaGraphDef and a GraphDef.
 _META_GRAPHS = 2
 _GRAPH_DEF = 2
+_VERSIONS = 4
+_VersionDef = type(tf.GraphDef().versions)
 _SAVED_MODEL_NAMES = ("saved_model.pb", "saved_model.pbtxt")
 _TEXT_START = re.compile(rb"(?:\s|#[^\n]*\n)*([a-z_]+)\s*[:{]")
 _TEXT_FIELDS = {
@@ -69,11 +71,13 @@ class GraphFile(NamedTuple):
         graph: the graph.
         meta: the MetaGraphDef around it, whose graph_def may have been left out; None
             for kind "graph".
+        producer: the version of graphs of the TensorFlow that made it.
     """
 
     kind: str
     graph: Graph
     meta: Any
+    producer: int
 
 
 def load_graph_file(path: str) -> GraphFile:
@@ -141,10 +145,11 @@ def _from_text(data, kind, path):
         if not message.meta_graphs:
             raise _no_graph(path, data, "it has no meta_graphs")
         meta = next(filter(_is_served, message.meta_graphs), message.meta_graphs[0])
-    graph = parsed_graph(message if meta is None else meta.graph_def)
+    graph_def = message if meta is None else meta.graph_def
+    graph = parsed_graph(graph_def)
     if not _is_graph(graph):
         raise _no_graph(path, data, "it has no node with a name and an operation")
-    return GraphFile(kind, graph, meta)
+    return GraphFile(kind, graph, meta, graph_def.versions.producer)
 
 
 def _from_binary(data, path):
@@ -184,14 +189,22 @@ def _unparsed(kind, data):
     if kind == "saved_model":
         message = _served(data)
     if kind != "graph":
-        parts = fields_in(data, message, _GRAPH_DEF)
+        parts = list(fields_in(data, message, _GRAPH_DEF))
     graph = unparsed_graph(data, parts)
     # What is read by chance has nodes without an operation, or none.
     if not _is_graph(graph):
         raise ValueError("it has no node with a name and an operation")
     if kind != "graph":
         meta = _without_graph(data, message)
-    return GraphFile(kind, graph, meta)
+    return GraphFile(kind, graph, meta, _producer(data, parts))
+
+
+def _producer(data, parts):
+    for part in parts:
+        for place in fields_in(data, part, _VERSIONS):
+            content = data[place.content : place.end]
+            return parse(_VersionDef, content, place.content).producer
+    return 0
 
 
 def _is_graph(graph):

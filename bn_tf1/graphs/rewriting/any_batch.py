@@ -142,7 +142,9 @@ def _rewrite(graph, node, operand, sizes, batch):
 def _any_first(graph, node, shape, batch):
     rest = shape[1:]
     if node.op == "Reshape" and not np.any(rest == -1):
-        return graph.constant(f"{node.name}/any_batch", np.append(shape[:1] * 0 - 1, rest))
+        return graph.constant(
+            f"{node.name}/any_batch", np.append(shape[:1] * 0 - 1, rest)
+        )
     axis = graph.constant(f"{node.name}/any_batch/axis", np.int32(0))
     tail = graph.constant(f"{node.name}/any_batch/rest", rest.astype(np.int32))
     joined = graph.add(

@@ -6,7 +6,7 @@ is what takes it or waits for it, and a `Merge` gives the input that is alive.
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -40,7 +40,10 @@ _BINARY = {
 
 
 def resolve(
-    graph: EditableGraph, values: Mapping[str, Any], definitions: Mapping[str, Any]
+    graph: EditableGraph,
+    values: Mapping[str, Any],
+    definitions: Mapping[str, Any],
+    kept: Iterable[str] = (),
 ) -> None:
     """Gives nodes constant values, and takes out what can then not be taken any more.
 
@@ -48,6 +51,7 @@ def resolve(
         graph: is changed. Its functions are inlined.
         values: value by name of a placeholder or constant.
         definitions: see `inline_functions`.
+        kept: names of nodes that stay though nobody takes them any more.
 
     Raises:
         bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
@@ -62,6 +66,7 @@ def resolve(
             if flag is not None:
                 flags[name] = flag
     dead = _dead_nodes(graph, flags)
+    fed = {node_name(i) for name in (*dead, *flags) for i in graph.nodes[name].input}
     merged = _resolve_merges(graph, dead, flags)
     graph.remove(dead)
     for name in flags:
@@ -73,6 +78,23 @@ def resolve(
             # What is waited for, and is dead without making the node dead: a Merge's.
             node.input[:] = [i for i in node.input if node_name(i) not in dead]
     _resolve_selections(graph)
+    _remove_untaken(graph, (fed | set(flags)) - set(kept))
+
+
+def _remove_untaken(graph, names):
+    """Takes out those of `names` that only dead branches took, and what only they took."""
+    takers = {name: len(users) for name, users in graph.consumers().items()}
+    pending = [name for name in names if takers.get(name) == 0]
+    while pending:
+        node = graph.nodes[pending.pop()]
+        if node.op.startswith("Placeholder"):
+            continue
+        graph.remove([node.name])
+        for source in {node_name(i) for i in node.input}:
+            if source in takers:
+                takers[source] -= 1
+                if takers[source] == 0:
+                    pending.append(source)
 
 
 def dtype_of(graph: EditableGraph, name: str) -> Any:

@@ -143,9 +143,7 @@ def _are_inverse(graph, scale, mask):
     keep = _keep_probability(graph, mask)
     if number is not None and keep is not None:
         return abs((keep / number if is_divisor else keep * number) - 1) < 1e-4
-    return bool(
-        _numbers_behind(graph, source) & _numbers_behind(graph, mask)
-    )
+    return bool(_numbers_behind(graph, source) & _numbers_behind(graph, mask))
 
 
 def _keep_probability(graph, mask):

@@ -90,9 +90,7 @@ class EditableGraph:
         """Turns the node `name` into a constant."""
         value = np.asarray(value)
         node = tf.NodeDef(name=name, op="Const")
-        set_attributes(
-            node, dtype=tf.as_dtype(value.dtype), value=value, _array=True
-        )
+        set_attributes(node, dtype=tf.as_dtype(value.dtype), value=value, _array=True)
         self.nodes[name] = node
 
     def make_identity(self, name: str, source: str) -> None:

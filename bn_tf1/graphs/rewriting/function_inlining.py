@@ -133,9 +133,7 @@ class _Inliner:
             scope = f"{node.name}/{('else', 'then')[branch]}"
             given.append(self._expand(function, scope, arguments, [f"^{pivot}"]))
         return [
-            self._graph.add(
-                "Merge", f"{node.name}/Merge", [no, yes], T=dtype, N=2
-            )
+            self._graph.add("Merge", f"{node.name}/Merge", [no, yes], T=dtype, N=2)
             for no, yes, dtype in zip(*given, self._result_types(branches[0]))
         ]
 
@@ -203,9 +201,7 @@ class _Inliner:
             )
         sources = dict(zip(arguments, given))
         operations = {node.name: node for node in function.node_def}
-        names = {
-            own: self._graph.free_name(f"{scope}/{own}") for own in operations
-        }
+        names = {own: self._graph.free_name(f"{scope}/{own}") for own in operations}
         place = _Body(sources, operations, names, self._first_port)
         for own, definition in operations.items():
             node = tf.NodeDef()
@@ -286,4 +282,3 @@ def operation_definitions(meta: Any) -> Mapping[str, Any]:
     if meta is None:
         return {}
     return {op.name: op for op in meta.meta_info_def.stripped_op_list.op}
-

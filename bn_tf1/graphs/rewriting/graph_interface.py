@@ -1,9 +1,9 @@
 """The inputs, labels and outputs of a graph, as far as the graph itself tells them.
 
-    input    a placeholder or a value of the input pipeline that meets trained weights
-    label    one that does not: only the loss and the metrics see it
-    output   what depends on inputs and not on labels, and whose users all depend on
-             labels, or has none; what only updates, summaries and gradients take is none
+input    a placeholder or a value of the input pipeline that meets trained weights
+label    one that does not: only the loss and the metrics see it
+output   what depends on inputs and not on labels, and whose users all depend on
+         labels, or has none; what only updates, summaries and gradients take is none
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ _WITH_WEIGHTS = frozenset(
     + ["Conv3DBackpropInputV2", "Conv1D", "ResourceGather", "GatherNd", "BiasAdd"]
     + ["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"]
 )
-_NO_OUTPUTS = frozenset(
+# Who takes something only to look at it, or to store it.
+_ONLOOKERS = frozenset(
     ["NoOp", "Assert", "Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"]
     + ["Print", "PrintV2", "SaveV2", "WriteFile", "StackPushV2", "IsFinite"]
-    + ["ScalarSummary", "HistogramSummary", "ImageSummary", "MergeSummary"]
-    + ["TensorSummary", "TensorSummaryV2", "AudioSummaryV2", "WriteSummary"]
-    + ["WriteScalarSummary", "WriteHistogramSummary", "WriteImageSummary"]
     + ["QueueEnqueueV2", "QueueEnqueueManyV2", "BroadcastGradientArgs", "Range"]
-    + ["ReduceProd", "LoopCond", "Enter", "Exit", "NextIteration", "Const"]
     + ["BatchDatasetV2", "MakeIterator"]
 )
+_NO_OUTPUTS = frozenset(["LoopCond", "Enter", "NextIteration", "Const", "Switch"])
 _NUMBERS = ("T", "dtype", "DstT", "out_type", "Tparams", "output_type")
 
 
@@ -63,7 +61,8 @@ class Candidate(NamedTuple):
     def __str__(self) -> str:
         sizes = "unknown shape"
         if self.shape is not None:
-            sizes = "[%s]" % ", ".join("?" if s is None else str(s) for s in self.shape)
+            sizes = str(["?" if size is None else size for size in self.shape])
+            sizes = sizes.replace("'", "")
         kind = self.dtype.name if self.dtype is not None else "unknown dtype"
         return f"{self.tensor.replace(':0', '')} {kind} {sizes}"
 
@@ -98,10 +97,12 @@ def find_interface(view: GraphView, mode: Iterable[str] = ()) -> Interface:
         inputs = sources
     labels = [s for s in sources if s not in inputs]
     outputs = [reference_to(node) for node in forward.ends(inputs, labels)]
-    return Interface(*(
-        tuple(candidate_of(view, reference) for reference in found)
-        for found in (inputs, labels, outputs)
-    ))
+    return Interface(
+        *(
+            tuple(candidate_of(view, reference) for reference in found)
+            for found in (inputs, labels, outputs)
+        )
+    )
 
 
 def candidate_of(view: GraphView, reference: int) -> Candidate:
@@ -160,10 +161,14 @@ def _sources(view, mode):
 
 
 def _has_constant_default(view, node):
-    return bool(view.inputs[node]) and all(
-        view.ops[node_of(source)] in ("Const", "Fill", "PlaceholderWithDefault")
-        for source in origins(view, view.inputs[node][0])
-    ) and _ends_in_constant(view, view.inputs[node][0])
+    return (
+        bool(view.inputs[node])
+        and all(
+            view.ops[node_of(source)] in ("Const", "Fill", "PlaceholderWithDefault")
+            for source in origins(view, view.inputs[node][0])
+        )
+        and _ends_in_constant(view, view.inputs[node][0])
+    )
 
 
 def _ends_in_constant(view, reference):
@@ -233,6 +238,7 @@ class _Forward:
                 of_labels[user] or idle[user] or self._left_out[user]
                 for user in view.consumers(node)
             )
+            and view.ops[node] not in _NO_OUTPUTS
             and not self._is_scalar(node)
         ]
 
@@ -243,8 +249,7 @@ class _Forward:
         """1 for each node that only updates, summaries and shapes take."""
         view = self._view
         idle = bytearray(
-            op in _NO_OUTPUTS or op in ASSIGNMENTS or "Summary" in op
-            for op in view.ops
+            op in _ONLOOKERS or op in ASSIGNMENTS or "Summary" in op for op in view.ops
         )
         users = {
             node: [u for u in set(view.consumers(node)) if not self._is_gradient(u)]

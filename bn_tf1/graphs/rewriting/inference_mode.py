@@ -73,7 +73,8 @@ def set_inference_mode(
     Raises:
         bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
     """
-    resolve(graph, values, definitions)
+    outputs = list(outputs)
+    resolve(graph, values, definitions, outputs)
     view = graph.view()
     conditions = Conditions(view)
     layers = analyse(view, conditions)
@@ -98,7 +99,7 @@ def set_inference_mode(
 def _tried(graph, values, definitions, outputs):
     """How much still takes the batch's statistics or draws noise, and the `Mode`."""
     trial = graph.copy()
-    resolve(trial, values, definitions)
+    resolve(trial, values, definitions, outputs)
     view = trial.view()
     layers = analyse(view, Conditions(view))
     needed = _needed(view, outputs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Iterable, NamedTuple
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.layer_analysis import Analysis
@@ -21,16 +22,22 @@ from bn_tf1.graphs.rewriting.editable_graph import (
     input_for,
     set_attributes,
 )
-from bn_tf1.graphs.view import GraphView, node_of
+from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
 _ROLES = ("moving_mean", "moving_variance")
 
 
 class Statistics(NamedTuple):
-    """Where one normalisation finds its mean and variance: inputs of nodes."""
+    """Where normalisations find mean and variance.
+
+    Attributes:
+        mean, variance: inputs of nodes, of shape [channels].
+        channels: their size, or None where it is not known.
+    """
 
     mean: str
     variance: str
+    channels: int | None
 
 
 class MissingStatistics(ValueError):
@@ -74,12 +81,21 @@ def take_moving_statistics(
         raise MissingStatistics(without)
     for analysis in batch:
         reads = Statistics(
-            *(_read(graph, view, analysis, role) for role in _ROLES)
+            *(_read(graph, view, analysis, role) for role in _ROLES),
+            _channels(view, analysis.variables["moving_mean"]),
         )
         for call in analysis.calls:
             if call.mode != "inference":
                 normalise_with(graph, view, call, reads)
     return [analysis.layer.name for analysis in batch]
+
+
+def _channels(view, variables):
+    shapes = [static_shape(view, reference_to(node)) for node in variables]
+    if None in shapes or any(len(shape) != 1 for shape in shapes):
+        return None
+    sizes = [shape[0] for shape in shapes]
+    return None if None in sizes else sum(sizes)
 
 
 def _read(graph, view, analysis, role):
@@ -94,7 +110,7 @@ def _read(graph, view, analysis, role):
     reads = [_value_of(graph, view.names[node]) for node in nodes]
     if len(reads) == 1:
         return reads[0]
-    axis = graph.constant(f"{analysis.layer.name}/{role}/axis", _INT32_0)
+    axis = graph.constant(f"{analysis.layer.name}/{role}/axis", np.int32(0))
     return graph.add(
         "ConcatV2",
         f"{analysis.layer.name}/{role}/parts",
@@ -103,9 +119,6 @@ def _read(graph, view, analysis, role):
         T=tf.float32,
         Tidx=tf.int32,
     )
-
-
-_INT32_0 = tf.int32.as_numpy_dtype(0)
 
 
 def _value_of(graph, name):
@@ -139,8 +152,9 @@ def normalise_with(
         _rebuild(graph, view, call, given)
         return
     targets = {}
+    shapes = _Shapes(graph, view, call, given.channels)
     for role, reference, value in zip(_ROLES, (call.mean, call.variance), given):
-        shaped = _shaped_like(graph, view, reference, call, value, f"{name}/{role}")
+        shaped = shapes.like(reference, value, f"{name}/{role}")
         targets[input_for(view, reference)] = shaped
     graph.redirect(targets)
 
@@ -148,20 +162,15 @@ def normalise_with(
 def _rebuild(graph, view, call, given):
     """What `bn_tf1` composes is one node with its output, statistics and operands."""
     name = view.names[call.node]
-    operands = [input_for(view, r) for r in view.inputs[call.node][:6]]
-    _, x, _, _, gamma, beta = operands
     dtype = tf.as_dtype(graph.nodes[name].attr["T"].list.type[0])
     scope = f"{name}/inference"
-
-    def shaped(reference, value, role):
-        return _shaped_like(graph, view, reference, call, value, f"{scope}/{role}")
-
-    mean, variance, gamma, beta = (
-        shaped(call.mean, given.mean, "mean"),
-        shaped(call.variance, given.variance, "variance"),
-        shaped(call.mean, gamma, "gamma"),
-        shaped(call.mean, beta, "beta"),
-    )
+    x, gamma, beta = (input_for(view, r) for r in (call.x, call.gamma, call.beta))
+    shapes = _Shapes(graph, view, call, given.channels)
+    mean = shapes.like(call.mean, given.mean, f"{scope}/mean")
+    variance = shapes.like(call.variance, given.variance, f"{scope}/variance")
+    own = shapes._replace(channels=None)  # repeated already
+    gamma = own.like(call.mean, gamma, f"{scope}/gamma")
+    beta = own.like(call.mean, beta, f"{scope}/beta")
     epsilon = graph.constant(f"{scope}/epsilon", dtype.as_numpy_dtype(call.epsilon))
 
     def arithmetic(op, *inputs):
@@ -174,23 +183,52 @@ def _rebuild(graph, view, call, given):
     graph.redirect({name: y})
 
 
-def _shaped_like(graph, view, reference, call, value, name):
-    """`value`, of shape [channels], in the shape of a statistic of the batch."""
-    shape = static_shape(view, reference) or _shape_by_axes(view, call, reference)
-    if shape is None or sum(size != 1 for size in shape) > 1:
-        raise ValueError(
-            f"the shape of {view.names[node_of(reference)]!r}, a statistic of the batch, "
-            "is not known: give the .meta file, which states the shapes"
+class _Shapes(NamedTuple):
+    """Gives vectors by channel the shapes that the statistics of a batch have."""
+
+    graph: EditableGraph
+    view: GraphView
+    call: Normalization
+    channels: int | None
+
+    def like(self, reference: int, value: str, name: str) -> str:
+        """`value`, of shape [channels], in the shape of the statistic `reference`."""
+        shape = static_shape(self.view, reference)
+        shape = shape or _shape_by_axes(self.view, self.call, reference)
+        if shape is None:
+            raise ValueError(
+                f"the shape of {self.view.names[node_of(reference)]!r}, a statistic of "
+                "the batch, is not known: give the .meta file, which states the shapes"
+            )
+        # Statistics of ghost batches have a group beside the channels, which come last,
+        # or are one vector for all groups.
+        axis = max((i for i, size in enumerate(shape) if size != 1), default=-1)
+        groups = self._groups(shape[axis] if shape else None)
+        if groups > 1:
+            value = self._repeated(value, groups, name)
+        if len(shape) < 2:
+            return value
+        sizes = [1] * len(shape)
+        sizes[axis] = -1
+        target = self.graph.constant(f"{name}/shape", np.array(sizes, np.int32))
+        return self.graph.add(
+            "Reshape", name, [value, target], T=tf.float32, Tshape=tf.int32
         )
-    if len(shape) < 2:
-        return value
-    target = graph.constant(
-        f"{name}/shape", [1 if size == 1 else -1 for size in shape]
-    )
-    graph.nodes[target].attr["dtype"].type = tf.int64.as_datatype_enum
-    reshaped = graph.add("Reshape", name, [value, target], T=tf.float32)
-    set_attributes(graph.nodes[reshaped], Tshape=tf.int64)
-    return reshaped
+
+    def _groups(self, size):
+        """How often the channels are repeated in a vector of `size`, if it is known."""
+        x = static_shape(self.view, self.call.x)
+        if size is None and x is not None and self.call.axes is not None:
+            kept = [x[i] for i in range(len(x)) if i not in self.call.axes]
+            size = kept[0] if len(kept) == 1 else None
+        return size // self.channels if size and self.channels else 1
+
+    def _repeated(self, value, groups, name):
+        axis = self.graph.constant(f"{name}/axis", np.int32(0))
+        types = {"T": tf.float32, "Tidx": tf.int32}
+        return self.graph.add(
+            "ConcatV2", f"{name}/groups", [value] * groups + [axis], N=groups, **types
+        )
 
 
 def _shape_by_axes(view, call, reference):

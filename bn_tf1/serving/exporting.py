@@ -1,0 +1,183 @@
+"""`export`: a training graph and its checkpoint become a checked model for serving.
+
+Contract: the graph is changed as protocol buffers; TensorFlow sees it when it is clean,
+in a process of its own. Everything is checked before anything is written, what is there
+is never written over, and nothing is left half-written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, NamedTuple, Sequence
+
+import numpy as np
+
+from bn_tf1.graphs.rewriting.any_batch import allow_any_batch
+from bn_tf1.graphs.rewriting.graph_interface import Candidate
+from bn_tf1.serving import model_formats
+from bn_tf1.serving.checking import Examples, Measured, measure, read_examples
+from bn_tf1.serving.isolated_run import Isolated
+from bn_tf1.serving.preparing import ExportError, Model, Wishes, interface_of, prepare
+from bn_tf1.serving.sources import open_source
+from bn_tf1.serving.writing import check_new, write_model
+
+_BATCHES = ("any", "keep")
+_TIME_LIMIT_SECS = 600.0
+
+
+class Export(NamedTuple):
+    """What `export` made; its str() tells it.
+
+    Attributes:
+        path: what was written.
+        format: "saved_model", "frozen", "tflite" or "onnx".
+        inputs, outputs: the tensors.
+        changed: what was done to the graph, a sentence each.
+        left: what was left as it is, and why, a sentence each.
+        checks: what was measured, a sentence each.
+    """
+
+    path: str
+    format: str
+    inputs: tuple[Candidate, ...]
+    outputs: tuple[Candidate, ...]
+    changed: tuple[str, ...]
+    left: tuple[str, ...]
+    checks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"input   {candidate}" for candidate in self.inputs]
+        lines += [f"output  {candidate}" for candidate in self.outputs]
+        lines += [f"changed {text}" for text in self.changed]
+        lines += [f"left    {text}" for text in self.left]
+        lines += [f"checked {text}" for text in self.checks]
+        return "\n".join([*lines, f"{self.path} is written"])
+
+
+def export(
+    source: str,
+    out: str,
+    *,
+    checkpoint: str | None = None,
+    to: str = "saved_model",
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fold: bool = False,
+    batch: str | None = None,
+    examples: str | Mapping[str, np.ndarray] | None = None,
+    recalibrate: bool = False,
+    time_limit_secs: float = _TIME_LIMIT_SECS,
+) -> Export:
+    """Makes a checked model for serving of somebody's training graph.
+
+    Args:
+        source: a .meta file, the prefix or directory of a checkpoint that has one, a
+            frozen graph, or the directory of a SavedModel; of any library, TensorFlow
+            1.4 to 2.21.
+        out: the file or, of a SavedModel, directory to write. It must not exist.
+        checkpoint: prefix or directory of the checkpoint, where it is not the one that
+            belongs to `source`.
+        to: "saved_model", "frozen", "tflite" or "onnx".
+        inputs: names of tensors that data comes in by, whatever computes them in the
+            training graph; by default all placeholders and values of the input pipeline
+            that `outputs` need.
+        outputs: names of tensors; by default what the graph itself tells, if that is
+            one tensor.
+        settings: values by name of placeholders that are no inputs, such as keep_prob.
+        fold: whether batch norm is folded into the weights before it, where it can be.
+        batch: "any" for a batch size of any number, "keep" for that of the graph; by
+            default any, where that can be done.
+        examples: arrays by name of an input, or a .npz file of them, whose first axis
+            is the batch; by default random numbers.
+        recalibrate: whether the statistics are computed anew, over `examples`.
+        time_limit_secs: how long the checks, and the writing, may each take, in
+            seconds.
+
+    Returns:
+        The `Export`.
+
+    Raises:
+        ExportError: no model can be made that is surely right: the error names the
+            node, and what to do.
+        ValueError: a file is missing or damaged, or an argument wrong.
+    """
+    _check_arguments(out, to, batch, recalibrate, examples)
+    with Isolated(time_limit_secs) as isolated:
+        opened = open_source(source, checkpoint)
+        model = prepare(opened, Wishes(inputs, outputs, settings or {}))
+        given = read_examples(examples, model.inputs)
+        model, measured = _with_batch(model, batch, given, isolated)
+        written = write_model(model, out, to, measured, isolated)
+    return Export(
+        out,
+        to,
+        model.inputs,
+        model.outputs,
+        model.changed,
+        model.left,
+        (*measured.notes, written),
+    )
+
+
+def _check_arguments(out, to, batch, recalibrate, examples):
+    if to not in model_formats.FORMATS:
+        known = ", ".join(model_formats.FORMATS)
+        raise ExportError(f"`to` is {to!r}, but must be one of {known}")
+    if batch is not None and batch not in _BATCHES:
+        raise ExportError(f"`batch` is {batch!r}, but must be one of any, keep")
+    if recalibrate and examples is None:
+        raise ExportError("`recalibrate` needs `examples` to compute statistics over")
+    check_new(out)
+    model_formats.check_installed(to)
+
+
+def _with_batch(
+    model: Model, batch: str | None, examples: Examples, isolated: Isolated
+) -> tuple[Model, Measured]:
+    """The model with any batch size, where that is wanted and can be done."""
+    if batch != "keep":
+        changed, names = _with_any_batch(model)
+        try:
+            return changed, measure(changed, changed.graph, examples, isolated)
+        except ExportError as error:
+            if batch == "any" or not names:
+                raise
+            reason = str(error)
+        model = model._replace(
+            left=(*model.left, f"the batch size of the graph: {reason}")
+        )
+    return model, measure(model, model.graph, examples, isolated)
+
+
+def _with_any_batch(model):
+    graph = model.graph.copy()
+    inputs, _ = model.names()
+    names = allow_any_batch(graph, inputs, model.outputs)
+    if not names:
+        return model, names
+    changed = f"the batch size is any: {', '.join(names)}"
+    return model._replace(
+        graph=graph,
+        inputs=tuple(_any_first(c) for c in model.inputs),
+        outputs=tuple(_any_first(c) for c in model.outputs),
+        changed=(*model.changed, changed),
+    ), names
+
+
+def _any_first(candidate: Candidate) -> Candidate:
+    if not candidate.shape:
+        return candidate
+    return candidate._replace(shape=(None, *candidate.shape[1:]))
+
+
+def list_interface(
+    source: str,
+    *,
+    checkpoint: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """What the graph itself tells of its inputs, labels, outputs and mode, in words."""
+    opened = open_source(source, checkpoint)
+    interface, mode = interface_of(opened, settings or {})
+    lines = [f"mode: {name} = {value}" for name, value in mode.values.items()]
+    return "\n".join([*lines, str(interface)])

@@ -1,0 +1,49 @@
+"""The inference graph of training graphs of many makers: the logits of inference code.
+
+The oracle is the same layer built with is_training=False on the same checkpoint.
+"""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.serving.preparing import Wishes, prepare
+from bn_tf1.serving.sources import open_source
+from tests.graphs.graph_zoo import MAKERS
+from tests.serving.training_graphs import random_images, run_graph, save_trained
+
+
+
+def placeholder():
+    return tf.placeholder(tf.bool, [], name="is_training")
+
+
+def with_default():
+    return tf.placeholder_with_default(True, [], name="is_training")
+
+
+def through_logic():
+    phase = tf.placeholder(tf.int32, [], name="evaluating")
+    return tf.logical_not(tf.equal(phase, 1))
+
+
+MODES = {"baked": True, "placeholder": placeholder, "default": with_default}
+ALONE = {"with_pop_variables": ["baked"], "raw_arithmetic": ["baked"]}
+ALONE.update(textbook=["baked"])
+CASES = [
+    (maker, mode)
+    for maker in sorted(MAKERS)
+    for mode in (ALONE.get(maker) or (["baked", "placeholder"]))
+]
+
+
+@pytest.mark.parametrize("maker, mode", CASES)
+def test_the_logits_are_those_of_inference_code(maker, mode, tmp_path):
+    prefix, expected = save_trained(tmp_path, MAKERS[maker], MODES[mode])
+    model = prepare(open_source(prefix + ".meta"), Wishes(outputs=["logits/logits"]))
+    feed = {"images": random_images(9, [8, 5, 5, 3])}
+    (found,) = run_graph(model.graph.graph_def(), feed, ["logits/logits"])
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert [c.tensor for c in model.inputs] == ["images:0"]
+    left = {node.op for node in model.graph.nodes.values()}
+    assert not {"Switch", "Merge", "VariableV2", "VarHandleOp"} & left
