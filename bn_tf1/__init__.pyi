@@ -22,6 +22,7 @@ from bn_tf1.population.divergence import LayerTensors as LayerTensors
 from bn_tf1.population.divergence import divergence as divergence
 from bn_tf1.records import BatchNormCall as BatchNormCall
 from bn_tf1.records import batch_norm_calls as batch_norm_calls
+from bn_tf1.serving.exporting import export as export
 from bn_tf1.statistics import Renormalization as Renormalization
 
 __version__: str

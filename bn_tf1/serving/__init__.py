@@ -1,8 +1,10 @@
 """From a training graph and its checkpoint to a checked model for serving.
 
 sources         what is exported: graph, values, signature
-exporting       the way from one to the other, in order
+preparing       the graph that is served, made of it by `graphs.rewriting`
 checking        what must hold before anything is written
+writing         a model on its place, whole or not at all
+exporting       the way from one to the other, in order
 isolated_run    foreign graphs run elsewhere, for a limited time
 model_formats   frozen, SavedModel, TFLite, ONNX: written and run
 """

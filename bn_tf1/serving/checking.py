@@ -163,10 +163,12 @@ def measure(
     Raises:
         ExportError: something does not hold.
     """
-    fixed = [c.shape[0] for c in model.inputs if c.shape and c.shape[0]]
-    size = fixed[0] if fixed else _EXAMPLES
+    size = model.batch_size or _EXAMPLES
     full = examples.batch(size)
-    singles = [] if fixed else [examples.single(i) for i in range(_SINGLES)]
+    is_fixed = any(c.shape and c.shape[0] for c in model.inputs) or any(
+        c.shape and c.shape[0] == model.batch_size for c in model.outputs
+    )
+    singles = [] if is_fixed else [examples.single(i) for i in range(_SINGLES)]
     _, outputs = model.names()
     isolated.run("frozen", _bytes(model.graph), [full, full, *singles], outputs)
     if unfolded is not model.graph:

@@ -62,10 +62,8 @@ def export(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
-    fold: bool = False,
     batch: str | None = None,
     examples: str | Mapping[str, np.ndarray] | None = None,
-    recalibrate: bool = False,
     time_limit_secs: float = _TIME_LIMIT_SECS,
 ) -> Export:
     """Makes a checked model for serving of somebody's training graph.
@@ -84,12 +82,10 @@ def export(
         outputs: names of tensors; by default what the graph itself tells, if that is
             one tensor.
         settings: values by name of placeholders that are no inputs, such as keep_prob.
-        fold: whether batch norm is folded into the weights before it, where it can be.
         batch: "any" for a batch size of any number, "keep" for that of the graph; by
             default any, where that can be done.
         examples: arrays by name of an input, or a .npz file of them, whose first axis
             is the batch; by default random numbers.
-        recalibrate: whether the statistics are computed anew, over `examples`.
         time_limit_secs: how long the checks, and the writing, may each take, in
             seconds.
 
@@ -101,7 +97,7 @@ def export(
             node, and what to do.
         ValueError: a file is missing or damaged, or an argument wrong.
     """
-    _check_arguments(out, to, batch, recalibrate, examples)
+    _check_arguments(out, to, batch)
     with Isolated(time_limit_secs) as isolated:
         opened = open_source(source, checkpoint)
         model = prepare(opened, Wishes(inputs, outputs, settings or {}))
@@ -119,14 +115,12 @@ def export(
     )
 
 
-def _check_arguments(out, to, batch, recalibrate, examples):
+def _check_arguments(out, to, batch):
     if to not in model_formats.FORMATS:
         known = ", ".join(model_formats.FORMATS)
         raise ExportError(f"`to` is {to!r}, but must be one of {known}")
     if batch is not None and batch not in _BATCHES:
         raise ExportError(f"`batch` is {batch!r}, but must be one of any, keep")
-    if recalibrate and examples is None:
-        raise ExportError("`recalibrate` needs `examples` to compute statistics over")
     check_new(out)
     model_formats.check_installed(to)
 
@@ -152,32 +146,31 @@ def _with_batch(
 def _with_any_batch(model):
     graph = model.graph.copy()
     inputs, _ = model.names()
-    names = allow_any_batch(graph, inputs, model.outputs)
+    names = allow_any_batch(graph, inputs, model.batch_size)
     if not names:
         return model, names
     changed = f"the batch size is any: {', '.join(names)}"
+
+    def any_first(candidate):
+        if not candidate.shape or candidate.shape[0] != model.batch_size:
+            return candidate
+        return candidate._replace(shape=(None, *candidate.shape[1:]))
+
     return model._replace(
         graph=graph,
-        inputs=tuple(_any_first(c) for c in model.inputs),
-        outputs=tuple(_any_first(c) for c in model.outputs),
+        inputs=tuple(map(any_first, model.inputs)),
+        outputs=tuple(map(any_first, model.outputs)),
         changed=(*model.changed, changed),
     ), names
-
-
-def _any_first(candidate: Candidate) -> Candidate:
-    if not candidate.shape:
-        return candidate
-    return candidate._replace(shape=(None, *candidate.shape[1:]))
 
 
 def list_interface(
     source: str,
     *,
-    checkpoint: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> str:
     """What the graph itself tells of its inputs, labels, outputs and mode, in words."""
-    opened = open_source(source, checkpoint)
+    opened = open_source(source)
     interface, mode = interface_of(opened, settings or {})
     lines = [f"mode: {name} = {value}" for name, value in mode.values.items()]
     return "\n".join([*lines, str(interface)])

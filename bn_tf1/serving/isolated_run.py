@@ -41,7 +41,7 @@ class Isolated:
         self._process: Any = None
         self._log: Any = None
 
-    def __enter__(self) -> Isolated:
+    def __enter__(self):
         environment = dict(
             os.environ, TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1"
         )
@@ -60,7 +60,7 @@ class Isolated:
         )
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._log.close()

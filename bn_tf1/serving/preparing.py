@@ -64,6 +64,7 @@ class Model(NamedTuple):
         before: the same outputs as the graph of the source has them, with the mode set
             and constants for variables, but nothing else changed; None where it has no
             inference mode.
+        batch_size: that of the source; None where it takes any.
         changed: what was done, a sentence each.
         left: what was left as it was, and why, a sentence each.
     """
@@ -72,6 +73,7 @@ class Model(NamedTuple):
     inputs: tuple[Candidate, ...]
     outputs: tuple[Candidate, ...]
     before: EditableGraph | None
+    batch_size: int | None
     changed: tuple[str, ...]
     left: tuple[str, ...]
 
@@ -360,7 +362,9 @@ def _extracted(graph, inputs, outputs):
     )
     made_outputs = tuple(_first_output(graph, c) for c in outputs)
     extract(graph, [node_name(c.tensor) for c in made_outputs])
-    return Model(graph, made_inputs, made_outputs, None, (), ())
+    sizes = [c.shape[0] for c in (*inputs, *outputs) if c.shape and c.shape[0]]
+    size = sizes[0] if sizes else None
+    return Model(graph, made_inputs, made_outputs, None, size, (), ())
 
 
 def _first_output(graph, candidate):

@@ -13,7 +13,6 @@ from tests.graphs.graph_zoo import MAKERS
 from tests.serving.training_graphs import random_images, run_graph, save_trained
 
 
-
 def placeholder():
     return tf.placeholder(tf.bool, [], name="is_training")
 
@@ -27,7 +26,7 @@ def through_logic():
     return tf.logical_not(tf.equal(phase, 1))
 
 
-MODES = {"baked": True, "placeholder": placeholder, "default": with_default}
+MODES = {"baked": True, "placeholder": placeholder}
 ALONE = {"with_pop_variables": ["baked"], "raw_arithmetic": ["baked"]}
 ALONE.update(textbook=["baked"])
 CASES = [
@@ -47,3 +46,27 @@ def test_the_logits_are_those_of_inference_code(maker, mode, tmp_path):
     assert [c.tensor for c in model.inputs] == ["images:0"]
     left = {node.op for node in model.graph.nodes.values()}
     assert not {"Switch", "Merge", "VariableV2", "VarHandleOp"} & left
+
+
+@pytest.mark.parametrize("switch", [with_default, through_logic])
+def test_switches_that_are_no_plain_placeholder(switch, tmp_path):
+    prefix, expected = save_trained(tmp_path, MAKERS["with_nn"], switch)
+    model = prepare(open_source(prefix), Wishes(outputs=["logits/logits"]))
+    feed = {"images": random_images(9, [8, 5, 5, 3])}
+    (found,) = run_graph(model.graph.graph_def(), feed, ["logits/logits"])
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_condition_of_control_flow_v2(tmp_path):
+    was_enabled = tf.control_flow_v2_enabled()
+    tf.enable_control_flow_v2()
+    try:
+        prefix, expected = save_trained(tmp_path, MAKERS["with_nn"], placeholder)
+    finally:
+        if not was_enabled:
+            tf.disable_control_flow_v2()
+    model = prepare(open_source(prefix), Wishes(outputs=["logits/logits"]))
+    assert not model.graph.graph_def().library.function
+    feed = {"images": random_images(9, [8, 5, 5, 3])}
+    (found,) = run_graph(model.graph.graph_def(), feed, ["logits/logits"])
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from tests.graphs.graph_zoo import convolution, images, loss_of, make_train_op
 
 STEPS = 5
+FED_IN_TRAINING = {"is_training": True, "evaluating": 0}
 
 
 def random_images(seed, shape):
@@ -36,8 +37,9 @@ def save_trained(folder, maker, is_training, *, dropout=None, batch=8):
         train_op = make_train_op(loss_of(dropout(y) if dropout else y))
         session.run(tf.global_variables_initializer())
         feed = {"labels:0": [0, 1, 2, 0, 1, 2, 0, 1]}
-        if switch is not True and switch.op.type == "Placeholder":
-            feed[switch] = True
+        for operation in tf.get_default_graph().get_operations():
+            if operation.name in FED_IN_TRAINING:
+                feed[operation.outputs[0]] = FED_IN_TRAINING[operation.name]
         for step in range(STEPS):
             session.run(train_op, {"images:0": random_images(step, shape), **feed})
         tf.train.Saver().save(session, prefix)

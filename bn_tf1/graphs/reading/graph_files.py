@@ -189,13 +189,14 @@ def _unparsed(kind, data):
     if kind == "saved_model":
         message = _served(data)
     if kind != "graph":
-        parts = list(fields_in(data, message, _GRAPH_DEF))
+        parts = fields_in(data, message, _GRAPH_DEF)
     graph = unparsed_graph(data, parts)
     # What is read by chance has nodes without an operation, or none.
     if not _is_graph(graph):
         raise ValueError("it has no node with a name and an operation")
     if kind != "graph":
         meta = _without_graph(data, message)
+        parts = fields_in(data, message, _GRAPH_DEF)
     return GraphFile(kind, graph, meta, _producer(data, parts))
 
 

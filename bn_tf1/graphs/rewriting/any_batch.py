@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
-from bn_tf1.graphs.rewriting.graph_interface import Candidate
 
 # The operand that is a shape.
 _SHAPES = {
@@ -37,18 +36,18 @@ class _Batch(NamedTuple):
 
 
 def allow_any_batch(
-    graph: EditableGraph, inputs: Sequence[str], outputs: Sequence[Candidate]
+    graph: EditableGraph, inputs: Sequence[str], batch_size: int | None
 ) -> list[str]:
     """Makes the batch size of a graph any; returns the names of what was changed.
 
     Args:
-        graph: is changed. Its batch size is the first size of inputs or outputs.
+        graph: is changed.
         inputs: the placeholders of data.
-        outputs: the outputs, with the shapes that they had.
+        batch_size: the batch size that it has; None where it takes any.
     """
-    sizes = _batch_sizes(graph, inputs, outputs)
-    if not sizes:
+    if batch_size is None:
         return []
+    sizes = {batch_size}
     changed = []
     for name in inputs:
         shape = graph.nodes[name].attr["shape"].shape
@@ -64,16 +63,6 @@ def allow_any_batch(
         if _rewrite(graph, node, _SHAPES[node.op], sizes, batch):
             changed.append(name)
     return changed
-
-
-def _batch_sizes(graph, inputs, outputs):
-    found = set()
-    for name in inputs:
-        shape = graph.nodes[name].attr["shape"].shape
-        found.update(size.size for size in shape.dim[:1])
-    for candidate in outputs:
-        found.update((candidate.shape or ())[:1])
-    return {size for size in found if size is not None and size > 0}
 
 
 def _run_time_batch(graph, source):

@@ -251,20 +251,19 @@ class _Forward:
         idle = bytearray(
             op in _ONLOOKERS or op in ASSIGNMENTS or "Summary" in op for op in view.ops
         )
-        users = {
-            node: [u for u in set(view.consumers(node)) if not self._is_gradient(u)]
+        waiting = {
+            node: sum(not self._is_gradient(u) for u in set(view.consumers(node)))
             for node in range(len(view))
             if marked[node] and not idle[node]
         }
-        waiting = {node: len(found) for node, found in users.items() if found}
-        takers = [node for node in range(len(view)) if idle[node]]
+        takers = [n for n in range(len(view)) if idle[n] and not self._is_gradient(n)]
         while takers:
-            for reference in set(map(node_of, view.inputs[takers.pop()])):
-                if reference in waiting:
-                    waiting[reference] -= 1
-                    if waiting[reference] == 0:
-                        idle[reference] = 1
-                        takers.append(reference)
+            for node in set(map(node_of, view.inputs[takers.pop()])):
+                if node in waiting:
+                    waiting[node] -= 1
+                    if waiting[node] == 0:
+                        idle[node] = 1
+                        takers.append(node)
         return idle
 
     def _is_gradient(self, node: int) -> Any:

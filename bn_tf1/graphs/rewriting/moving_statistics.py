@@ -22,22 +22,16 @@ from bn_tf1.graphs.rewriting.editable_graph import (
     input_for,
     set_attributes,
 )
-from bn_tf1.graphs.view import GraphView, node_of, reference_to
+from bn_tf1.graphs.view import GraphView, node_of
 
 _ROLES = ("moving_mean", "moving_variance")
 
 
 class Statistics(NamedTuple):
-    """Where normalisations find mean and variance.
-
-    Attributes:
-        mean, variance: inputs of nodes, of shape [channels].
-        channels: their size, or None where it is not known.
-    """
+    """Where normalisations find mean and variance: inputs of nodes."""
 
     mean: str
     variance: str
-    channels: int | None
 
 
 class MissingStatistics(ValueError):
@@ -80,22 +74,11 @@ def take_moving_statistics(
     if without:
         raise MissingStatistics(without)
     for analysis in batch:
-        reads = Statistics(
-            *(_read(graph, view, analysis, role) for role in _ROLES),
-            _channels(view, analysis.variables["moving_mean"]),
-        )
+        reads = Statistics(*(_read(graph, view, analysis, role) for role in _ROLES))
         for call in analysis.calls:
             if call.mode != "inference":
                 normalise_with(graph, view, call, reads)
     return [analysis.layer.name for analysis in batch]
-
-
-def _channels(view, variables):
-    shapes = [static_shape(view, reference_to(node)) for node in variables]
-    if None in shapes or any(len(shape) != 1 for shape in shapes):
-        return None
-    sizes = [shape[0] for shape in shapes]
-    return None if None in sizes else sum(sizes)
 
 
 def _read(graph, view, analysis, role):
@@ -152,7 +135,7 @@ def normalise_with(
         _rebuild(graph, view, call, given)
         return
     targets = {}
-    shapes = _Shapes(graph, view, call, given.channels)
+    shapes = _Shapes(graph, view, call)
     for role, reference, value in zip(_ROLES, (call.mean, call.variance), given):
         shaped = shapes.like(reference, value, f"{name}/{role}")
         targets[input_for(view, reference)] = shaped
@@ -165,12 +148,20 @@ def _rebuild(graph, view, call, given):
     dtype = tf.as_dtype(graph.nodes[name].attr["T"].list.type[0])
     scope = f"{name}/inference"
     x, gamma, beta = (input_for(view, r) for r in (call.x, call.gamma, call.beta))
-    shapes = _Shapes(graph, view, call, given.channels)
-    mean = shapes.like(call.mean, given.mean, f"{scope}/mean")
-    variance = shapes.like(call.variance, given.variance, f"{scope}/variance")
-    own = shapes._replace(channels=None)  # repeated already
-    gamma = own.like(call.mean, gamma, f"{scope}/gamma")
-    beta = own.like(call.mean, beta, f"{scope}/beta")
+    x_shape = static_shape(view, call.x)
+    if x_shape is None or call.axes is None:
+        raise ValueError(f"the shape of the input of {name!r} is not known")
+    kept = [i for i in range(len(x_shape)) if i not in call.axes]
+    whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
+    channels = [-1 if i == kept[-1] else 1 for i in range(len(x_shape))]
+
+    def shaped(value, sizes, role):
+        return _reshaped(graph, value, sizes, f"{scope}/{role}")
+
+    mean, variance = (
+        shaped(value, channels, role) for value, role in zip(given, _ROLES)
+    )
+    gamma, beta = shaped(gamma, whole, "gamma"), shaped(beta, whole, "beta")
     epsilon = graph.constant(f"{scope}/epsilon", dtype.as_numpy_dtype(call.epsilon))
 
     def arithmetic(op, *inputs):
@@ -189,7 +180,6 @@ class _Shapes(NamedTuple):
     graph: EditableGraph
     view: GraphView
     call: Normalization
-    channels: int | None
 
     def like(self, reference: int, value: str, name: str) -> str:
         """`value`, of shape [channels], in the shape of the statistic `reference`."""
@@ -200,35 +190,18 @@ class _Shapes(NamedTuple):
                 f"the shape of {self.view.names[node_of(reference)]!r}, a statistic of "
                 "the batch, is not known: give the .meta file, which states the shapes"
             )
-        # Statistics of ghost batches have a group beside the channels, which come last,
-        # or are one vector for all groups.
+        # Statistics of ghost batches have a group beside the channels, which come last.
         axis = max((i for i, size in enumerate(shape) if size != 1), default=-1)
-        groups = self._groups(shape[axis] if shape else None)
-        if groups > 1:
-            value = self._repeated(value, groups, name)
         if len(shape) < 2:
             return value
         sizes = [1] * len(shape)
         sizes[axis] = -1
-        target = self.graph.constant(f"{name}/shape", np.array(sizes, np.int32))
-        return self.graph.add(
-            "Reshape", name, [value, target], T=tf.float32, Tshape=tf.int32
-        )
+        return _reshaped(self.graph, value, sizes, name)
 
-    def _groups(self, size):
-        """How often the channels are repeated in a vector of `size`, if it is known."""
-        x = static_shape(self.view, self.call.x)
-        if size is None and x is not None and self.call.axes is not None:
-            kept = [x[i] for i in range(len(x)) if i not in self.call.axes]
-            size = kept[0] if len(kept) == 1 else None
-        return size // self.channels if size and self.channels else 1
 
-    def _repeated(self, value, groups, name):
-        axis = self.graph.constant(f"{name}/axis", np.int32(0))
-        types = {"T": tf.float32, "Tidx": tf.int32}
-        return self.graph.add(
-            "ConcatV2", f"{name}/groups", [value] * groups + [axis], N=groups, **types
-        )
+def _reshaped(graph, value, sizes, name):
+    target = graph.constant(f"{name}/shape", np.array(sizes, np.int32))
+    return graph.add("Reshape", name, [value, target], T=tf.float32, Tshape=tf.int32)
 
 
 def _shape_by_axes(view, call, reference):

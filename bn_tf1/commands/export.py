@@ -1,0 +1,121 @@
+"""Makes a checked model for serving of a training graph and its checkpoint.
+
+Of any library, TensorFlow 1.4 to 2.21: the model code is not needed. The
+mode is found and set to inference, what is for training is taken out, and the
+outputs are compared with those of the graph before. Nothing is written unless
+all checks hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = (
+    "export RUN/model.ckpt-1000.meta --list",
+    "export RUN/model.ckpt-1000.meta MODEL --examples X.npz",
+    "export RUN MODEL.pb --to frozen --outputs logits --set keep=1",
+)
+_FORMATS = ("saved_model", "frozen", "tflite", "onnx")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        help="a .meta file, a checkpoint or its directory, a frozen graph, or the "
+        "directory of a SavedModel",
+    )
+    parser.add_argument("out", nargs="?", help="what to write: it must not exist")
+    parser.add_argument(
+        "--checkpoint", metavar="CKPT", help="where it is not the one beside the graph"
+    )
+    parser.add_argument(
+        "--to", choices=_FORMATS, default="saved_model", help="the format to write"
+    )
+    parser.add_argument(
+        "--inputs",
+        type=_names,
+        metavar="A,B",
+        help="the tensors that data comes in by; what the outputs need unless given",
+    )
+    parser.add_argument(
+        "--outputs",
+        type=_names,
+        metavar="Y,Z",
+        help="the tensors to serve; told by the graph where there is one choice",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the value of a placeholder that is no input, such as keep_prob=1",
+    )
+    parser.add_argument(
+        "--batch",
+        choices=("any", "keep"),
+        help="the batch size: any number, or that of the graph; any where it can be",
+    )
+    parser.add_argument(
+        "--examples",
+        metavar="X.npz",
+        help="arrays by name of an input, to check the model on; random numbers "
+        "without",
+    )
+    parser.add_argument(
+        "--time_limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long the checks, and the writing, may each take (default: 600)",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="tell the inputs, labels and outputs of the graph, and write nothing",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from bn_tf1.serving.exporting import export, list_interface
+
+    settings = dict(options.settings)
+    if options.list:
+        print(list_interface(options.source, settings=settings))
+        return 0
+    if options.out is None:
+        raise ValueError("`out` is missing: the file or directory to write")
+    print(
+        export(
+            options.source,
+            options.out,
+            checkpoint=options.checkpoint,
+            to=options.to,
+            inputs=options.inputs,
+            outputs=options.outputs,
+            settings=settings,
+            batch=options.batch,
+            examples=options.examples,
+            time_limit_secs=options.time_limit,
+        )
+    )
+    return 0
+
+
+def _names(text):
+    return [name for name in text.split(",") if name]
+
+
+def _setting(text):
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: the value must be a number, true or false"
+        ) from None

@@ -1,0 +1,78 @@
+"""`export`: what is written is what was checked, and nothing is left half-written."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+from bn_tf1.__main__ import main
+from tests.graphs.graph_zoo import MAKERS
+from tests.serving.training_graphs import random_images, run_graph, save_trained
+
+
+def placeholder():
+    return tf.placeholder(tf.bool, [], name="is_training")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(prefix, examples, logits of inference code on them)."""
+    folder = tmp_path_factory.mktemp("trained")
+    prefix, expected = save_trained(folder, MAKERS["with_fused_kernel"], placeholder)
+    examples = str(folder / "examples.npz")
+    np.savez(examples, images=random_images(9, [8, 5, 5, 3]))
+    return prefix, examples, expected
+
+
+def test_a_frozen_graph_by_the_command_line(trained, tmp_path, capsys):
+    prefix, examples, expected = trained
+    out = tmp_path / "model.pb"
+    code = main(
+        ["export", prefix, str(out), "--to", "frozen", "--outputs", "logits/logits"]
+        + ["--examples", examples]
+    )
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "is_training is False" in printed
+    assert "those of the graph before" in printed
+    assert "the batch size is any" in printed
+    graph_def = tf.GraphDef.FromString(out.read_bytes())
+    x = np.load(examples)["images"]
+    for size in (8, 3):
+        (found,) = run_graph(graph_def, {"images": x[:size]}, ["logits/logits"])
+        np.testing.assert_allclose(found, expected[:size], rtol=1e-4, atol=1e-5)
+    described = json.loads((tmp_path / "model.pb.json").read_text(encoding="utf-8"))
+    assert described["inputs"][0]["shape"] == [None, 5, 5, 3]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pb", "model.pb.json"]
+
+
+def test_a_saved_model(trained, tmp_path):
+    prefix, examples, expected = trained
+    out = str(tmp_path / "model")
+    made = bn_tf1.export(prefix, out, outputs=["logits/logits"], examples=examples)
+    assert made.format == "saved_model"
+    with tf.Graph().as_default(), tf.Session() as session:
+        meta = tf.saved_model.loader.load(session, ["serve"], out)
+        signature = meta.signature_def["serving_default"]
+        found = session.run(
+            signature.outputs["logits"].name,
+            {signature.inputs["images"].name: np.load(examples)["images"]},
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_written_over(trained, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="exists, and nothing is written over"):
+        bn_tf1.export(trained[0], str(tmp_path / "there"))
+
+
+def test_the_list_tells_inputs_labels_outputs_and_mode(trained, capsys):
+    assert main(["export", trained[0] + ".meta", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "mode: is_training = 0" in printed
+    assert "inputs:\n  images float32 [8, 5, 5, 3]" in printed
+    assert "labels:\n  labels int64 [?]" in printed
+    assert "outputs:\n  logits/logits float32 [8, 3]" in printed
