@@ -18,14 +18,17 @@ for Image Recognition", 2015 (arXiv:1512.03385), section 4.2.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs.data import image_files
+from bn_tf1.jobs.data import image_files, image_folders, record_shards, streamed
+from bn_tf1.jobs.data.streamed import StreamedDataset
 
 SPLITS = ("train", "test")
 
@@ -81,6 +84,11 @@ class ImageDataset(NamedTuple):
     mirrors: bool
     files: tuple[image_files.CheckedFile, ...]
     synthetic: SyntheticImages | None
+
+    @contextlib.contextmanager
+    def failures_named(self) -> Iterator[None]:
+        """What is in memory was checked: it cannot fail as `StreamedDataset` can."""
+        yield
 
 
 class _IdxFormat(NamedTuple):
@@ -189,7 +197,33 @@ _FORMATS = {
     ),
 }
 
-DATASETS = tuple(_FORMATS) + ("synthetic",)
+STREAMED = ("images", "tfrecord")
+DATASETS = tuple(_FORMATS) + ("synthetic",) + STREAMED
+
+
+class Streaming(NamedTuple):
+    """How the data sets that do not fit in memory are read; see `streamed`.
+
+    Attributes:
+        image_size: height and width that images get, in pixels.
+        augments_photos: whether training takes crops of random area and aspect, and
+            evaluation the centre.
+        max_bad_examples: how many examples that cannot be used are left out.
+        test_share: of an image folder without a folder for tests.
+        seed: which images that share is.
+        features: of records.
+        num_classes: of records; None where a labels.txt beside them tells.
+        index_folder: where the places of records are kept.
+    """
+
+    image_size: int = 224
+    augments_photos: bool = False
+    max_bad_examples: int = 0
+    test_share: float = 0.1
+    seed: int = 0
+    features: record_shards.Features = record_shards.Features()
+    num_classes: int | None = None
+    index_folder: str = "."
 
 
 def open_dataset(
@@ -198,8 +232,11 @@ def open_dataset(
     *,
     data_dir: str | os.PathLike | None = None,
     synthetic: SyntheticImages | None = None,
-) -> ImageDataset:
-    """Checks the files of one split completely and describes it.
+    streaming: Streaming | None = None,
+) -> ImageDataset | StreamedDataset:
+    """Checks the files of one split and describes it.
+
+    What fits in memory is checked completely; what is streamed, when it is used.
 
     Args:
         name: str, one of `DATASETS`.
@@ -207,9 +244,10 @@ def open_dataset(
         data_dir: the folder of the files, a path. "digits" has its own and needs none;
             "synthetic" has no files and ignores it.
         synthetic: `SyntheticImages`, used by "synthetic" only; None is its defaults.
+        streaming: `Streaming`, used by those of `STREAMED` only; None is its defaults.
 
     Returns:
-        An `ImageDataset`.
+        An `ImageDataset`, or a `StreamedDataset` for those of `STREAMED`.
 
     Raises:
         ValueError: if `name`, `split` or `synthetic` is not valid, or `data_dir` is
@@ -227,13 +265,74 @@ def open_dataset(
     if not data_dir:
         raise ValueError(
             f"`data_dir` is {data_dir!r}, but the data set {name!r} needs it: give "
-            f"--data_dir=FOLDER with {_FORMATS[name].expected_files(split)}"
+            f"--data_dir=FOLDER with {_expected_files(name, split)}"
+        )
+    if name in STREAMED:
+        return _open_streamed(
+            name, split, os.fspath(data_dir), streaming or Streaming()
         )
     return _FORMATS[name].open(name, split, os.fspath(data_dir))
 
 
+def _expected_files(name, split):
+    if name == "images":
+        return "train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg"
+    if name == "tfrecord":
+        return " or ".join(f"{prefix}-*" for prefix in record_shards.PREFIXES[split])
+    return _FORMATS[name].expected_files(split)
+
+
+def _open_streamed(name, split, folder, options):
+    if name == "images":
+        class_names, source = image_folders.open_folder(
+            folder, split, test_share=options.test_share, seed=options.seed
+        )
+        num_classes = len(class_names)
+    else:
+        source = record_shards.open_shards(
+            folder,
+            split,
+            features=options.features,
+            index_folder=options.index_folder,
+        )
+        class_names = record_shards.read_class_names(folder)
+        num_classes = options.num_classes or len(class_names)
+        if not num_classes:
+            raise ValueError(
+                f"{folder} has no {record_shards.CLASS_NAMES_FILE}, so that "
+                "--record_classes must say how many classes there are"
+            )
+    return StreamedDataset(
+        name=name,
+        split=split,
+        image_shape=(options.image_size, options.image_size, 3),
+        num_classes=num_classes,
+        mirrors=True,
+        class_names=class_names,
+        source=source,
+        augments_photos=options.augments_photos,
+        max_bad_examples=options.max_bad_examples,
+        failures=[],
+    )
+
+
+def checksum(*splits: ImageDataset | StreamedDataset) -> str:
+    """What tells that the data of a run are the same when it is resumed.
+
+    A SHA-256 in hexadecimal, of all content, or of the names and sizes of what is
+    streamed; "" where there are no files.
+
+    Raises:
+        image_files.DataFileError: a file has become unreadable since it was checked.
+    """
+    if any(isinstance(split, StreamedDataset) for split in splits):
+        digests = "".join(split.source.digest for split in splits)
+        return hashlib.sha256(digests.encode()).hexdigest()
+    return image_files.checksum(file for split in splits for file in split.files)
+
+
 def training_batches(
-    dataset: ImageDataset,
+    dataset: ImageDataset | StreamedDataset,
     batch_size: int,
     *,
     seed: int,
@@ -271,19 +370,33 @@ def training_batches(
     if isinstance(first_step, (int, np.integer)):
         _check_at_least("first_step", first_step, 0)
     first_step = tf.cast(first_step, tf.int64)
+
+    def augmented(images, step):
+        return _pad_crop_flip(
+            images,
+            # The epochs use (seed, 0, 1, ...): the steps count down from -1.
+            seed=_seed_pair(seed, -1 - step),
+            padding=augment_padding,
+            mirrors=dataset.mirrors,
+        )
+
+    if isinstance(dataset, StreamedDataset):
+        batches = streamed.training_batches(
+            dataset,
+            batch_size,
+            seed=seed,
+            first_step=first_step,
+            augment=augment,
+            augment_batch=augmented,
+        )
+        return _ready_ahead(batches)
     pixels, labels = _load(dataset)
 
     @_do_not_convert
     def make_batch(step, indices):
         images = tf.gather(pixels, indices)
         if augment:
-            images = _pad_crop_flip(
-                images,
-                # The epochs use (seed, 0, 1, ...): the steps count down from -1.
-                seed=_seed_pair(seed, -1 - step),
-                padding=augment_padding,
-                mirrors=dataset.mirrors,
-            )
+            images = augmented(images, step)
         return _scale(images, dataset.max_pixel), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(first_step, _ENDLESS)
@@ -292,7 +405,9 @@ def training_batches(
     return _ready_ahead(batches.map(make_batch, num_parallel_calls=2))
 
 
-def evaluation_batches(dataset: ImageDataset, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(
+    dataset: ImageDataset | StreamedDataset, batch_size: int
+) -> tf.data.Dataset:
     """Builds the finite stream of all examples in file order.
 
     Args:
@@ -307,6 +422,8 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> tf.data.Datase
         ValueError: if `batch_size` is out of its range.
     """
     _check_at_least("batch_size", batch_size, 1)
+    if isinstance(dataset, StreamedDataset):
+        return _ready_ahead(streamed.evaluation_batches(dataset, batch_size))
     pixels, labels = _load(dataset)
 
     @_do_not_convert

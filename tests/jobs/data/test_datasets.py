@@ -531,6 +531,8 @@ def test_every_name_is_listed():
         "cifar10",
         "cifar100",
         "synthetic",
+        "images",
+        "tfrecord",
     )
 
 

@@ -1,0 +1,269 @@
+"""Data sets that do not fit in memory: read, decoded and augmented while they are used.
+
+Contract: every training batch is a function of (seed, step), as in `datasets`. The order
+of an epoch is a function of (seed, epoch): blocks of neighbouring examples in permuted
+order, shuffled within each. Of a source only the current block is in memory, and the one
+that a step reaches into; a run that resumes reads the block that it stopped in, and
+nothing before it.
+
+An example that cannot be used (a damaged record, an image that does not decode, a label
+out of range) is an error that names its file, or, up to a limit, is left out: the next
+example of the epoch's order takes its place, so that a batch stays a function of its step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.formats.tfrecords import RecordError
+from bn_tf1.jobs.data import encoded_images
+from bn_tf1.jobs.data.image_files import DataFileError
+
+_do_not_convert = tf.autograph.experimental.do_not_convert
+_AUTOTUNE = tf.data.experimental.AUTOTUNE
+_ENDLESS = np.iinfo(np.int64).max
+
+
+class Example(NamedTuple):
+    """One example as it is stored.
+
+    Attributes:
+        encoded: the bytes of a JPEG or PNG.
+        label: int, as it is stored.
+        place: the file, and the record if it has several.
+    """
+
+    encoded: bytes
+    label: int
+    place: str
+
+
+class Source(NamedTuple):
+    """Where the examples of one split are.
+
+    Attributes:
+        block_ends: int64 [blocks], how many examples there are up to the end of each
+            block; block b holds those from block_ends[b - 1] on.
+        read_block: read_block(b) is a list of functions that return an `Example`, or
+            raise a `RecordError` or `DataFileError` for this one alone.
+        digest: SHA-256, in hexadecimal, of what tells that the files are the same: their
+            names and sizes.
+    """
+
+    block_ends: np.ndarray
+    read_block: Callable[[int], Sequence[Callable[[], Example]]]
+    digest: str
+
+
+class StreamedDataset(NamedTuple):
+    """One split of a data set that is read while it is used.
+
+    Attributes:
+        name, split, image_shape, num_classes, mirrors: as those of
+            `datasets.ImageDataset`.
+        class_names: of each class, or () where nobody knows them.
+        source: where the examples are.
+        augments_photos: whether training takes random crops, and evaluation the centre.
+        max_bad_examples: how many examples that cannot be used are left out; one more
+            is an error.
+        failures: what ended the stream; TensorFlow makes its own error of it.
+    """
+
+    name: str
+    split: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mirrors: bool
+    class_names: tuple[str, ...]
+    source: Source
+    augments_photos: bool
+    max_bad_examples: int
+    failures: list[DataFileError]
+
+    @property
+    def num_examples(self) -> int:
+        return int(self.source.block_ends[-1])
+
+    @contextlib.contextmanager
+    def failures_named(self) -> Iterator[None]:
+        """Raises what ended the stream in the place of TensorFlow's error for it."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if not self.failures:
+                raise
+            raise self.failures[-1] from error
+
+
+def training_batches(
+    dataset: StreamedDataset,
+    batch_size: int,
+    *,
+    seed: int,
+    first_step: tf.Tensor,
+    augment: bool,
+    augment_batch: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> tf.data.Dataset:
+    """The endless stream of training batches; as `datasets.training_batches`.
+
+    Args:
+        augment_batch: augment_batch(images, step) is what images of one size get, where
+            no crops are taken.
+    """
+    reader = _Reader(dataset, functools.partial(_permuted, dataset.source, seed))
+
+    @_do_not_convert
+    def decode(encoded, label, position):
+        size = dataset.image_shape[0]
+        if not (augment and dataset.augments_photos):
+            return encoded_images.decode_resized(encoded, size), label
+        pair = tf.stack([tf.constant(seed, tf.int64), position])
+        return encoded_images.decode_random_crop(encoded, size, pair), label
+
+    @_do_not_convert
+    def augmented(images_and_labels, step):
+        images, labels = images_and_labels
+        images.set_shape((batch_size,) + dataset.image_shape)
+        if augment and not dataset.augments_photos:
+            images = augment_batch(images, step)
+        return images, labels
+
+    steps = tf.data.Dataset.range(tf.cast(first_step, tf.int64), _ENDLESS)
+    examples = _examples(reader, steps, batch_size).map(decode, _AUTOTUNE)
+    batches = examples.batch(batch_size, drop_remainder=True)
+    return tf.data.Dataset.zip((batches, steps)).map(augmented)
+
+
+def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dataset:
+    """The finite stream of all examples in the order of the source."""
+    reader = _Reader(dataset, lambda epoch: np.arange(dataset.num_examples))
+
+    @_do_not_convert
+    def decode(encoded, label, position):
+        decode_image = encoded_images.decode_resized
+        if dataset.augments_photos:
+            decode_image = encoded_images.decode_centre
+        return decode_image(encoded, dataset.image_shape[0]), label
+
+    steps = tf.data.Dataset.range(-(-dataset.num_examples // batch_size))
+    return (
+        _examples(reader, steps, batch_size, once=True)
+        .map(decode, _AUTOTUNE)
+        .batch(batch_size)
+    )
+
+
+def _examples(reader, steps, batch_size, once=False):
+    """A data set of (encoded, label, position), one for each example."""
+
+    @_do_not_convert
+    def read(step):
+        encoded, labels, positions = tf.numpy_function(
+            functools.partial(reader.batch, batch_size=batch_size, once=once),
+            [step],
+            (tf.string, tf.int32, tf.int64),
+        )
+        for values in (encoded, labels, positions):
+            values.set_shape([None])
+        return tf.data.Dataset.from_tensor_slices((encoded, labels, positions))
+
+    return steps.flat_map(read).prefetch(2 * batch_size)
+
+
+def _permuted(source, seed, epoch):
+    """The examples of an epoch, in its order: int64 [num_examples]."""
+    # The legacy generator's numbers are the same in every version of NumPy.
+    random = np.random.RandomState([seed % 2**32, seed >> 32, epoch % 2**32])
+    ends = source.block_ends
+    starts = np.concatenate([[0], ends[:-1]])
+    order = random.permutation(len(ends))
+    return np.concatenate(
+        [starts[b] + random.permutation(ends[b] - starts[b]) for b in order]
+    )
+
+
+class _Reader:
+    """Reads the examples of a step; keeps the blocks that the last one needed."""
+
+    def __init__(self, dataset, order_of):
+        self._dataset = dataset
+        self._order_of = functools.lru_cache(maxsize=2)(order_of)
+        self._blocks: dict[int, Any] = {}
+        self._left_out: set[int] = set()
+        self._lock = threading.Lock()
+
+    def batch(self, step, *, batch_size, once):
+        """(encoded, labels, positions) of one step."""
+        with self._lock:
+            first = int(step) * batch_size
+            last = first + batch_size
+            if once:
+                last = min(last, self._dataset.num_examples)
+            needed: dict[int, Any] = {}
+            found = [
+                self._at(position, needed, once) for position in range(first, last)
+            ]
+            self._blocks = needed
+        found = [example for example in found if example is not None]
+        return (
+            np.array([example.encoded for example in found], object),
+            np.array([example.label for example in found], np.int32),
+            np.arange(first, last)[: len(found)],
+        )
+
+    def _at(self, position, needed, once):
+        """The example at a place of the endless order, or the next that can be used."""
+        num_examples = self._dataset.num_examples
+        while True:
+            epoch, rank = divmod(position, num_examples)
+            number = int(self._order_of(epoch)[rank])
+            example = self._usable(number, needed)
+            if example is not None or once:
+                return example
+            position += 1
+
+    def _usable(self, number, needed):
+        ends = self._dataset.source.block_ends
+        block = int(np.searchsorted(ends, number, side="right"))
+        if block not in needed:
+            kept = self._blocks.get(block)
+            needed[block] = kept or self._dataset.source.read_block(block)
+        start = int(ends[block - 1]) if block else 0
+        try:
+            return _checked(needed[block][number - start](), self._dataset.num_classes)
+        except (RecordError, DataFileError) as error:
+            self._leave_out(number, error)
+            return None
+
+    def _leave_out(self, number, error):
+        if number in self._left_out:
+            return
+        self._left_out.add(number)
+        limit = self._dataset.max_bad_examples
+        if len(self._left_out) > limit:
+            failure = DataFileError(
+                f"{error}; {len(self._left_out)} examples that cannot be used are more "
+                f"than --max_bad_examples={limit}"
+            )
+            self._dataset.failures.append(failure)
+            raise failure from error
+        print(f"left out: {error}", file=sys.stderr)
+
+
+def _checked(example, num_classes):
+    problem = encoded_images.why_not_decodable(example.encoded)
+    if problem is not None:
+        raise DataFileError(f"{example.place}: the image cannot be decoded: {problem}")
+    if not 0 <= example.label < num_classes:
+        raise DataFileError(
+            f"{example.place}: the label is {example.label}, but must lie in "
+            f"[0, {num_classes})"
+        )
+    return example
