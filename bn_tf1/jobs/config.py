@@ -19,12 +19,20 @@ from typing import Any, Mapping
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.jobs import slim_models
+from bn_tf1.jobs.data import record_shards
 from bn_tf1.jobs.data.datasets import DATASETS
 from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.models import LEARNING_RATES, MODELS
 from bn_tf1.jobs.saving import durable_files
 
 CONFIG_FILE = "config.json"
+
+# Options whose default depends on the model.
+_OF_THE_MODEL = {
+    "learning_rate": {**LEARNING_RATES, **slim_models.LEARNING_RATES},
+    "bn_epsilon": {**dict.fromkeys(MODELS, 1e-3), **slim_models.EPSILONS},
+}
 
 
 class ConfigError(ValueError):
@@ -91,8 +99,46 @@ class Config:
         "Augments training images: pad, crop at random, and flip where a mirrored "
         "image keeps its class.",
     )
+    image_size: int = _option(
+        224,
+        "Height and width that the images of images and tfrecord get, in pixels.",
+        minimum=1,
+    )
+    augment_photos: bool = _option(
+        False,
+        "For images and tfrecord: trains on crops of random area and aspect, mirrored "
+        "at random, and evaluates on the centre.",
+    )
+    test_share: float = _option(
+        0.1,
+        "Share of an image folder without test/ that is the test split.",
+        above=0.0,
+        below=1.0,
+    )
+    max_bad_examples: int = _option(
+        0,
+        "Examples of images and tfrecord that may be left out, with a line each, since "
+        "they cannot be used; one more is an error. A count.",
+        minimum=0,
+    )
+    record_image: str = _option(
+        record_shards.Features().image, "Feature of the encoded image in a record."
+    )
+    record_label: str = _option(
+        record_shards.Features().label, "Feature of the label in a record."
+    )
+    label_offset: int = _option(
+        0, "Label of the first class in records, such as 1.", minimum=0
+    )
+    record_classes: int = _option(
+        0,
+        "Classes of records, a count; 0 takes those of the labels.txt beside them.",
+        minimum=0,
+    )
 
-    model: str = _option("convnet", "Network to train.", choices=tuple(MODELS))
+    model: str = _option(
+        "convnet", "Network to train.", choices=(*MODELS, *slim_models.MODELS)
+    )
     resnet_n: int = _option(
         3, "Residual blocks per stage of resnet, which has 6n+2 layers.", minimum=1
     )
@@ -120,7 +166,13 @@ class Config:
         minimum=0.0,
         below=1.0,
     )
-    bn_epsilon: float = _option(1e-3, "Added to the variance, in its unit.", above=0.0)
+    bn_epsilon: float = _option(
+        None,
+        "Added to the variance, in its unit; by default 0.001, and 1e-05 for slim's "
+        "ResNets.",
+        kind=float,
+        above=0.0,
+    )
     bn_weight_decay: bool = _option(
         False, "Applies --weight_decay to gamma and beta too."
     )
@@ -132,11 +184,37 @@ class Config:
     learning_rate: float = _option(
         None,
         "Learning rate at the start, per step; by default that of the model: "
-        + ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
+        + ", ".join(
+            f"{rate} for {name}"
+            for name, rate in _OF_THE_MODEL["learning_rate"].items()
+        )
         + ".",
         kind=float,
         above=0.0,
     )
+    init_checkpoint: str = _option(
+        "",
+        "Checkpoint of the same network, of slim or of a run of train.py, that a new run "
+        "begins with.",
+    )
+    init_exclude: str = _option(
+        "",
+        "Scopes that are not taken from --init_checkpoint, separated by commas, such as "
+        "the logits for other classes.",
+    )
+    train_only: str = _option(
+        "",
+        "Scopes whose variables are trained, separated by commas; all by default.",
+    )
+    bn_normalize_with: str = _option(
+        "batch",
+        "Statistics that training normalises with: those of the batch, or the moving "
+        "ones, which then stay as they are.",
+        choices=("batch", "moving"),
+    )
+    bn_update: bool = _option(True, "Updates the moving statistics in training.")
+    bn_train_affine: bool = _option(True, "Trains gamma and beta.")
+
     lr_schedule: str = _option(
         "cosine",
         "Learning rate over the run: constant; cosine falls to 0 at --max_steps; step "
@@ -180,8 +258,9 @@ class Config:
     log_steps: int = _option(100, "Steps between two log lines, a count.", minimum=1)
 
     def __post_init__(self):
-        if self.learning_rate is None and self.model in LEARNING_RATES:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.model])
+        for option, by_model in _OF_THE_MODEL.items():
+            if getattr(self, option) is None and self.model in by_model:
+                object.__setattr__(self, option, by_model[self.model])
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
         if self.precision == "bfloat16" and tf.version.VERSION.startswith("1."):
@@ -212,6 +291,7 @@ CHANGEABLE = frozenset(
         "save_checkpoint_steps",
         "keep_checkpoint_max",
         "grace_secs",
+        "max_bad_examples",
         "summary_steps",
         "log_steps",
     }

@@ -150,7 +150,8 @@ def evaluate(request: Request) -> Iterator[Result]:
                     _report_skipped(f"step {checkpoint.step}", str(error))
                     continue
                 _report_sick_statistics(checkpoint.path)
-                result = _measure(session, graph, checkpoint.path, request.split)
+                with dataset.failures_named():
+                    result = _measure(session, graph, checkpoint.path, request.split)
                 _write(result, writer, eval_dir)
                 yield result
                 _check_batch_independence(result)

@@ -43,6 +43,9 @@ class Settings(NamedTuple):
             `tf.local_variables_initializer()`, to be run after every restore, and not
             in each step.
         data_format: "NHWC", or "NCHW" where a model has it.
+        bn_normalize_with: "batch", or "moving" where training normalises as inference.
+        bn_update: whether training updates the moving statistics.
+        bn_train_affine: whether gamma and beta are trained.
     """
 
     num_classes: int
@@ -57,6 +60,9 @@ class Settings(NamedTuple):
     scale_features: bool = True
     fold_once: bool = False
     data_format: str = "NHWC"
+    bn_normalize_with: str = "batch"
+    bn_update: bool = True
+    bn_train_affine: bool = True
 
 
 def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
@@ -165,9 +171,13 @@ def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
     if is_training is False and settings.precision == "float32":
         # In each step it pays where there are fewer weights than outputs.
         fold = "once" if settings.fold_once else x.op.type == "Conv2D"
+    if settings.bn_normalize_with == "moving":
+        is_training = False
     return bn_tf1.batch_norm(
         x,
         is_training,
+        update="collection" if settings.bn_update else "skip",
+        trainable=settings.bn_train_affine,
         decay=settings.bn_decay,
         epsilon=settings.bn_epsilon,
         regularizers={"gamma": penalty, "beta": penalty},

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import models
+from bn_tf1.jobs import models, slim_models
 from bn_tf1.jobs.config import Config, ConfigError
-from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data import datasets, record_shards
 from bn_tf1.jobs.data.image_files import DataFileError
 
 
@@ -30,7 +30,9 @@ class Objective(NamedTuple):
     hits: tf.Tensor
 
 
-def open_split(config: Config, split: str) -> datasets.ImageDataset:
+def open_split(
+    config: Config, split: str
+) -> datasets.ImageDataset | datasets.StreamedDataset:
     """The checked data set of `config`; `split` is "train" or "test".
 
     Raises:
@@ -48,6 +50,18 @@ def open_split(config: Config, split: str) -> datasets.ImageDataset:
                 num_classes=config.synthetic_classes,
                 num_examples=config.synthetic_examples,
                 seed=config.seed,
+            ),
+            streaming=datasets.Streaming(
+                image_size=config.image_size,
+                augments_photos=config.augment_photos,
+                max_bad_examples=config.max_bad_examples,
+                test_share=config.test_share,
+                seed=config.seed,
+                features=record_shards.Features(
+                    config.record_image, config.record_label, config.label_offset
+                ),
+                num_classes=config.record_classes or None,
+                index_folder=config.model_dir,
             ),
         )
     except DataFileError:
@@ -87,8 +101,12 @@ def build(
         precision=config.precision,
         scale_features=config.scale_features,
         fold_once=fold_once,
+        bn_normalize_with=config.bn_normalize_with,
+        bn_update=config.bn_update,
+        bn_train_affine=config.bn_train_affine,
     )
-    logits = models.MODELS[config.model](images, is_training, settings)
+    model = {**models.MODELS, **slim_models.MODELS}[config.model]
+    logits = model(images, is_training, settings)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=labels, logits=logits
     )

@@ -193,6 +193,16 @@ def mobilenet_v1(images: tf.Tensor, is_training, settings: Settings) -> tf.Tenso
         return layers.logits(x, "Logits/Conv2d_1c_1x1")
 
 
+MODELS = {
+    "resnet_v1_50": resnet_v1_50,
+    "resnet_v2_50": resnet_v2_50,
+    "mobilenet_v1": mobilenet_v1,
+}
+# What slim adds to the variance; rates that train from scratch, and fine-tune.
+EPSILONS = {"resnet_v1_50": 1e-5, "resnet_v2_50": 1e-5, "mobilenet_v1": 1e-3}
+LEARNING_RATES = {"resnet_v1_50": 0.02, "resnet_v2_50": 0.02, "mobilenet_v1": 0.05}
+
+
 def _blocks(x, bottleneck, layers):
     for number, (filters, units, stride) in enumerate(_BLOCKS, 1):
         for unit in range(1, units + 1):

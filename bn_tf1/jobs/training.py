@@ -18,10 +18,10 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.checkpoints.reader_writer import first_line
-from bn_tf1.jobs import allocator, network, stop_signals, training_run
+from bn_tf1.jobs import allocator, fine_tuning, network, stop_signals, training_run
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.config import Config
-from bn_tf1.jobs.data import datasets, image_files
+from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import SavingError
@@ -79,7 +79,7 @@ def train(config: Config) -> TrainingResult:
         allocator.keep_memory()
     dataset = network.open_split(config, "train")
     test_dataset = network.open_split(config, "test")  # eval.py needs it
-    checksum = image_files.checksum(dataset.files + test_dataset.files)
+    checksum = datasets.checksum(dataset, test_dataset)
     lock = run_lock.hold(config.model_dir)
     with lock, stop_signals.caught(config.grace_secs) as signals:
         config = configuration.with_checksum(config, checksum)
@@ -91,7 +91,8 @@ def train(config: Config) -> TrainingResult:
                 committing_saver.check_fits(newest, tf.global_variables())
             progress = Progress(config)
             started = training_run.started(config, step, newest, progress)
-            with _explained(config, progress), started as run:
+            named = dataset.failures_named()
+            with _explained(config, progress), named, started as run:
                 while progress.step < config.max_steps and signals.received is None:
                     run.make_step()
     if progress.step < config.max_steps:
@@ -133,6 +134,7 @@ def _build_step(config, dataset):
         loss,
         tf.train.MomentumOptimizer(learning_rate, config.momentum),
         global_step=global_step,
+        variables=fine_tuning.trained_variables(config),
     )
     step = Step(
         train_op=train_op,
@@ -175,6 +177,8 @@ def _add_summaries(step, config):
     tf.summary.scalar("accuracy", step.accuracy)
     tf.summary.scalar("learning_rate", step.learning_rate)
     for call in bn_tf1.batch_norm_calls():
+        if call.batch_mean is None:
+            continue  # it normalises with the moving statistics, which stand still
         _add_statistics_summaries(call, config.bn_epsilon)
 
 

@@ -17,6 +17,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.jobs import fine_tuning
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.saving import committing_saver
@@ -76,6 +77,8 @@ def started(
             # In one run: fed, the first step is not read before it is initialised.
             fetches = [initialize, step.initialize_input]
             session.run(fetches, {step.first_step: 0})
+            if config.init_checkpoint:
+                fine_tuning.initialise(session, config)
             progress.begin(0)
         else:
             saver.restore(session, newest.path)
