@@ -17,7 +17,7 @@ import numpy as np
 
 from bn_tf1.jobs.data.encoded_images import EXTENSIONS
 from bn_tf1.jobs.data.image_files import DataFileError
-from bn_tf1.jobs.data.streamed import Example, Source
+from bn_tf1.jobs.data.streamed import Example, ExampleSource
 
 TEST_FOLDERS = ("test", "validation", "val")
 # Files that are read one after the other; so many are in memory.
@@ -33,7 +33,7 @@ class ImageFolder(NamedTuple):
     """
 
     class_names: tuple[str, ...]
-    source: Source
+    source: ExampleSource
 
 
 def open_folder(
@@ -148,7 +148,7 @@ def _opened(folder, images, names, split):
 
     ends = np.arange(_BLOCK_EXAMPLES, len(images) + _BLOCK_EXAMPLES, _BLOCK_EXAMPLES)
     ends = np.minimum(ends, len(images)).astype(np.int64)
-    return ImageFolder(names, Source(ends, read_block, digest.hexdigest()))
+    return ImageFolder(names, ExampleSource(ends, read_block, digest.hexdigest()))
 
 
 class _Image(NamedTuple):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from bn_tf1.formats.tfrecords import FRAME_BYTES, Frames, list_frames, unframed
 from bn_tf1.jobs.data.image_files import DataFileError
-from bn_tf1.jobs.data.streamed import Example, Source
+from bn_tf1.jobs.data.streamed import Example, ExampleSource
 
 PREFIXES = {"train": ("train",), "test": ("test", "validation")}
 INDEX_FILE = "records-{split}.npz"
@@ -50,7 +50,7 @@ class Features(NamedTuple):
 
 def open_shards(
     folder: str, split: str, *, features: Features, index_folder: str
-) -> Source:
+) -> ExampleSource:
     """The records of one split.
 
     Args:
@@ -72,7 +72,7 @@ def open_shards(
     for path, size in zip(paths, sizes):
         digest.update(f"{os.path.basename(path)} {size}\n".encode())
     read_block = functools.partial(_read_block, paths, blocks, features)
-    return Source(ends, read_block, digest.hexdigest())
+    return ExampleSource(ends, read_block, digest.hexdigest())
 
 
 def read_class_names(folder: str) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class Example(NamedTuple):
     place: str
 
 
-class Source(NamedTuple):
+class ExampleSource(NamedTuple):
     """Where the examples of one split are.
 
     Attributes:
@@ -82,7 +82,7 @@ class StreamedDataset(NamedTuple):
     num_classes: int
     mirrors: bool
     class_names: tuple[str, ...]
-    source: Source
+    source: ExampleSource
     augments_photos: bool
     max_bad_examples: int
     failures: list[DataFileError]
