@@ -1,6 +1,8 @@
 """The command line: what it prints, and its exit codes."""
 
+import importlib
 import os
+import shlex
 import subprocess
 import sys
 
@@ -136,6 +138,27 @@ def test_help_has_examples_fits_the_screen_and_needs_no_tensorflow(command, tmp_
     assert (run.returncode, run.stderr) == (0, "")
     assert f"examples:\n  python -m bn_tf1 {command} " in run.stdout
     assert not [line for line in run.stdout.splitlines() if len(line) > 80]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_a_help_can_be_typed(command, monkeypatch):
+    module = importlib.import_module(f"bn_tf1.commands.{command}")
+    seen = []
+    monkeypatch.setattr(module, "run", lambda options: seen.append(options.command))
+    for line in module.EXAMPLES:
+        main(shlex.split(line, comments=True))
+    assert seen == [command] * len(module.EXAMPLES) != []
+
+
+def test_the_console_script_is_called_by_its_name(tmp_path):
+    script = tmp_path / "bn_tf1"
+    script.write_text("import sys; from bn_tf1.__main__ import main; sys.exit(main())")
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow')")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    run = in_a_process(str(script), "convert", "--help", env=environment)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("usage: bn_tf1 convert ")
+    assert "examples:\n  bn_tf1 convert " in run.stdout
 
 
 def in_a_process(*arguments, **options):

@@ -82,6 +82,15 @@ def test_no_folder_has_more_modules_than_one_keeps_in_the_head():
     assert not {folder: n for folder, n in counts.items() if n > MOST_MODULES}
 
 
+def test_no_room_holds_more_than_a_third_of_the_house():
+    lines = collections.Counter()
+    for path in MODULES:
+        room = path.relative_to(PACKAGE).parts[0]
+        lines[room] += path.read_text(encoding="utf-8").count("\n")
+    (room, most), *_ = lines.most_common(1)
+    assert most <= 0.35 * sum(lines.values()), room
+
+
 def test_no_two_modules_have_one_name():
     names = collections.Counter(path.stem for path in MODULES)
     twins = {name for name, n in names.items() if n > 1 and not name.startswith("__")}
