@@ -94,5 +94,29 @@ def test_every_link_leads_somewhere(readme):
         assert (ROOT / readme).parent.joinpath(target).exists(), target
 
 
+# In a process where nothing else has imported parts of the library.
+NAMES_PROBE = """
+import functools, sys
+import bn_tf1
+
+for name in sys.argv[1:]:
+    functools.reduce(getattr, name.split(".")[1:], bn_tf1)
+"""
+
+
+def test_what_the_guides_name_works_after_import_bn_tf1():
+    texts = [(ROOT / readme).read_text(encoding="utf-8") for readme in READMES]
+    names = {n for text in texts for n in re.findall(r"\bbn_tf1(?:\.\w+)+", text)}
+    assert "bn_tf1.make_train_op" in names
+    run = subprocess.run(
+        [sys.executable, "-c", NAMES_PROBE, *sorted(names)],
+        cwd=str(ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_first_page_is_read_to_its_end():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
