@@ -1,64 +1,82 @@
-"""Evaluates the checkpoints of a training run on held-out data. `--help` lists the flags.
+"""Evaluates the checkpoints of a training run on held-out data.
 
-The model and the data set are read from the config.json of the run. By default it follows
-the run and evaluates each new checkpoint until the last step.
+The model and the data set are read from the config.json of the run. By default
+it follows the run and evaluates each new checkpoint until the last step.
 """
 
-import gc
 import os
-import signal
+import sys
 
 # Read by bn_tf1, which then leaves it to this program when TensorFlow is imported.
 IMPORTS_TENSORFLOW_ITSELF = True
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Until `command_line.run`: imports take seconds, and Python would print a traceback.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-# Until then, too: TensorFlow's import makes much that lives for ever, and looking through
-# it for garbage takes an eighth of the time.
-gc.disable()
 
-from absl import flags
+from bn_tf1 import quiet_start
 
-from bn_tf1.jobs import command_line, diagnosis, evaluation
-from bn_tf1.jobs.config import Config, ConfigError
+with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
+    from absl import flags
+
+    from bn_tf1.jobs import command_line, diagnosis, evaluation
+    from bn_tf1.jobs.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
 
+EXAMPLES = (
+    "--run_once              # the newest checkpoint",
+    "--model_dir=runs/mnist  # each new one, beside train.py",
+    "--model_dir=runs/mnist --run_once --divergence",
+    "--checkpoint_path=runs/mnist/model.ckpt-600 --split=train",
+)
+
 
 def define_flags():
+    what, when = "what to evaluate", "when"
     flags.DEFINE_string(
         "model_dir",
         Config.model_dir,
         "Folder of the training run; that of --checkpoint_path by default if that is "
         "given.",
+        module_name=what,
     )
     flags.DEFINE_alias("train_dir", "model_dir")
     flags.DEFINE_string(
-        "checkpoint_path", None, "The one checkpoint to evaluate, without .index."
-    )
-    flags.DEFINE_boolean(
-        "run_once", False, "Evaluates the newest checkpoint and exits."
+        "checkpoint_path",
+        None,
+        "The one checkpoint to evaluate, such as runs/default/model.ckpt-1000.",
+        module_name=what,
     )
     flags.DEFINE_enum(
-        "split", "test", ["test", "train"], "Part of the data set to evaluate on."
-    )
-    flags.DEFINE_string(
-        "eval_dir",
-        None,
-        "Folder for summaries and results.jsonl; model_dir/eval by default, "
-        "model_dir/eval_train for --split=train.",
-    )
-    flags.DEFINE_float(
-        "timeout_secs",
-        None,
-        "Seconds to wait for a new checkpoint before giving up; for ever by default.",
-        lower_bound=0.0,
+        "split",
+        "test",
+        ["test", "train"],
+        "Part of the data set to evaluate on.",
+        module_name=what,
     )
     flags.DEFINE_boolean(
         "divergence",
         False,
         "Also prints the accuracy with batch statistics, and which layer's moving "
         "statistics cost how much of it.",
+        module_name=what,
+    )
+    flags.DEFINE_string(
+        "eval_dir",
+        None,
+        "Folder for summaries and results.jsonl; model_dir/eval by default, "
+        "model_dir/eval_train for --split=train.",
+        module_name=what,
+    )
+    flags.DEFINE_boolean(
+        "run_once",
+        False,
+        "Evaluates the newest checkpoint and exits, instead of following the run.",
+        module_name=when,
+    )
+    flags.DEFINE_float(
+        "timeout_secs",
+        None,
+        "Seconds to wait for a new checkpoint before giving up; for ever by default.",
+        lower_bound=0.0,
+        module_name=when,
     )
 
 
@@ -113,4 +131,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    command_line.run(main)
+    command_line.run(main, EXAMPLES)

@@ -1,61 +1,53 @@
-"""Trains an image classifier with batch normalization. `--help` lists the flags.
+"""Trains an image classifier with batch normalization.
 
-Without a flag it trains on the digits that come with the project. Run again, it resumes
-from the newest checkpoint in --model_dir.
+Without a flag it trains on the digits that come with the project. Run again, it
+resumes from the newest checkpoint in --model_dir.
 """
 
-import gc
 import os
-import signal
+import shlex
+import sys
 
 # Read by bn_tf1, which then leaves it to this program when TensorFlow is imported.
 IMPORTS_TENSORFLOW_ITSELF = True
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Until `command_line.run`: imports take seconds, and Python would print a traceback.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-# Until then, too: TensorFlow's import makes much that lives for ever, and looking through
-# it for garbage takes an eighth of the time.
-gc.disable()
 
-import dataclasses
+from bn_tf1 import quiet_start
 
-from absl import flags
+with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
+    from bn_tf1.jobs import command_line, config, training
 
-from bn_tf1.jobs import command_line, config, training
-
-
-def define_flags():
-    """One flag for each field of `Config`, with its default and help."""
-    define = {
-        bool: flags.DEFINE_boolean,
-        float: flags.DEFINE_float,
-        int: flags.DEFINE_integer,
-        str: flags.DEFINE_string,
-    }
-    for field in dataclasses.fields(config.Config):
-        choices = field.metadata["choices"]
-        text = field.metadata["help"]
-        if choices:
-            text += f" One of: {', '.join(choices)}."
-        define[field.metadata["kind"]](field.name, field.default, text)
-    flags.DEFINE_alias("train_dir", "model_dir")
+EXAMPLES = (
+    "",
+    "--model=resnet --model_dir=runs/resnet",
+    "--dataset=mnist --data_dir=FOLDER --model_dir=runs/mnist",
+    "--model_dir=runs/mnist --max_steps=2000   # goes on",
+)
 
 
 def main():
-    given = {
-        field.name: flags.FLAGS[field.name].value
-        for field in dataclasses.fields(config.Config)
-        if flags.FLAGS[field.name].present
-    }
+    given = command_line.given(config.Config)
     run = config.resolve(given)
     result = training.train(run)
-    loss = "" if result.loss is None else f"loss {result.loss:.4f}, "
-    print(
-        f"done: step {result.step}, {loss}{result.seconds:.1f} seconds; evaluate with: "
-        f"python eval.py --model_dir={run.model_dir} --run_once"
-    )
+    if result.loss is None:
+        print(
+            f"nothing to do: the run in {run.model_dir} is at step {result.step}, its last "
+            f"one; to go on, give a larger one, such as --max_steps={2 * result.step}"
+        )
+    else:
+        print(
+            f"done: step {result.step}, loss {result.loss:.4f}, {result.seconds:.1f} "
+            "seconds; evaluate with:"
+        )
+        print(_evaluation(run.model_dir))
+
+
+def _evaluation(model_dir):
+    """The command line that evaluates the run, as it can be typed here."""
+    script = os.path.join(os.path.dirname(sys.argv[0]), "eval.py")
+    words = [*command_line.interpreter(), script, f"--model_dir={model_dir}"]
+    return " ".join(map(shlex.quote, [*words, "--run_once"]))
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run(main)
+    command_line.define_fields(config.Config, config.group_of)
+    command_line.run(main, EXAMPLES)

@@ -15,7 +15,7 @@ import re
 import sys
 from typing import Sequence
 
-from bn_tf1 import __version__, commands
+from bn_tf1 import __version__, commands, quiet_start
 
 # As it was called: its console script has the package's name.
 _IS_SCRIPT = os.path.basename(sys.argv[0]) == "bn_tf1"
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help(sys.stderr)
         return 2
+    with quiet_start.importing(verbose=options.verbose):
+        importlib.import_module("bn_tf1.builder")
     try:
         exit_code = options.run(options)
         sys.stdout.flush()
@@ -92,6 +94,9 @@ def _add_command(subparsers, command):
     command.add_arguments(parser)
     # Of this parser: what is unknown would else be reported with the usage of all.
     parser.set_defaults(run=command.run, wrong_usage=parser.error)
+    parser.add_argument(
+        "--verbose", action="store_true", help="show TensorFlow's own log, too"
+    )
 
 
 if __name__ == "__main__":

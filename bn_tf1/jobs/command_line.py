@@ -16,15 +16,19 @@ An expected failure prints one line, not a traceback.
 
 from __future__ import annotations
 
-import gc
+import dataclasses
+import os
 import re
+import shutil
 import signal
 import sys
-from typing import Callable, Sequence
+import textwrap
+from typing import Any, Callable, Sequence
 
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 
+from bn_tf1 import __version__
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.evaluation import (
@@ -51,17 +55,77 @@ _EXIT_CODES = {
 }
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls `main` in graph mode and exits the process."""
-    # What was imported stays: no collection has to look through it.
-    gc.freeze()
-    gc.enable()
+_HELP = ("-h", "-help", "--help", "-?", "--helpfull", "-helpfull", "--helpshort")
+_GENERAL = "this program"
+
+
+def define_fields(config: type, group_of: Callable[[str], str]) -> None:
+    """Defines a flag for each field of the class of a configuration.
+
+    Args:
+        config: a dataclass whose fields have metadata as `jobs.config.Config` has.
+        group_of: the heading in the help for the name of a field.
+    """
+    define = {
+        bool: flags.DEFINE_boolean,
+        float: flags.DEFINE_float,
+        int: flags.DEFINE_integer,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(config):
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            text += f" One of: {', '.join(choices)}."
+        define[field.metadata["kind"]](
+            field.name, field.default, text, module_name=group_of(field.name)
+        )
+    flags.DEFINE_alias("train_dir", "model_dir")
+
+
+def given(config: type) -> dict[str, Any]:
+    """Value by name of the fields whose flags stand on the command line."""
+    return {
+        field.name: flags.FLAGS[field.name].value
+        for field in dataclasses.fields(config)
+        if flags.FLAGS[field.name].present
+    }
+
+
+def interpreter() -> list[str]:
+    """What starts the Python that runs now, typed here: "python" if that is enough."""
+    path = sys.executable
+    for name in ("python", "python3"):
+        if shutil.which(name) == path:
+            return [name]
+    relative = os.path.relpath(path)
+    return [path if relative.startswith(os.pardir) else relative]
+
+
+def run(main: Callable[[], None], examples: Sequence[str]) -> None:
+    """Parses the flags, calls `main` in graph mode and exits the process.
+
+    Args:
+        main: the script; its module's docstring describes it in the help.
+        examples: command lines for the help, without the script.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    app.run(lambda argv: _run_main(main), flags_parser=_parse_flags)
+    flags.DEFINE_boolean(
+        "verbose", False, "Shows TensorFlow's own log, too.", module_name=_GENERAL
+    )
+    flags.DEFINE_boolean(
+        "version", False, "Prints the version and exits.", module_name=_GENERAL
+    )
+    app.run(
+        lambda argv: _run_main(main),
+        flags_parser=lambda argv: _parse_flags(argv, examples),
+    )
 
 
-def _parse_flags(argv: Sequence[str]):
+def _parse_flags(argv: Sequence[str], examples):
+    if not set(_HELP).isdisjoint(argv[1:]):
+        print(_help(sys.modules["__main__"].__doc__, examples))
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -69,9 +133,60 @@ def _parse_flags(argv: Sequence[str]):
     # ValueError: of absl for a value behind --no<flag>.
     except (flags.Error, ValueError) as error:
         _fail(str(error), 2)
+    if flags.FLAGS.version:
+        print(f"bn_tf1 {__version__}, TensorFlow {tf.version.VERSION}")
+        sys.exit(0)
     if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}: every option is a --flag", 2)
+        _fail(_unexpected(argv, rest[1]), 2)
     return rest
+
+
+def _help(description, examples):
+    """The help, at most 80 columns wide: groups of flags, then examples."""
+    width = min(80, shutil.get_terminal_size((80, 24)).columns)
+    program = f"python {sys.argv[0]}"
+    lines = [f"usage: {program} [--flag=value ...]", "", description.strip()]
+    for group, members in flags.FLAGS.flags_by_module_dict().items():
+        members = [flag for flag in members if not _is_foreign(group)]
+        if members:
+            lines += ["", f"{group}:"]
+        for flag in members:
+            lines += _flag_help(flag, width)
+    lines += ["", "examples:"]
+    lines += [f"  {program} {example}".rstrip() for example in examples]
+    return "\n".join(lines)
+
+
+def _is_foreign(group):
+    """Whether a group is absl's or that of an alias: those have the names of modules."""
+    return group in sys.modules or group.endswith(".py") or group.startswith("absl.")
+
+
+def _flag_help(flag, width):
+    if flag.boolean:
+        name = f"--[no]{flag.name}"
+    else:
+        name = f"--{flag.name}={str(flag.default_as_str or '').strip(chr(39))}"
+    text = re.sub(r"^<[^>]*>: ", "", flag.help)  # of absl: the values of an enum
+    values = getattr(flag.parser, "enum_values", None)
+    if values:
+        text += f" One of: {', '.join(values)}."
+    if flag.boolean and flag.default:
+        text += " On by default."
+    yield f"  {name}"
+    yield from textwrap.wrap(
+        text, width, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )
+
+
+def _unexpected(argv, argument):
+    before = argv[argv.index(argument) - 1].lstrip("-")
+    if before in flags.FLAGS and flags.FLAGS[before].boolean:
+        return (
+            f"unexpected argument {argument!r} behind --{before}: write "
+            f"--{before}={argument}, or --no{before} to turn it off"
+        )
+    return f"unexpected argument {argument!r}: every option is a --flag"
 
 
 # How absl's messages go on behind a value that cannot be parsed, which may itself hold ": ".
@@ -101,8 +216,6 @@ def _wrong_value(error):
 
 
 def _run_main(main):
-    # The notices of deprecation concern this project, not its users.
-    tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_v2_behavior()
     try:
         main()

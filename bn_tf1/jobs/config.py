@@ -66,9 +66,6 @@ def _option(
 class Config:
     """Everything that determines a training run. One field per flag of train.py."""
 
-    model_dir: str = _option(
-        "runs/default", "Folder of checkpoints, summaries and config.json."
-    )
     data_dir: str = _option(
         "", "Folder of the data set's original files; digits needs none."
     )
@@ -142,6 +139,13 @@ class Config:
     resnet_n: int = _option(
         3, "Residual blocks per stage of resnet, which has 6n+2 layers.", minimum=1
     )
+    precision: str = _option(
+        "float32",
+        "Precision of the activations; weights, statistics and loss stay float32. "
+        "bfloat16 needs TensorFlow 2, and gains speed on processors with instructions "
+        "for it only.",
+        choices=("float32", "bfloat16"),
+    )
     scale_features: bool = _option(
         True,
         "Brings what enters the logits of convnet and mlp to a size that does not depend "
@@ -151,13 +155,6 @@ class Config:
         "batch",
         "Normalization before each nonlinearity.",
         choices=("batch", "none"),
-    )
-    precision: str = _option(
-        "float32",
-        "Precision of the activations; weights, statistics and loss stay float32. "
-        "bfloat16 needs TensorFlow 2, and gains speed on processors with instructions "
-        "for it only.",
-        choices=("float32", "bfloat16"),
     )
     bn_decay: float = _option(
         0.95,
@@ -234,6 +231,9 @@ class Config:
         below=2**31,
     )
 
+    model_dir: str = _option(
+        "runs/default", "Folder of checkpoints, summaries and config.json."
+    )
     keep_memory: bool = _option(
         True,
         "Keeps freed memory in the process: faster steps, which would map it anew each "
@@ -277,6 +277,15 @@ class Config:
             )
 
 
+# The groups of the options in --help, by the option that each begins with.
+_GROUPS = {
+    "data_dir": "data",
+    "model": "model",
+    "normalization": "batch norm",
+    "batch_size": "optimisation",
+    "model_dir": "run",
+}
+
 # What a config.json means that was written before there was such an option.
 _MEANT_BEFORE = {"scale_features": False}
 
@@ -296,6 +305,16 @@ CHANGEABLE = frozenset(
         "log_steps",
     }
 )
+
+
+def group_of(name: str) -> str:
+    """The group in which --help lists an option."""
+    group = ""
+    for field in dataclasses.fields(Config):
+        group = _GROUPS.get(field.name, group)
+        if field.name == name:
+            return group
+    raise ValueError(f"`name` is {name!r}, but must be an option of `Config`")
 
 
 def resolve(given: Mapping[str, Any]) -> Config:

@@ -83,6 +83,8 @@ def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
         with tf.variable_scope(f"layer{i + 1}"):
             x = _dense(x, 100, settings)
             x = tf.sigmoid(normalize(x, is_training, settings))
+    if settings.scale_features:
+        x = 2 * x - 1
     return _logits(x, settings)
 
 

@@ -20,7 +20,7 @@ import bn_tf1
 from bn_tf1.checkpoints.reader_writer import first_line
 from bn_tf1.jobs import allocator, fine_tuning, network, stop_signals, training_run
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.saving import committing_saver, run_lock
@@ -68,6 +68,7 @@ def train(config: Config) -> TrainingResult:
             directory, but none can be used.
         bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged, or the
             data are not those that the run began with.
+        bn_tf1.jobs.config.ConfigError: the run is beyond `max_steps` already.
         bn_tf1.jobs.saving.run_lock.LockedError: another process trains in the directory.
         OSError: the model directory cannot be written to.
         TrainingStopped: SIGTERM or SIGINT ended the run; it is saved.
@@ -84,7 +85,10 @@ def train(config: Config) -> TrainingResult:
     with lock, stop_signals.caught(config.grace_secs) as signals:
         config = configuration.with_checksum(config, checksum)
         newest = committing_saver.recover(config.model_dir)
+        _check_max_steps(config, newest)
         configuration.save(config)
+        if newest is not None and newest.step == config.max_steps:
+            return TrainingResult(newest.step, None, time.time() - start)
         with tf.Graph().as_default():
             step = _build_step(config, dataset)
             if newest is not None:
@@ -98,6 +102,15 @@ def train(config: Config) -> TrainingResult:
     if progress.step < config.max_steps:
         raise _stopped(config, progress.step, signals.received)
     return TrainingResult(progress.step, progress.loss, time.time() - start)
+
+
+def _check_max_steps(config, newest):
+    if newest is not None and newest.step > config.max_steps:
+        raise ConfigError(
+            f"--max_steps is {config.max_steps}, but the run in {config.model_dir} is at "
+            f"step {newest.step}: give at least that, or choose another --model_dir for a "
+            "new run"
+        )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,10 @@ from bn_tf1.jobs import network
 from bn_tf1.jobs.data import datasets
 from tests import ROOT
 
+# What the level of the tests' own set-up would show of TensorFlow's log.
+_ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+_NOTES = ("beginning with step ", "waiting for ")
+
 
 def _command(script, *flags):
     return [sys.executable, str(ROOT / script)] + [str(flag) for flag in flags]
@@ -27,6 +31,7 @@ def _run(script, *flags, cwd=ROOT):
     return subprocess.run(
         _command(script, *flags),
         cwd=str(cwd),
+        env=_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -34,10 +39,10 @@ def _run(script, *flags, cwd=ROOT):
 
 
 def _error_line(result):
-    """The one line of the script among TensorFlow's own start-up talk."""
-    lines = result.stderr.splitlines()
-    (line,) = [text for text in lines if text.startswith("error: ")]
-    assert "Traceback" not in result.stderr
+    """The last line on standard error, where nothing but notes of our own is before it."""
+    *notes, line = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert all(note.startswith(_NOTES) for note in notes), result.stderr
     return line
 
 
@@ -53,13 +58,14 @@ def default_run(tmp_path_factory):
 def test_train_without_a_flag_trains_on_the_digits(default_run):
     folder, trained, _ = default_run
     assert trained.returncode == 0, trained.stderr
-    *progress, last = trained.stdout.splitlines()
+    assert trained.stderr == ""
+    *progress, done, command = trained.stdout.splitlines()
     assert progress[0].startswith("step 100/1000: loss ")
     assert re.fullmatch(
-        r"done: step 1000, loss \d\.\d{4}, \d+\.\d seconds; evaluate with: "
-        r"python eval\.py --model_dir=runs/default --run_once",
-        last,
+        r"done: step 1000, loss \d\.\d{4}, \d+\.\d seconds; evaluate with:", done
     )
+    typed = subprocess.check_output(command, shell=True, cwd=str(folder), text=True)
+    assert typed.startswith("step 1000: accuracy 0.9")
     saved = configuration.load(str(folder / "runs" / "default"))
     assert (saved.dataset, saved.model, saved.max_steps) == ("digits", "convnet", 1000)
 
@@ -67,6 +73,7 @@ def test_train_without_a_flag_trains_on_the_digits(default_run):
 def test_eval_reports_at_least_98_5_percent(default_run):
     folder, _, evaluated = default_run
     assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stderr == ""
     eval_dir = folder / "runs" / "default" / "eval"
     (line,) = (eval_dir / "results.jsonl").read_text().splitlines()
     result = json.loads(line)
@@ -141,6 +148,7 @@ def test_training_again_with_another_flag_names_both_values(default_run):
             ["--max_steps=many"],
             "--max_steps is 'many', but must be an integer",
         ),
+        ("train.py", ["--augment", "False"], "write --augment=False, or --noaugment"),
         ("train.py", ["digits"], "unexpected argument 'digits'"),
         ("train.py", ["--dataset=mnist"], "--data_dir=FOLDER with train-images"),
         ("train.py", ["--data_checksum=no"], "--data_checksum is 'no', but must be a"),
@@ -229,13 +237,40 @@ def test_a_signal_ends_an_eval_that_waits(unfinished_run, number, code):
     assert "Traceback" not in errors
 
 
-def test_help_lists_each_flag_with_its_meaning():
+def test_help_lists_each_flag_in_its_group_with_its_meaning():
     result = _run("train.py", "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert max(map(len, result.stdout.splitlines())) <= 80 + len(str(ROOT))
+    places = [
+        result.stdout.index(f"\n{group}:\n")
+        for group in ("data", "model", "batch norm", "optimisation", "run", "examples")
+    ]
+    assert places == sorted(places)
     for field in configuration.Config.__dataclass_fields__.values():
-        assert f"--{field.name}:" in result.stdout or f"--[no]{field.name}:" in (
+        assert f"  --{field.name}=" in result.stdout or f"--[no]{field.name}\n" in (
             result.stdout
         )
         assert field.metadata["help"].split()[0] in result.stdout
+    assert _run("eval.py", "--help").returncode == 0
+
+
+def test_a_finished_run_says_how_to_go_on(default_run):
+    folder, _, _ = default_run
+    result = _run("train.py", cwd=folder)
+    assert result.returncode == 0
+    assert "nothing to do" in result.stdout and "--max_steps=2000" in result.stdout
+
+
+def test_fewer_steps_than_were_made_are_an_error(default_run):
+    folder, _, _ = default_run
+    path = folder / "runs" / "default" / "config.json"
+    before = path.read_bytes()
+    result = _run("train.py", "--max_steps=500", cwd=folder)
+    assert result.returncode == 2
+    assert "--max_steps is 500" in _error_line(result)
+    assert "step 1000" in _error_line(result)
+    assert path.read_bytes() == before
 
 
 def test_importing_the_package_from_elsewhere_needs_no_checkout(tmp_path):
