@@ -38,18 +38,15 @@ _RENAMED = {
     "layers.python": None,
     "layers.python.layers": "tf_slim.layers",
     "framework.python": None,
-    "framework.python.ops": "tf_slim.ops",
     "losses": "tf_slim.losses",
     "metrics": "tf_slim.metrics",
 }
+_OPS = ("tf_slim.ops.variables", "tf_slim.ops.arg_scope", "tf_slim.ops.framework_ops")
 # Several modules under one name.
 _JOINED = {
     "layers": ("tf_slim", "tf_slim.layers"),
-    "framework": (
-        "tf_slim.ops.variables",
-        "tf_slim.ops.arg_scope",
-        "tf_slim.ops.framework_ops",
-    ),
+    "framework": _OPS,
+    "framework.python.ops": _OPS,
     "training": ("tf_slim.training.training", "tf_slim.training.evaluation"),
 }
 # What `tf.contrib.framework` had and TensorFlow itself has today.
@@ -177,6 +174,8 @@ def _joined(fullname, sources):
     module = _Package(fullname)
     if fullname == f"{_CONTRIB}.framework":
         vars(module).update(_FRAMEWORK)
+    if fullname.endswith(".ops"):
+        _add_submodules(module, sources)
     for source in map(importlib.import_module, sources):
         vars(module).update(
             (name, value)
@@ -184,6 +183,15 @@ def _joined(fullname, sources):
             if not name.startswith("_") and not inspect.ismodule(value)
         )
     return module
+
+
+def _add_submodules(module, sources):
+    """Before the names: `ops.arg_scope` is the function, as it was in contrib."""
+    for source in sources:
+        leaf = source.rpartition(".")[2]
+        submodule = importlib.import_module(source)
+        sys.modules[f"{module.__name__}.{leaf}"] = submodule
+        setattr(module, leaf, submodule)
 
 
 def _not_there(fullname):

@@ -187,7 +187,7 @@ def test_a_scope_of_the_original_counts_without_install():
 def test_contrib_is_imported_as_ever(installed):
     import tensorflow.contrib.slim as as_module
     from tensorflow.contrib import framework, layers, slim
-    from tensorflow.contrib.framework.python.ops import variables
+    from tensorflow.contrib.framework.python.ops import arg_scope, variables
     from tensorflow.contrib.layers.python.layers import utils
     from tensorflow.contrib.slim.nets import vgg
 
@@ -199,7 +199,7 @@ def test_contrib_is_imported_as_ever(installed):
         normalizer_fn=layers.batch_norm,
         weights_regularizer=tf.contrib.layers.l2_regularizer(0.5),
         weights_initializer=tf.contrib.layers.xavier_initializer(),
-    ), framework.arg_scope([layers.batch_norm], is_training=False):
+    ), arg_scope([layers.batch_norm], is_training=False):
         y = slim.conv2d(tf.zeros([2, 4, 4, 3]), 5, 3, scope="conv1")
     assert framework.nest.flatten({"y": y}) == [y]
     assert "conv1/BatchNorm/beta" in [v.op.name for v in slim.get_model_variables()]
