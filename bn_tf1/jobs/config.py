@@ -170,6 +170,12 @@ class Config:
         kind=float,
         above=0.0,
     )
+    bn_kernel: str = _option(
+        "auto",
+        "What computes batch norm in training: the fastest, one fused operation, several "
+        "closer to float64, or the recipe that articles draw.",
+        choices=("auto", "fused", "composed", "recipe"),
+    )
     bn_weight_decay: bool = _option(
         False, "Applies --weight_decay to gamma and beta too."
     )

@@ -25,7 +25,7 @@ class Settings(NamedTuple):
     Attributes:
         num_classes: the number of logits.
         normalization: "batch" or "none".
-        bn_decay, bn_epsilon: as `decay` and `epsilon` of `batch_norm`.
+        bn_decay, bn_epsilon, bn_kernel: as `decay`, `epsilon` and `kernel` of `batch_norm`.
         weight_decay: factor of the L2 penalty sum(w^2) / 2 on the weights.
         bn_weight_decay: whether the penalty takes in gamma and beta.
         resnet_n: residual blocks per stage of `resnet`.
@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     normalization: str = "batch"
     bn_decay: float = 0.95
     bn_epsilon: float = 1e-3
+    bn_kernel: str = "auto"
     weight_decay: float = 0.0
     bn_weight_decay: bool = False
     resnet_n: int = 3
@@ -169,8 +170,9 @@ def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
         return tf.nn.bias_add(x, tf.cast(bias, x.dtype), data_format)
     penalty = _penalty(settings) if settings.bn_weight_decay else None
     fold = False
-    # Folded weights would be rounded to bfloat16.
-    if is_training is False and settings.precision == "float32":
+    # Folded weights would be rounded to bfloat16; the recipe folds nothing.
+    is_folded = settings.precision == "float32" and settings.bn_kernel != "recipe"
+    if is_training is False and is_folded:
         # In each step it pays where there are fewer weights than outputs.
         fold = "once" if settings.fold_once else x.op.type == "Conv2D"
     if settings.bn_normalize_with == "moving":
@@ -183,6 +185,7 @@ def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
         decay=settings.bn_decay,
         epsilon=settings.bn_epsilon,
         regularizers={"gamma": penalty, "beta": penalty},
+        kernel=settings.bn_kernel,
         fold=fold,
         axis=axis,
         name=name,

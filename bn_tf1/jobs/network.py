@@ -94,6 +94,7 @@ def build(
         normalization=config.normalization,
         bn_decay=config.bn_decay,
         bn_epsilon=config.bn_epsilon,
+        bn_kernel=config.bn_kernel,
         weight_decay=config.weight_decay,
         bn_weight_decay=config.bn_weight_decay,
         resnet_n=config.resnet_n,

@@ -100,6 +100,14 @@ def test_resnet_has_6n_plus_2_layers_with_weights(n):
     assert len(weights) == 6 * n + 2
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_kernel_of_batch_norm_is_the_one_that_is_asked_for(is_training, graph):
+    """The recipe's y is x * scale + offset, of an AddV2 that `tf.nn` names."""
+    _build("convnet", is_training=is_training, bn_kernel="recipe")
+    drawn = [op for op in graph.get_operations() if op.name.endswith("batchnorm/add_1")]
+    assert len(drawn) == _LAYERS["convnet"]
+
+
 @pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize("bn_weight_decay", [False, True])
 def test_weight_decay_leaves_gamma_and_beta_out_unless_asked(model, bn_weight_decay):
