@@ -22,7 +22,7 @@ _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _CHOICES = {
     "ema_variance": ("biased", "unbiased"),
     "update": ("collection", "in_place", "skip"),
-    "kernel": statistics.KERNELS,
+    "kernel": (*statistics.KERNELS, "recipe"),
 }
 
 
@@ -76,16 +76,19 @@ def check(
         is_training=checked_switch("is_training", asked.is_training),
         trainable=checked_switch("trainable", asked.trainable),
     )
+    if asked.kernel == "recipe":
+        _check_recipe(asked, axes)
     rich = (asked.weights, asked.ghost_batch_size, asked.renorm, asked.adjustment)
     if any(value is not None for value in rich):
         asked = _with_rich_statistics(x, asked, axes)
     if asked.fold is not False:
         _check_fold(x, asked, axes)
+    is_planned = asked.is_plain and asked.kernel != "recipe"
     plan = statistics.plan_of(
         x,
         axes,
         epsilon=asked.epsilon,
-        kernel=asked.kernel if asked.is_plain else "composed",
+        kernel=asked.kernel if is_planned else "composed",
         behind_switch=not isinstance(asked.is_training, bool),
     )
     corrected = asked.zero_debias
@@ -154,6 +157,27 @@ def _check_options(asked, called):
                 "`{}` is {!r}, but must be one of {}".format(
                     argument, value, ", ".join(map(repr, choices))
                 )
+            )
+
+
+def _check_recipe(asked, axes):
+    lacks = {
+        "weights": asked.weights is not None,
+        "ghost_batch_size": asked.ghost_batch_size is not None,
+        "renorm": asked.renorm is not None,
+        "adjustment": asked.adjustment is not None,
+        "zero_debias": asked.zero_debias,
+        "ema_variance": asked.ema_variance != "biased",
+        "fold": asked.fold is not False,
+        "update": asked.update == "in_place",
+        "trainable": not isinstance(asked.trainable, bool),
+        "axis": len(axes) > 1,
+    }
+    for argument, is_lacking in lacks.items():
+        if is_lacking:
+            raise ValueError(
+                f"`kernel` is 'recipe', but the recipe cannot have `{argument}` = "
+                f"{getattr(asked, argument)!r}; leave it out, or use kernel='auto'"
             )
 
 

@@ -114,8 +114,10 @@ def batch_norm(
         kernel: "fused" computes the batch's statistics and the output in one operation,
             and their gradient in another; "composed" in several, with a gradient that
             is written by hand; "auto" takes the faster one for the dtype, the layout,
-            the device and the version of TensorFlow. All mean the same, but a loss on
-            the statistics themselves (`batch_norm_calls`) needs "composed".
+            the device and the version of TensorFlow; "recipe" is for tools that read
+            graphs: what articles draw, with TensorFlow's own operations and gradients
+            alone, and no guards (`bn_tf1.recipe`). All mean the same, but a loss on the
+            statistics themselves (`batch_norm_calls`) needs "composed" or "recipe".
         fold: with `is_training=False`, scales the weights of the convolution or matrix
             product that `x` comes straight from, in place of its output: float32 or
             float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. True does it in each

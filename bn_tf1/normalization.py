@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import records, statistics
+from bn_tf1 import recipe, records, statistics
 from bn_tf1.arguments import Arguments
 from bn_tf1.control_flow import inside_of_control_flow, may_switch, switch
 from bn_tf1.moving_averages import (
@@ -70,12 +70,16 @@ def normalize_and_update(
         updating: how it updates its statistics, decided just before; None if it does not.
         layer: the layer's variable scope, for errors and records.
     """
-    # A scope of its own leaves the names of the layer's to the output and the updates.
-    with tf.name_scope("normalize"):
-        y, mean, variance = _normalize(x, variables, arguments, layer)
     updates, to_collect = (), ()
+    if arguments.kernel == "recipe":
+        y, mean, variance, updates = _by_recipe(x, variables, arguments, updating)
+    else:
+        # A scope of its own leaves the layer's names to the output and the updates.
+        with tf.name_scope("normalize"):
+            y, mean, variance = _normalize(x, variables, arguments, layer)
+        if updating is not None:
+            updates = _update_operations(variables, mean, variance, arguments, updating)
     if updating is not None:
-        updates = _update_operations(variables, mean, variance, arguments, updating)
         if not updating.in_place:
             to_collect = updates
         elif updates:
@@ -94,6 +98,28 @@ def normalize_and_update(
     )
     tf.add_to_collection(records.CALLS_KEY, call)
     return Normalized(y, mean, variance, updates, to_collect)
+
+
+def _by_recipe(x, variables, arguments, updating):
+    dtype, decay = arguments.plan.dtype, arguments.decay
+    (axis,) = arguments.plan.axes
+    moving = variables.moving_mean, variables.moving_variance
+    y, (mean, variance) = recipe.normalize(
+        tf.cast(x, dtype),
+        arguments.is_training,
+        variables.gamma,
+        variables.beta,
+        moving,
+        axis,
+        arguments.epsilon,
+    )
+    updates = ()
+    if updating is not None:
+        decay = tf.cast(decay, dtype) if tf.is_tensor(decay) else decay
+        updates = recipe.updates_of(
+            moving, (mean, variance), decay, arguments.is_training
+        )
+    return tf.cast(y, x.dtype), mean, variance, tuple(updates)
 
 
 def _normalize(x, variables, arguments, layer):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1 import recipe as page
 from tests.benchmarks import timing
 
 EPSILON = 1e-3
@@ -36,32 +37,10 @@ def switched(x, is_training, axis=-1):
     return bn_tf1.batch_norm(x, mode, axis=axis)
 
 
-def recipe(x, is_training, axis=-1, moments=tf.nn.moments):
-    """As articles give it: tf.nn.moments, a moving average, tf.cond, the formula."""
-    channels = x.shape[axis]
-    axes = [a for a in range(x.shape.ndims) if a != axis % x.shape.ndims]
-    with tf.variable_scope(None, "recipe"):
-        gamma = tf.get_variable("gamma", [channels], initializer=tf.ones_initializer())
-        beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
-        moving_mean = tf.get_variable(
-            "mean", [channels], initializer=tf.zeros_initializer(), trainable=False
-        )
-        moving_variance = tf.get_variable(
-            "variance", [channels], initializer=tf.ones_initializer(), trainable=False
-        )
-        mode = tf.placeholder_with_default(is_training, [])
-        batch = moments(x, axes)
-        for moving, value in zip((moving_mean, moving_variance), batch):
-            update = tf.assign_sub(moving, (1 - DECAY) * (moving - value))
-            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
-        moving = (tf.identity(moving_mean), tf.identity(moving_variance))
-        mean, variance = tf.cond(mode, lambda: batch, lambda: moving)
-        by_channel = [1] * x.shape.ndims
-        by_channel[axis] = -1
-        mean, variance, beta, gamma = (
-            tf.reshape(values, by_channel) for values in (mean, variance, beta, gamma)
-        )
-        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+def recipe(x, is_training, axis=-1):
+    """The library's page, which is what articles have, with their tensor for a mode."""
+    mode = tf.placeholder_with_default(is_training, [])
+    return page.batch_norm(x, mode, axis=axis)
 
 
 def mask_of(x, axis=-1):
@@ -82,13 +61,35 @@ def ours_masked(x, is_training, axis=-1):
 
 
 def recipe_masked(x, is_training, axis=-1):
-    """The recipe, with tf.nn.weighted_moments."""
-    mask = mask_of(x, axis)
+    """What the recipe does with a batch, with tf.nn.weighted_moments."""
+    channels = axis % x.shape.ndims
+    axes = [a for a in range(x.shape.ndims) if a != channels]
+    mean, variance = tf.nn.weighted_moments(x, axes, mask_of(x, axis), keep_dims=True)
+    gamma, beta = _updated_towards(mean, variance)
+    return tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
 
-    def weighted(x, axes):
-        return tf.nn.weighted_moments(x, axes, mask)
 
-    return recipe(x, is_training, axis, moments=weighted)
+def _updated_towards(mean, variance):
+    """Variables gamma and beta, with moving statistics that are updated."""
+    shape = mean.shape.as_list()
+    with tf.variable_scope(None, "recipe"):
+        (gamma, moving_variance), (beta, moving_mean) = (
+            [
+                tf.get_variable(learned, shape, initializer=initializer),
+                tf.get_variable(
+                    moving, shape, initializer=initializer, trainable=False
+                ),
+            ]
+            for learned, moving, initializer in (
+                ("gamma", "moving_variance", tf.ones_initializer()),
+                ("beta", "moving_mean", tf.zeros_initializer()),
+            )
+        )
+    for update in page.updates_of(
+        [moving_mean, moving_variance], [mean, variance], DECAY, True
+    ):
+        tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+    return gamma, beta
 
 
 def ours_in_ghost_batches(x, is_training, axis=-1):
@@ -102,16 +103,9 @@ def recipe_in_ghost_batches(x, is_training, axis=-1):
     split = tf.reshape(x, [GHOST_BATCH, batch // GHOST_BATCH, *others])
     axes = [a for a in range(split.shape.ndims) if a not in (1, channels)]
     mean, variance = tf.nn.moments(split, axes, keep_dims=True)
-    by_channel = [1] * split.shape.ndims
-    by_channel[channels] = others[channels - 2]
-    with tf.variable_scope(None, "recipe"):
-        gamma = tf.get_variable("gamma", by_channel, initializer=tf.ones_initializer())
-        beta = tf.get_variable("beta", by_channel, initializer=tf.zeros_initializer())
-        for name, value in (("mean", mean), ("variance", variance)):
-            moving = tf.get_variable(name, by_channel, trainable=False)
-            value = tf.reduce_mean(value, 1, keep_dims=True)
-            update = tf.assign_sub(moving, (1 - DECAY) * (moving - value))
-            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+    gamma, beta = _updated_towards(
+        *(tf.reduce_mean(v, 1, True) for v in (mean, variance))
+    )
     y = tf.nn.batch_normalization(split, mean, variance, beta, gamma, EPSILON)
     return tf.reshape(y, x.shape)
 
