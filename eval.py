@@ -78,6 +78,12 @@ def define_flags():
         lower_bound=0.0,
         module_name=when,
     )
+    flags.DEFINE_boolean(
+        "weight_ema",
+        False,
+        "Measures the averages of the weights that train.py --weight_ema_decay keeps, "
+        "with statistics that are computed for them over the training set.",
+    )
 
 
 def _check_names():
@@ -106,6 +112,10 @@ def _check_timeout():
 def main():
     _check_names()
     _check_timeout()
+    if FLAGS.weight_ema and FLAGS.divergence:
+        raise ConfigError(
+            "--divergence is about the weights themselves: leave out --weight_ema"
+        )
     model_dir = FLAGS.model_dir
     if FLAGS.checkpoint_path and not FLAGS["model_dir"].present:
         model_dir = os.path.dirname(FLAGS.checkpoint_path)
@@ -116,6 +126,7 @@ def main():
         checkpoint_path=FLAGS.checkpoint_path,
         run_once=FLAGS.run_once,
         timeout_secs=FLAGS.timeout_secs,
+        weight_ema=FLAGS.weight_ema,
     )
     for result in evaluation.evaluate(request):
         top5 = result.accuracy_top5

@@ -38,6 +38,7 @@ _MODULES = {
     "lint": "bn_tf1.doctor.lint",
     "make_train_op": "bn_tf1.doctor.training_lint",
     "migrate_graph": "bn_tf1.graphs.migrate",
+    "recalibrate": "bn_tf1.population.recalibration",
     "restore": "bn_tf1.checkpoints.restore",
     "uninstall": "bn_tf1.installation.everything",
 }

@@ -20,6 +20,7 @@ from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION as UPDATE_OPS_COLLECTIO
 from bn_tf1.population.divergence import Divergence as Divergence
 from bn_tf1.population.divergence import LayerTensors as LayerTensors
 from bn_tf1.population.divergence import divergence as divergence
+from bn_tf1.population.recalibration import recalibrate as recalibrate
 from bn_tf1.records import BatchNormCall as BatchNormCall
 from bn_tf1.records import batch_norm_calls as batch_norm_calls
 from bn_tf1.serving.exporting import export as export

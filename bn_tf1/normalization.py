@@ -95,6 +95,8 @@ def normalize_and_update(
         batch_mean=mean if in_batch else None,
         batch_variance=variance if in_batch else None,
         updates=updates,
+        x=x,
+        arguments=arguments,
     )
     tf.add_to_collection(records.CALLS_KEY, call)
     return Normalized(y, mean, variance, updates, to_collect)

@@ -28,6 +28,8 @@ class BatchNormCall(NamedTuple):
             moving average; None for a layer built with `is_training=False`. With a
             tensor `is_training` they are the moving statistics when it is false.
         updates: the operations that update the moving statistics; may be empty.
+        x: the tensor that the layer normalises.
+        arguments: what it was asked for, checked: `arguments.Arguments`.
     """
 
     name: str
@@ -38,6 +40,8 @@ class BatchNormCall(NamedTuple):
     batch_mean: Any
     batch_variance: Any
     updates: tuple[tf.Operation, ...]
+    x: Any = None
+    arguments: Any = None
 
 
 def batch_norm_calls(graph: tf.Graph | None = None) -> tuple[BatchNormCall, ...]:

@@ -66,14 +66,14 @@ class Entry(NamedTuple):
         dtype: its dtype.
         source: the tensor of the source checkpoint that it is, reshaped to `shape`; or
             None for a tensor filled with `fill`.
-        fill: a number.
+        fill: a number, or an array of `shape`.
     """
 
     name: str
     shape: Shape
     dtype: tf.DType
     source: str | None
-    fill: float = 0.0
+    fill: Any = 0.0
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -288,7 +288,7 @@ def _shards(entries):
 def _save_operation(prefix, source, entries):
     # Restore and save operations take what has no NumPy dtype: bfloat16, variants.
     tensors = [
-        tf.fill(entry.shape, tf.constant(entry.fill, entry.dtype))
+        tf.broadcast_to(tf.constant(entry.fill, entry.dtype), entry.shape)
         if entry.source is None
         else _restored(source, entry)
         for entry in entries

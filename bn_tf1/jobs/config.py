@@ -230,6 +230,13 @@ class Config:
     weight_decay: float = _option(
         1e-4, "Factor of the L2 penalty sum(w^2)/2 on the weights.", minimum=0.0
     )
+    weight_ema_decay: float = _option(
+        0.0,
+        "Decay of the averages of the weights that are kept beside them, for eval.py "
+        "--weight_ema; at step n at most (1 + n) / (10 + n). 0 keeps none.",
+        minimum=0.0,
+        below=1.0,
+    )
     seed: int = _option(
         0,
         "Seed of the initial weights, the order of examples and the augmentation.",

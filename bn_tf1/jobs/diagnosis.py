@@ -6,15 +6,13 @@ same examples; what is compared and how layers are ranked is in `population.dive
 
 from __future__ import annotations
 
-import itertools
-
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import network
 from bn_tf1.jobs.config import ConfigError
-from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.evaluation import EvaluationError
 from bn_tf1.population.divergence import Divergence
 
@@ -63,12 +61,7 @@ def diagnose(model_dir: str, checkpoint: str, split: str = "test") -> Divergence
 
 
 def _batches(dataset):
-    """Batches of one size, of the first examples."""
+    """Batches of one size, at most `_MAX_BATCHES`."""
     size = min(_BATCH_SIZE, dataset.num_examples)
-    with tf.Graph().as_default(), tf.Session() as session:
-        batches = datasets.evaluation_batches(dataset, size)
-        iterator = tf.data.make_initializable_iterator(batches)
-        batch = iterator.get_next()
-        session.run(iterator.initializer)
-        count = min(_MAX_BATCHES, dataset.num_examples // size)
-        return [session.run(batch) for _ in itertools.repeat(None, count)]
+    count = min(_MAX_BATCHES, dataset.num_examples // size)
+    return list(ArrayBatches(dataset, size, count * size))

@@ -35,6 +35,8 @@ from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import audit_file
 from bn_tf1.jobs import allocator, network
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.array_batches import ArrayBatches
+from bn_tf1.jobs.recalibrated_runs import BATCH_SIZE, SwitchedNetwork
 from bn_tf1.jobs.saving import committing_saver, run_lock, saved_steps
 from bn_tf1.jobs.saving.committing_saver import DamagedCheckpoint, SavedCheckpoint
 
@@ -63,11 +65,13 @@ class Request(NamedTuple):
     Attributes:
         model_dir: folder of the training run.
         split: "test" or "train".
-        eval_dir: folder for the results; `model_dir`/eval, or eval_train for the
-            training split, by default.
+        eval_dir: folder for the results; `model_dir`/eval by default, with "_ema" for
+            `weight_ema` and "_train" for the training split.
         checkpoint_path: the one checkpoint to evaluate, instead of the newest.
         run_once: evaluates one checkpoint instead of following the training run.
         timeout_secs: seconds to wait for a new checkpoint; None for ever.
+        weight_ema: measures the averages of the weights, with the statistics of the
+            training examples, which are computed for them.
     """
 
     model_dir: str
@@ -76,6 +80,7 @@ class Request(NamedTuple):
     checkpoint_path: str | None = None
     run_once: bool = False
     timeout_secs: float | None = None
+    weight_ema: bool = False
 
 
 class Result(NamedTuple):
@@ -142,14 +147,23 @@ def evaluate(request: Request) -> Iterator[Result]:
     with tf.Graph().as_default():
         graph = _build_graph(config, dataset)
         saver = tf.train.Saver(tf.global_variables())
-        with tf.Session() as session, tf.summary.FileWriter(eval_dir) as writer:
+        with contextlib.ExitStack() as stack:
+            session = stack.enter_context(tf.Session())
+            writer = stack.enter_context(tf.summary.FileWriter(eval_dir))
+            averages = None
+            if request.weight_ema:
+                averages = stack.enter_context(_averages(config))
             for checkpoint in itertools.chain([first], candidates):
                 try:
                     _restore(session, saver, graph, checkpoint.path)
+                    if averages is not None:
+                        _load_averages(session, averages, checkpoint.path)
+                        session.run(graph.refold)
                 except DamagedCheckpoint as error:
                     _report_skipped(f"step {checkpoint.step}", str(error))
                     continue
-                _report_sick_statistics(checkpoint.path)
+                if averages is None:
+                    _report_sick_statistics(checkpoint.path)
                 with dataset.failures_named():
                     result = _measure(session, graph, checkpoint.path, request.split)
                 _write(result, writer, eval_dir)
@@ -160,7 +174,8 @@ def evaluate(request: Request) -> Iterator[Result]:
 
 
 def _eval_dir(request):
-    default = "eval" if request.split == "test" else "eval_train"
+    default = "eval_ema" if request.weight_ema else "eval"
+    default += "" if request.split == "test" else "_train"
     return request.eval_dir or os.path.join(request.model_dir, default)
 
 
@@ -379,6 +394,25 @@ def _restore(session, saver, graph, path):
             "trainable variables"
         )
     session.run(graph.refold)
+
+
+def _averages(config):
+    if not config.weight_ema_decay:
+        raise EvaluationError(
+            f"--weight_ema is given, but the run in {config.model_dir} keeps no averages "
+            "of its weights: train with --weight_ema_decay"
+        )
+    training = ArrayBatches(network.open_split(config, "train"), BATCH_SIZE)
+    return contextlib.closing(SwitchedNetwork(config, training))
+
+
+def _load_averages(session, averages, path):
+    """Gives the session the averages of the weights, and statistics that are theirs."""
+    averages.restore(path, ema=True)
+    averages.recalibrate()
+    values = averages.values()
+    for variable in tf.global_variables():
+        variable.load(values[variable.op.name], session)
 
 
 def _measure(session, graph, path, split):

@@ -149,6 +149,8 @@ def _build_step(config, dataset):
         global_step=global_step,
         variables=fine_tuning.trained_variables(config),
     )
+    if config.weight_ema_decay:
+        train_op = _averaging(train_op, config.weight_ema_decay, global_step)
     step = Step(
         train_op=train_op,
         global_step=global_step,
@@ -160,6 +162,13 @@ def _build_step(config, dataset):
     )
     _add_summaries(step, config)
     return step
+
+
+def _averaging(train_op, decay, global_step):
+    """`train_op`, and then an update of the averages of the weights."""
+    averages = tf.train.ExponentialMovingAverage(decay, global_step)
+    with tf.control_dependencies([train_op]):
+        return averages.apply(tf.trainable_variables())
 
 
 def _input(config, dataset, first_step):

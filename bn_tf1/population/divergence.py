@@ -33,6 +33,8 @@ class LayerTensors(NamedTuple):
         name: what to call it.
         moving_mean, moving_variance: variables of one number for each channel.
         batch_mean, batch_variance: tensors with the statistics of a batch.
+        x: the tensor that they are the statistics of; needed where the graph does not
+            tell, or to measure it in inference mode.
     """
 
     name: str
@@ -40,6 +42,7 @@ class LayerTensors(NamedTuple):
     moving_variance: Any
     batch_mean: Any
     batch_variance: Any
+    x: Any = None
 
 
 class LayerDivergence(NamedTuple):

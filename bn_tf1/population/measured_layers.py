@@ -1,0 +1,345 @@
+"""The layers whose statistics are measured: ours by their records, or anybody's.
+
+A layer of another library is given as `LayerTensors`, or found by the recogniser in a
+graph that was built or imported: of tf.layers, slim, Keras, Sonnet, tensorpack or
+written by hand. What lies inside of a loop or a function cannot be fetched; such a layer
+is named with that reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.checkpoints.dialects import statistic_role
+from bn_tf1.graphs.layer_analysis import Analysis, analyse
+from bn_tf1.graphs.node_values import leaves, same_values, static_shape
+from bn_tf1.graphs.training_nodes import Conditions
+from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to, view_of
+from bn_tf1.population.probes import Input, Probe, of_input, of_statistics, with_switch
+from bn_tf1.population.variable_cells import Cell, cell_of
+from bn_tf1.records import BatchNormCall, batch_norm_calls
+
+_INTO_BRANCHES = ("Switch", "RefSwitch", "_Arg")
+_RESHAPES = ("Reshape", "Cast", "Identity")
+_REDUCTIONS = ("Mean", "Sum")
+_WAYS = (
+    *("Identity", "Reshape", "Squeeze", "Cast", "StopGradient", "Merge", "RealDiv"),
+    *("Sub", "Add", "AddV2", "Mul"),
+)
+
+
+class MeasuredCall(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        probe: how its batch statistics are had; None where they cannot be.
+        input: what it normalises; None where that cannot be fetched.
+        obstacle: why there is no probe; "" where there is one.
+    """
+
+    probe: Probe | None
+    input: Input | None
+    obstacle: str = ""
+
+
+class MeasuredLayer(NamedTuple):
+    """A layer with all its calls.
+
+    Attributes:
+        name: its name.
+        moving: the cells of its moving mean and variance; None where it has none.
+        calls: its calls, those in inference mode only where it has no other.
+        epsilon: the number that is added to the variance; 0 where it is not known.
+    """
+
+    name: str
+    moving: tuple[Cell, Cell] | None
+    calls: tuple[MeasuredCall, ...]
+    epsilon: float = 0.0
+
+
+def given_layers(layers: Sequence[Any]) -> list[MeasuredLayer]:
+    """Our records and `LayerTensors`; several of one moving mean are one layer.
+
+    Raises:
+        ValueError: a layer has no batch statistics, or it cannot be told how many values
+            they are made from.
+    """
+    grouped: dict[str, list] = {}
+    for call in layers:
+        grouped.setdefault(cell_of(call.moving_mean).name, []).append(call)
+    return [
+        MeasuredLayer(
+            calls[0].name,
+            (cell_of(calls[0].moving_mean), cell_of(calls[0].moving_variance)),
+            tuple(_given_call(call) for call in _in_training(calls)),
+            getattr(getattr(calls[0], "arguments", None), "epsilon", 0.0),
+        )
+        for calls in grouped.values()
+    ]
+
+
+def _in_training(calls):
+    return [call for call in calls if call.batch_mean is not None] or calls
+
+
+def layers_of(graph: tf.Graph) -> list[MeasuredLayer]:
+    """Those that `batch_norm` recorded in `graph`, and those that others built there."""
+    recorded = given_layers(batch_norm_calls(graph))
+    known = {layer.moving[0].name for layer in recorded}
+    known |= {layer.moving[1].name for layer in recorded}
+    # The names are looked at first: the recogniser takes longer than a step.
+    foreign = [
+        variable.op.name
+        for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+        if statistic_role(variable.op.name) and variable.op.name not in known
+    ]
+    if recorded and not foreign:
+        return recorded
+    view = view_of(graph)
+    conditions = Conditions(view)
+    found = [
+        layer
+        for layer in recognised(view, conditions, analyse(view, conditions), graph)
+        if layer.moving is None or layer.moving[0].name not in known
+    ]
+    return recorded + [layer for layer in found if layer.moving or not recorded]
+
+
+# ------------------------------------------------------------------------ what is given
+
+
+def _recorded_call(call):
+    arguments = call.arguments
+    source = Input(call.x, arguments.plan.axes, arguments.weights)
+    if call.batch_mean is None:
+        return MeasuredCall(None, source, "it was built with is_training=False")
+    if arguments.weights is None and arguments.ghost_batch_size is None:
+        unbiased = arguments.ema_variance == "unbiased"
+        probe = of_statistics(
+            call.batch_mean, call.batch_variance, call.x, unbiased=unbiased
+        )
+    else:  # what enters the moving average is no sum over the examples
+        probe = of_input(source)
+    if tf.is_tensor(arguments.is_training):
+        probe = probe._replace(switch=arguments.is_training)
+    return MeasuredCall(probe, source)
+
+
+def _given_call(call):
+    if isinstance(call, BatchNormCall):
+        return _recorded_call(call)
+    source, x = None, call.x
+    if x is None:
+        x = _reduced(call)
+    else:
+        source = Input(x, _axis_of(x.shape, call.batch_mean.shape.num_elements()))
+    return MeasuredCall(of_statistics(call.batch_mean, call.batch_variance, x), source)
+
+
+def _axis_of(shape, channels):
+    """The last axis of so many channels, which is not the first; None without one."""
+    fitting = [
+        axis
+        for axis in range(1, shape.ndims)
+        if tf.dimension_value(shape[axis]) == channels
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _reduced(call):
+    """The tensor that the batch mean of `call` was computed from."""
+    pending, seen = [call.batch_mean], set()
+    while pending:
+        op = pending.pop(0).op
+        if op in seen:
+            continue
+        seen.add(op)
+        if op.type in _REDUCTIONS or "FusedBatchNorm" in op.type:
+            return op.inputs[0]
+        if op.type in _WAYS:
+            pending += list(op.inputs)
+    raise ValueError(
+        f"`layers` has {call.name!r}, whose batch mean {call.batch_mean.name} is no mean "
+        "over a tensor of the graph: give that tensor as `x` of its LayerTensors"
+    )
+
+
+# ------------------------------------------------------------------------ what is found
+
+
+def recognised(
+    view: GraphView,
+    conditions: Conditions,
+    found: Sequence[Analysis],
+    graph: tf.Graph,
+    *,
+    moving: bool = True,
+) -> list[MeasuredLayer]:
+    """The layers `found` in `view`, as tensors of `graph`, which holds the same nodes.
+
+    `moving` tells whether with the cells of their moving statistics.
+    """
+    return [
+        _Recognised(view, conditions, layer, graph).layer(name, moving)
+        for name, layer in zip(layer_names(found), found)
+    ]
+
+
+def layer_names(found: Sequence[Analysis]) -> list[str]:
+    """Their names, with a number where a scope has several."""
+    names: list[str] = []
+    for layer in found:
+        name = layer.layer.name
+        seen = sum(other == name or other.startswith(name + " ") for other in names)
+        names.append(f"{name} {seen + 1}" if seen else name)
+    return names
+
+
+class _Recognised:
+    """One layer that the recogniser found."""
+
+    def __init__(self, view, conditions, analysis, graph):
+        self._view = view
+        self._conditions = conditions
+        self._analysis = analysis
+        self._graph = graph
+        self._channels = _channels(view, analysis)
+
+    def layer(self, name, moving):
+        calls = self._analysis.calls
+        training = [call for call in calls if call.mode != "inference"]
+        return MeasuredLayer(
+            name,
+            self._moving() if moving else None,
+            tuple(self._call(call) for call in training or calls),
+            self._analysis.layer.epsilon or 0.0,
+        )
+
+    def _moving(self):
+        names = [
+            [self._view.names[node] for node in self._analysis.variables[role]]
+            for role in ("moving_mean", "moving_variance")
+        ]
+        if not all(names):
+            return None
+        return tuple(
+            cell_of(self._graph.get_operation_by_name(role[0])) for role in names
+        )
+
+    def _call(self, call):
+        source = self._input(call)
+        if call.mode == "inference":
+            return MeasuredCall(None, source, "the graph has it in inference mode only")
+        if source is None:
+            what = "what it normalises is inside of a loop or a function"
+            return MeasuredCall(None, None, what)
+        mean, variance, unbiased, branch = self._statistics(call)
+        if mean is None or variance is None or not self._has_all_channels(mean):
+            return MeasuredCall(of_input(source), source)
+        probe = of_statistics(mean, variance, source.x, unbiased=unbiased)
+        if branch is not None:
+            probe = with_switch(probe, mean, branch)
+        return MeasuredCall(probe, source)
+
+    def _has_all_channels(self, mean):
+        return self._channels in (mean.shape.num_elements(), None)
+
+    def _statistics(self, call):
+        """(mean, variance, whether it is unbiased, the branch of a condition)."""
+        if call.kind != "fused":
+            mean, branch = self._tensor(call.mean), self._branch(call.mean)
+            return mean, self._tensor(call.variance), False, branch
+        mean, branch = self._out_of(reference_to(call.node, 1))
+        variance, _ = self._out_of(reference_to(call.node, 2))
+        factor = self._view.attribute(call.node, "exponential_avg_factor")
+        if branch is not None and factor is not None and factor.f < 1:
+            return (
+                None,
+                None,
+                False,
+                None,
+            )  # averaged, and the batch's are not to be had
+        return mean, variance, branch is not None, branch
+
+    def _out_of(self, reference):
+        """(a tensor with the value of `reference`, the branch of its condition if any)."""
+        tensor = self._tensor(reference)
+        if tensor is not None:
+            return tensor, None
+        for consumer in self._view.consumers(node_of(reference)):
+            inputs = self._view.inputs[consumer]
+            if self._view.ops[consumer] == "Merge" and reference in inputs:
+                return self._tensor(reference_to(consumer)), inputs.index(reference)
+        return None, None
+
+    def _branch(self, reference):
+        """Which input of the condition that `reference` comes out of is the batch's."""
+        for _ in range(8):
+            node = node_of(reference)
+            if self._view.ops[node] == "Merge":
+                ways = [leaves(self._view, r) for r in self._view.inputs[node]]
+                of_batch = [bool(w.reductions or w.statistics) for w in ways]
+                return of_batch.index(True) if sum(of_batch) == 1 else None
+            earlier = same_values(self._view, reference)
+            if len(earlier) != 1:
+                break
+            reference = earlier[0]
+        return None
+
+    def _input(self, call):
+        """What `call` normalises, outside of any condition; None if it is in a loop."""
+        reference, axes = call.x, call.axes
+        for _ in range(64):
+            node = node_of(reference)
+            op = self._view.ops[node]
+            if op not in _INTO_BRANCHES:
+                if op not in _RESHAPES or self._tensor(reference) is not None:
+                    break
+                axes = None  # of the reshaped tensor
+            earlier = same_values(self._view, reference)
+            if len(earlier) != 1:
+                return None
+            reference = earlier[0]
+        x = self._tensor(reference)
+        if x is None or x.shape.ndims is None:
+            return None
+        axis = self._axis(x.shape, axes)
+        return None if axis is None else Input(x, axis)
+
+    def _axis(self, shape, axes):
+        if axes is not None:
+            kept = [axis for axis in range(shape.ndims) if axis not in axes]
+            if len(kept) == 1:
+                return kept[0]
+        return _axis_of(shape, self._channels)
+
+    def _tensor(self, reference):
+        """The tensor, if it can be fetched."""
+        node = node_of(reference)
+        if self._view.body_of(node) or self._is_in_loop(node):
+            return None
+        name = f"{self._view.names[node]}:{port_of(reference)}"
+        tensor = self._graph.get_tensor_by_name(name)
+        return tensor if self._graph.is_fetchable(tensor.op) else None
+
+    def _is_in_loop(self, node):
+        return any(
+            self._view.ops[node_of(predicate)] == "LoopCond"
+            for predicate, _ in self._conditions.of(node)
+        )
+
+
+def _channels(view, analysis) -> int | None:
+    """The number of channels, from the first variable whose shape is known."""
+    for nodes in analysis.variables.values():
+        for node in nodes:
+            shape = static_shape(view, reference_to(node))
+            if shape is not None and None not in shape:
+                size = 1
+                for dimension in shape:
+                    size *= dimension
+                return size
+    return None

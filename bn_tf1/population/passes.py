@@ -1,0 +1,146 @@
+"""Passes over batches that measure the population's statistics of layers.
+
+    in_one_pass               in training mode: every layer behind the batch statistics of
+                              those before it
+    behind_final_statistics   layer by layer, a pass for each, in inference mode
+    mismatches                a pass in inference mode: what the means really are then
+
+How a network gets given statistics and switches to inference is for `give` to say: a
+function of the `PooledStatistics` of each layer that returns what is fed besides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.population.measured_layers import MeasuredLayer
+from bn_tf1.population.pooling import Pool, PooledStatistics
+from bn_tf1.population.probes import Probe, of_input
+
+Give = Callable[[Sequence[PooledStatistics]], Mapping[Any, Any]]
+
+
+def unwatched(feeds: Iterable[Any], name: str) -> Iterable[Any]:
+    """The `watch` of passes that nobody watches."""
+    return feeds
+
+
+class Passes(NamedTuple):
+    """Runs of a session over all batches.
+
+    Attributes:
+        session: the session.
+        batches: the feeds; iterated once for each pass.
+        num_batches: how many there must be; None for as many as there are.
+        watch: called with the feeds of a pass and its name; gives them back.
+        fed: what is fed besides, in training mode.
+    """
+
+    session: Any
+    batches: Iterable[Mapping[Any, Any]]
+    num_batches: int | None = None
+    watch: Callable = unwatched
+    fed: Mapping[Any, Any] = {}
+
+    def in_one_pass(self, layers: Sequence[MeasuredLayer]) -> list[Pool]:
+        """The batch statistics of all calls, pooled for each layer."""
+        probes = [[call.probe for call in layer.calls] for layer in layers]
+        return self._pools("statistics", layers, probes, self.fed)
+
+    def behind_final_statistics(
+        self,
+        layers: Sequence[MeasuredLayer],
+        first: Sequence[PooledStatistics],
+        give: Give,
+    ) -> list[Pool]:
+        """Layer by layer, in the order of the graph, beginning with statistics `first`."""
+        known, pools = list(first), [None] * len(layers)
+        for number, i in enumerate(_in_order(layers), 1):
+            name = f"layer {number} of {len(layers)}"
+            (pools[i],) = self._pools(
+                name, layers[i : i + 1], _input_probes(layers[i : i + 1]), give(known)
+            )
+            known[i] = pools[i].statistics
+        return pools
+
+    def mismatches(
+        self,
+        layers: Sequence[MeasuredLayer],
+        final: Sequence[PooledStatistics],
+        give: Give,
+    ) -> list[float]:
+        """How far the means in inference mode are from `final`, in deviations."""
+        fed = give(final)
+        pools = self._pools("mismatch", layers, _input_probes(layers), fed)
+        return [
+            distance(pool.statistics.mean, statistics, layer.epsilon)
+            for pool, statistics, layer in zip(pools, final, layers)
+        ]
+
+    def _pools(self, of, layers, probes: Sequence[Sequence[Probe]], fed):
+        pools = [Pool() for _ in layers]
+        fetches = [[probe.tensors() for probe in row] for row in probes]
+        count = 0
+        feeds = itertools.islice(iter(self.batches), self.num_batches)
+        for feed in self.watch(feeds, of):
+            try:
+                values = self.session.run(fetches, {**feed, **fed})
+            except tf.errors.OutOfRangeError:  # an input pipeline is at its end
+                break
+            for pool, layer, row, found in zip(pools, layers, probes, values):
+                for probe, value in zip(row, found):
+                    pool.add(_checked(probe.batch(value), layer.name, count))
+            count += 1
+        self._check(count, pools, layers)
+        return pools
+
+    def _check(self, count, pools, layers):
+        if count < (self.num_batches or 1):
+            wanted = self.num_batches or "at least 1"
+            raise ValueError(
+                f"`num_batches` is {wanted}, but `batches` has {count}; nothing was "
+                "written"
+            )
+        for pool, layer in zip(pools, layers):
+            if not pool.count:
+                raise ValueError(f"no batch has a value for the layer {layer.name!r}")
+
+
+def distance(mean: np.ndarray, statistics: PooledStatistics, epsilon: float) -> float:
+    """The largest distance of `mean` from that of `statistics`, in its deviations."""
+    difference = np.abs(mean - statistics.mean)
+    deviation = np.sqrt(statistics.variance + epsilon)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = np.where(difference == 0, 0.0, difference / deviation)
+    return float(np.max(np.where(np.isnan(distances), np.inf, distances)))
+
+
+def _in_order(layers):
+    """The indices of the layers, those first that are first in the graph."""
+    operations = layers[0].calls[0].input.x.graph.get_operations()
+    place = {op: number for number, op in enumerate(operations)}
+    return sorted(
+        range(len(layers)), key=lambda i: place[layers[i].calls[0].input.x.op]
+    )
+
+
+def _input_probes(layers):
+    return [[of_input(call.input) for call in layer.calls] for layer in layers]
+
+
+def _checked(batch, name, number):
+    if batch is None:
+        raise ValueError(
+            f"batch {number} runs the layer {name!r} with its moving statistics: "
+            "`batches` must switch the network to training, as {is_training: True} does"
+        )
+    if batch.count and not all(np.all(np.isfinite(v)) for v in batch.statistics):
+        raise ValueError(
+            f"batch {number} has statistics of the layer {name!r} that are not finite; "
+            "nothing was written"
+        )
+    return batch

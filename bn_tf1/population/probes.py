@@ -1,0 +1,188 @@
+"""How the statistics of a batch are had from one call of a layer.
+
+    of_statistics   the layer computes them itself, in training mode: they are fetched
+    of_input        they are computed from what the layer normalises, in any mode
+
+FusedBatchNorm, V1 to V3, gives the mean and the unbiased variance in outputs 1 and 2, on
+every device, unless it averages them itself (exponential_avg_factor < 1); then outputs 3
+and 4 of the CPU's kernel are the batch's mean and biased variance.
+
+Contract: no operation is added to a finalized graph: there the input itself is fetched,
+and its statistics are computed here. Operations that are added are added once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.population.pooling import BatchStatistics, PooledStatistics
+
+# A tuple, as in `records`: what has a string for a key is written with the graph.
+_MADE_KEY = ("bn_tf1_population_probes",)
+_SAME = ("Identity", "Reshape", "Squeeze", "Cast", "StopGradient", "ExpandDims")
+
+
+class Input(NamedTuple):
+    """What a call of a layer normalises.
+
+    Attributes:
+        x: the tensor.
+        axis: its channel axis, or several of them.
+        weights: how much a value counts, as in `batch_norm`; None for 1.
+    """
+
+    x: tf.Tensor
+    axis: Any
+    weights: Any = None
+
+
+class Probe(NamedTuple):
+    """What to fetch, and what it means.
+
+    Attributes:
+        fetches: tensors.
+        read: from their values to `BatchStatistics`.
+        switch: a tensor that tells whether the layer uses batch statistics; None where
+            none does.
+        when: the value that it has then.
+    """
+
+    fetches: tuple[tf.Tensor, ...]
+    read: Callable[[Sequence[np.ndarray]], BatchStatistics]
+    switch: Any = None
+    when: int = 1
+
+    def tensors(self) -> list[tf.Tensor]:
+        """All that is to be fetched."""
+        return [*self.fetches] + [self.switch] * (self.switch is not None)
+
+    def batch(self, values: Sequence[np.ndarray]) -> BatchStatistics | None:
+        """What the values of `tensors` mean; None without batch statistics."""
+        if self.switch is not None and int(values[-1]) != self.when:
+            return None
+        return self.read(values[: len(self.fetches)])
+
+
+def of_statistics(
+    mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor, *, unbiased: bool = False
+) -> Probe:
+    """The probe of a layer that gives its batch statistics.
+
+    Args:
+        mean, variance: as many values as there are channels.
+        x: what they were computed from; only its size is used.
+        unbiased: whether the variance was divided by N - 1.
+    """
+    mean, variance, is_fused = _of_fused(mean, variance)
+
+    def read(values):
+        mean, variance, size = (np.asarray(v) for v in values)
+        count = float(size if size.ndim == 0 else size.size) / mean.size
+        mean, variance = (np.float64(v).reshape(-1) for v in (mean, variance))
+        if (unbiased or is_fused) and count > 1:
+            variance = variance * ((count - 1) / count)
+        return BatchStatistics(count, PooledStatistics(mean, variance))
+
+    return Probe((mean, variance, _size(x)), read)
+
+
+def with_switch(probe: Probe, chosen: tf.Tensor, branch: int) -> Probe:
+    """`probe`, which knows that `chosen` comes from a condition.
+
+    Args:
+        probe: the probe.
+        chosen: what a condition gave, or a copy.
+        branch: the one of the batch statistics: 1 where its predicate is true.
+    """
+    op = chosen.op
+    while op.type in _SAME:
+        op = op.inputs[0].op
+    if op.type == "Merge":
+        return probe._replace(switch=op.outputs[1], when=branch)
+    return probe
+
+
+def _of_fused(mean, variance):
+    """(mean, variance, whether it is unbiased), of the kernel that makes them if any."""
+    op = variance.op
+    if "FusedBatchNorm" not in op.type or "Grad" in op.type:
+        return mean, variance, False
+    factor = 1.0
+    if "exponential_avg_factor" in op.node_def.attr:
+        factor = op.get_attr("exponential_avg_factor")
+    if variance.value_index == 2 and factor < 1:
+        return op.outputs[3], op.outputs[4], False
+    return mean, variance, variance.value_index == 2
+
+
+def of_input(source: Input) -> Probe:
+    """The probe of a layer by what it normalises, of known rank and channels."""
+    x = source.x
+    kept = {axis % x.shape.ndims for axis in np.ravel(source.axis)}
+    axes = tuple(axis for axis in range(x.shape.ndims) if axis not in kept)
+    if x.graph.finalized:
+        weights = () if source.weights is None else (source.weights,)
+        return Probe((x, *weights), lambda values: _in_numpy(values, axes))
+    key = "moments", x.name, axes, getattr(source.weights, "name", None)
+    made = _made_once(x, key, lambda: _moments(source, axes))
+
+    def read(values):
+        mean, variance, count = (np.float64(v) for v in values)
+        return BatchStatistics(
+            float(count), PooledStatistics(mean.reshape(-1), variance.reshape(-1))
+        )
+
+    return Probe(made, read)
+
+
+def _moments(source, axes):
+    x = source.x
+    x = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
+    if source.weights is None:
+        mean, variance = tf.nn.moments(x, axes)
+        return mean, variance, tf.size(x) // tf.size(mean)
+    weights = tf.cast(source.weights, x.dtype)
+    if weights.shape.ndims == 1:
+        weights = tf.reshape(weights, [-1] + [1] * (x.shape.ndims - 1))
+    weights *= tf.ones_like(x)
+    mean, variance = tf.nn.weighted_moments(x, axes, weights)
+    return mean, variance, tf.reduce_sum(weights) / tf.cast(tf.size(mean), x.dtype)
+
+
+def _in_numpy(values, axes):
+    x = np.float64(values[0])
+    weights = np.ones(())
+    if len(values) > 1:
+        weights = np.float64(values[1])
+        weights = weights.reshape(weights.shape + (1,) * (x.ndim - weights.ndim))
+    weights = np.broadcast_to(weights, x.shape)
+    count = weights.sum(axes, keepdims=True)
+    if not np.any(count):
+        count = np.ones_like(count)
+    mean = (x * weights).sum(axes, keepdims=True) / count
+    variance = ((x - mean) ** 2 * weights).sum(axes) / count.reshape(-1)
+    return BatchStatistics(
+        float(weights.sum(axes).reshape(-1)[0]),
+        PooledStatistics(mean.reshape(-1), variance.reshape(-1)),
+    )
+
+
+def _size(x):
+    """A tensor with the number of values of `x`; `x` itself where none can be made."""
+    if x.graph.finalized:
+        return x
+    return _made_once(x, ("size", x.name), lambda: (tf.size(x, out_type=tf.int64),))[0]
+
+
+def _made_once(x, key, make):
+    collection = x.graph.get_collection_ref(_MADE_KEY)
+    if not collection:
+        collection.append({})
+    made = collection[0]
+    if key not in made:
+        with x.graph.as_default(), tf.control_dependencies(None):
+            made[key] = make()
+    return made[key]

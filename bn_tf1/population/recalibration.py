@@ -1,0 +1,337 @@
+"""Recalibration: moving statistics replaced by those of the weights as they are now.
+
+Moving averages are those of the weights of many steps, and hardly there after few; of
+weights that were averaged or edited afterwards they are none at all. Here training-mode
+batches are run once more, and each layer gets the mean and the biased variance of all of
+their examples together, whatever the sizes of the batches.
+
+In one pass a layer sees inputs that the layers before it normalised by the batch, while
+in inference they are normalised by the population: the mean that it then meets is off by
+the layer's *mismatch*, the smaller the larger the batches. `exact` measures layer by
+layer, each behind the final statistics of those before it, which costs a pass for each.
+To repeat a pass in inference mode until nothing changes is no way: it may diverge.
+
+Contract: moving means and variances are written when all is measured; all else, and on
+an error or an interrupt all, is afterwards bit for bit as it was.
+
+Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorithm 2; Wu
+& Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv:2105.07576), section 3.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
+from bn_tf1.population.passes import Give, Passes, distance, unwatched
+from bn_tf1.population.pooling import PooledStatistics
+from bn_tf1.population.variable_cells import kept, runs_before, written_by
+
+
+class RecalibratedLayer(NamedTuple):
+    """What became of one layer.
+
+    Attributes:
+        name: the layer.
+        variables: the names of those of its mean, and of those of its variance.
+        before: its moving statistics; None where it has none.
+        after: the statistics of the population, as they were written.
+        count: how many values for each channel they were made from.
+        distance: the largest distance of the mean before from that after, in deviations
+            of the channel; None without `before`.
+        variance_ratio: the largest factor, >= 1, between the two variances.
+        mismatch: the largest distance of the mean that inference mode then sees from
+            that after, in deviations; None where it was not measured.
+    """
+
+    name: str
+    variables: tuple[tuple[str, ...], tuple[str, ...]]
+    before: PooledStatistics | None
+    after: PooledStatistics
+    count: float
+    distance: float | None
+    variance_ratio: float | None
+    mismatch: float | None = None
+
+
+class Recalibration(NamedTuple):
+    """What `recalibrate` did; its str() is a table.
+
+    Attributes:
+        layers: the layers, in the order of the graph.
+        skipped: by name of a layer, or call, that was found but not measured, the
+            reason.
+    """
+
+    layers: tuple[RecalibratedLayer, ...]
+    skipped: Mapping[str, str]
+
+    def values(self) -> dict[str, np.ndarray]:
+        """The new values of the variables, by name."""
+        return {
+            name: values
+            for layer in self.layers
+            for names, values in zip(layer.variables, layer.after)
+            for name in names
+        }
+
+    def __str__(self) -> str:
+        header = ("layer", "values", "mean moved by", "variance by", "mismatch")
+        rows = [header] + [
+            (
+                layer.name,
+                f"{layer.count:.0f}",
+                _number(layer.distance, "{:.3g} dev."),
+                _number(layer.variance_ratio, "x{:.3g}"),
+                _number(layer.mismatch, "{:.2g} dev."),
+            )
+            for layer in self.layers
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        lines = [
+            "  ".join(
+                text.rjust(width) if i else text.ljust(width)
+                for i, (text, width) in enumerate(zip(row, widths))
+            )
+            for row in rows
+        ]
+        lines += [f"left as it was: {n}: {why}" for n, why in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def _number(value, form):
+    return "-" if value is None else form.format(value)
+
+
+def recalibrate(
+    session: tf.Session,
+    batches: Iterable[Mapping[Any, Any]],
+    *,
+    num_batches: int | None = None,
+    layers: Sequence[Any] | None = None,
+    inference: Mapping[Any, Any] | None = None,
+    exact: bool = False,
+    watch: Callable | None = None,
+) -> Recalibration:
+    """Replaces moving statistics by the population's: all examples' of `batches`.
+
+    Args:
+        session: a session on the graph, with its variables restored.
+        batches: a feed for each batch, which switches to training mode, such as
+            {images: x, is_training: True}; larger ones give a smaller mismatch. An
+            input pipeline in the graph needs no more than [{is_training: True}] * n.
+        num_batches: how many of them to run, all by default.
+        layers: `bn_tf1.batch_norm_calls()`, `LayerTensors` of any other library, or a
+            part of them. By default all of the graph: ours by their records, others as
+            the doctor recognises them.
+        inference: the feed that switches to inference mode, {is_training: False}. With
+            it the mismatch is measured, in a pass of its own; `exact` needs it. More
+            passes than one keep the feeds of an iterator in memory, and each feed must
+            mean the same examples again.
+        exact: layer by layer, each behind the final statistics of those before it.
+        watch: called with the feeds of a pass and the name of the pass; gives them back,
+            as tqdm does.
+
+    Returns:
+        The `Recalibration`.
+
+    Raises:
+        ValueError: there are fewer batches than `num_batches`; a batch has statistics
+            that are not finite, or does not switch to training; a layer of `layers` is
+            not reached by them, or no layer at all; `exact` without `inference`.
+            Nothing is written.
+    """
+    if num_batches is not None and not num_batches >= 1:
+        raise ValueError(f"`num_batches` is {num_batches!r}, but must be at least 1")
+    if exact and inference is None:
+        raise ValueError(
+            "`exact` is True, but `inference` is None: give the feed that switches to "
+            "inference mode, such as {is_training: False}"
+        )
+    found = layers_of(session.graph) if layers is None else given_layers(layers)
+    if not found:
+        raise ValueError("there is no batch-norm layer: give `layers` as LayerTensors")
+    if inference is not None and iter(batches) is batches:
+        batches = list(batches)
+    fed, batches = _fed_by(batches, session.graph)
+    measured, skipped = reached(found, fed)
+    if skipped and (layers is not None or not measured):
+        raise ValueError("; ".join(f"layer {n!r}: {why}" for n, why in skipped.items()))
+    passes = Passes(session, batches, num_batches, watch or unwatched)
+    give = None
+    if inference is not None:
+        give = _assigning(session, measured, inference)
+    return _recalibrated(passes, measured, skipped, fed, give, exact)
+
+
+def _fed_by(batches, graph):
+    """(the tensors that the first batch feeds, all batches)."""
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("`batches` is empty, but must have at least one batch")
+    if iterator is batches:
+        batches = itertools.chain([first], iterator)
+    keys = [graph.as_graph_element(key, allow_operation=False) for key in first]
+    return keys, batches
+
+
+def reached(
+    layers: Sequence[MeasuredLayer], fed: Sequence[tf.Tensor]
+) -> tuple[list[MeasuredLayer], dict[str, str]]:
+    """The layers with those of their calls that can be measured when `fed` are fed.
+
+    Returns:
+        (the layers with such a call, by name of a layer or a call the reason why not).
+    """
+    probes = [call.probe for layer in layers for call in layer.calls if call.probe]
+    lacking = _unfed(probes, fed)
+    measured, obstacles = [], {}
+    for layer in layers:
+        calls = []
+        for number, call in enumerate(layer.calls, 1):
+            obstacle = call.obstacle
+            if lacking and call.probe and _unfed([call.probe], fed):
+                obstacle = f"no batch feeds {', '.join(_unfed([call.probe], fed))}"
+            if not obstacle:
+                calls.append(call)
+                continue
+            several = f", call {number}" if len(layer.calls) > 1 else ""
+            obstacles[layer.name + several] = obstacle
+        if calls:
+            measured.append(layer._replace(calls=tuple(calls)))
+    return measured, obstacles
+
+
+def only_fed(layer: MeasuredLayer, fed: Sequence[tf.Tensor]) -> MeasuredLayer:
+    """`layer` with those calls whose input can be had when `fed` are fed."""
+    calls = [
+        call
+        for call in layer.calls
+        if call.input is not None and not _lacking([call.input.x], fed)
+    ]
+    return layer._replace(calls=tuple(calls))
+
+
+def _fetches(probes):
+    return [tensor for probe in probes for tensor in probe.tensors()]
+
+
+def _unfed(probes, fed):
+    return _lacking(_fetches(probes), fed)
+
+
+def _lacking(tensors, fed):
+    operations = runs_before(tensors, fed)
+    return sorted(op.name for op in operations if op.type == "Placeholder")
+
+
+def _assigning(session, layers, inference):
+    """Gives statistics by assigning them, and switches by the feed `inference`."""
+    for layer in layers:
+        for call in layer.calls:
+            if call.input is None or layer.moving is None:
+                raise ValueError(
+                    f"`inference` is given, but the layer {layer.name!r} "
+                    + (
+                        "has no moving statistics to use in that mode"
+                        if layer.moving is None
+                        else "does not tell what it normalises: give it as `x` of its "
+                        "LayerTensors"
+                    )
+                )
+
+    def give(statistics):
+        _write(session, layers, statistics)
+        return inference
+
+    return give
+
+
+def _write(session, layers, statistics):
+    for layer, values in zip(layers, statistics):
+        for cell, value in zip(layer.moving or (), values):
+            cell.write(session, value)
+
+
+def _recalibrated(passes, layers, skipped, fed, give, exact):
+    session = passes.session
+    moving = [cell for layer in layers for cell in layer.moving or ()]
+    names = {cell.name for cell in moving}
+    probes = [call.probe for layer in layers for call in layer.calls]
+    written = written_by(runs_before(_fetches(probes), fed))
+    others = [cell for cell in written if cell.name not in names]
+    with kept(session, others), kept(session, moving, after_an_error_only=True) as old:
+        before = [
+            PooledStatistics(
+                *(np.float64(old[cell.name]).reshape(-1) for cell in layer.moving)
+            )
+            if layer.moving
+            else None
+            for layer in layers
+        ]
+        found = measure(passes, layers, give, exact=exact)
+        rows = [
+            compared(layer.name, _variables(layer), layer.epsilon, *row)
+            for layer, *row in zip(layers, before, *found)
+        ]
+        _write(session, layers, [row.after for row in rows])
+    return Recalibration(tuple(rows), skipped)
+
+
+def _variables(layer):
+    return tuple((cell.name,) for cell in layer.moving) if layer.moving else ((), ())
+
+
+def measure(
+    passes: Passes, layers: Sequence[MeasuredLayer], give: Give | None, *, exact: bool
+) -> tuple[list[PooledStatistics], list[float], list[float | None]]:
+    """The final statistics, how many values they are of, and the mismatch, by layer."""
+    pools = passes.in_one_pass(layers)
+    if exact:
+        first = [pool.statistics for pool in pools]
+        pools = passes.behind_final_statistics(layers, first, give)
+    final = [_rounded(pool.statistics, layer) for pool, layer in zip(pools, layers)]
+    mismatches = [None] * len(layers)
+    if give is not None:
+        mismatches = passes.mismatches(layers, final, give)
+    return final, [pool.count for pool in pools], mismatches
+
+
+def _rounded(statistics, layer):
+    """As the variables of the layer hold them."""
+    dtype = layer.moving[0].dtype if layer.moving else np.float32
+    return PooledStatistics(
+        *(np.float64(values.astype(dtype)) for values in statistics)
+    )
+
+
+def compared(
+    name: str,
+    variables: tuple[tuple[str, ...], tuple[str, ...]],
+    epsilon: float,
+    before: PooledStatistics | None,
+    after: PooledStatistics,
+    count: float,
+    mismatch: float | None,
+) -> RecalibratedLayer:
+    """The row of one layer in the report."""
+    moved = ratio = None
+    if before is not None:
+        moved = distance(before.mean, after, epsilon)
+        ratio = _ratio(before.variance + epsilon, after.variance + epsilon)
+    return RecalibratedLayer(
+        name, variables, before, after, count, moved, ratio, mismatch
+    )
+
+
+def _ratio(one, other):
+    """The largest factor, >= 1, between them."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.where(one == other, 0.0, np.abs(np.log(one / other)))
+    largest = float(np.max(np.where(np.isnan(logs), np.inf, logs)))
+    return float(np.exp(min(largest, 700.0)))

@@ -1,0 +1,131 @@
+"""Variables of a graph as cells that are read, written and put back.
+
+A `tf.Variable` object is not needed: in an imported graph there may be none. A value is
+written by an assignment that the graph has already, such as that of the initial value,
+whose input is fed; so no operation is added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any, Iterable, Iterator, NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+_VARIABLES = ("Variable", "VariableV2", "VarHandleOp")
+_COPIES = ("Identity", "ReadVariableOp", "Switch", "RefSwitch", "Enter", "RefEnter")
+_WRITES = re.compile(r"(Resource)?(Sparse)?(Assign|Apply|Scatter)")
+
+
+class Cell(NamedTuple):
+    """One variable.
+
+    Attributes:
+        name: its name.
+        value: the tensor that reads it.
+        assignment: an operation that writes it, without control inputs.
+    """
+
+    name: str
+    value: tf.Tensor
+    assignment: tf.Operation
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of the variable."""
+        return self.value.shape.as_list()
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy's dtype of its values."""
+        return self.value.dtype.base_dtype.as_numpy_dtype
+
+    def write(self, session: tf.Session, value: Any) -> None:
+        """Gives it `value`, of the same number of elements."""
+        shaped = np.asarray(value, self.dtype).reshape(self.shape)
+        session.run(self.assignment, {self.assignment.inputs[1]: shaped})
+
+
+def cell_of(variable: Any) -> Cell:
+    """The cell of a variable, of its operation, or of a tensor that reads it.
+
+    Raises:
+        ValueError: `variable` is none, or nothing in its graph assigns it.
+    """
+    op = getattr(variable, "op", variable)
+    while op.type in _COPIES:
+        op = op.inputs[0].op
+    if op.type not in _VARIABLES:
+        raise ValueError(f"{op.name!r} is no variable, but a {op.type}")
+    free = [
+        c
+        for c in op.outputs[0].consumers()
+        if not c.control_inputs and op.graph.is_fetchable(c)
+    ]
+    assignments = [
+        c
+        for c in free
+        if c.type in ("Assign", "AssignVariableOp")
+        and op.graph.is_feedable(c.inputs[1])
+    ]
+    reads = [op] if op.type != "VarHandleOp" else []
+    reads += [c for c in free if c.type == "ReadVariableOp"]
+    if not (assignments and reads):
+        raise ValueError(
+            f"nothing in the graph assigns or reads the variable {op.name!r}"
+        )
+    return Cell(op.name, reads[0].outputs[0], assignments[0])
+
+
+def written_by(operations: Iterable[tf.Operation]) -> list[Cell]:
+    """The variables that some of `operations` change."""
+    found = {}
+    for op in operations:
+        if _WRITES.match(op.type) and op.inputs:
+            variable = op.inputs[0].op
+            while variable.type in _COPIES:
+                variable = variable.inputs[0].op
+            if variable.type in _VARIABLES:
+                found.setdefault(variable.name, variable)
+    return [cell_of(variable) for variable in found.values()]
+
+
+def runs_before(
+    fetches: Iterable[tf.Tensor], fed: Iterable[tf.Tensor]
+) -> set[tf.Operation]:
+    """The operations that a run of `fetches` runs when `fed` are fed."""
+    fed = {tensor.name for tensor in fed}
+    found = {tensor.op for tensor in fetches if tensor.name not in fed}
+    pending = list(found)
+    while pending:
+        op = pending.pop()
+        earlier = [t.op for t in op.inputs if t.name not in fed] + op.control_inputs
+        for other in earlier:
+            if other not in found:
+                found.add(other)
+                pending.append(other)
+    return found
+
+
+@contextlib.contextmanager
+def kept(
+    session: tf.Session, cells: Iterable[Cell], *, after_an_error_only: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """The values of `cells` by name, which are put back at the end, come what may."""
+    cells = list(cells)
+    values = session.run([cell.value for cell in cells])
+    saved = {cell.name: value for cell, value in zip(cells, values)}
+
+    def put_back():
+        for cell in cells:
+            cell.write(session, saved[cell.name])
+
+    try:
+        yield saved
+    except BaseException:  # an interrupt, too
+        put_back()
+        raise
+    if not after_an_error_only:
+        put_back()
