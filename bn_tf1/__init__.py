@@ -26,6 +26,8 @@ _MODULES = {
     "Renormalization": "bn_tf1.statistics",
     "RestoreReport": "bn_tf1.checkpoints.restore",
     "UPDATE_OPS_COLLECTION": "bn_tf1.moving_averages",
+    "Workers": "bn_tf1.workers.cluster",
+    "WorkersError": "bn_tf1.workers.meeting",
     "audit": "bn_tf1.doctor.examination",
     "batch_norm": "bn_tf1.builder",
     "batch_norm_calls": "bn_tf1.records",
