@@ -52,6 +52,7 @@ class Arguments(NamedTuple):
     skip_nonfinite: bool = True
     kernel: str = "auto"
     fold: Any = False
+    sync: Any = None
     plan: Plan | None = None
     is_plain: bool = True
 
@@ -78,7 +79,13 @@ def check(
     )
     if asked.kernel == "recipe":
         _check_recipe(asked, axes)
-    rich = (asked.weights, asked.ghost_batch_size, asked.renorm, asked.adjustment)
+    rich = (
+        asked.weights,
+        asked.ghost_batch_size,
+        asked.renorm,
+        asked.adjustment,
+        asked.sync,
+    )
     if any(value is not None for value in rich):
         asked = _with_rich_statistics(x, asked, axes)
     if asked.fold is not False:
@@ -166,6 +173,7 @@ def _check_recipe(asked, axes):
         "ghost_batch_size": asked.ghost_batch_size is not None,
         "renorm": asked.renorm is not None,
         "adjustment": asked.adjustment is not None,
+        "sync": asked.sync is not None,
         "zero_debias": asked.zero_debias,
         "ema_variance": asked.ema_variance != "biased",
         "fold": asked.fold is not False,
@@ -199,12 +207,17 @@ def _with_rich_statistics(x, asked, axes):
     if asked.kernel == "fused":
         raise ValueError(
             "`kernel` is 'fused', but the fused kernel has no weights, ghost batches, "
-            "renormalisation or adjustment; use kernel='auto' or 'composed'"
+            "renormalisation, adjustment or joint statistics; use kernel='auto' or "
+            "'composed'"
         )
     if asked.ghost_batch_size is not None:
         _check_ghost_batch_size(asked, axes)
     if asked.renorm is not None:
         _check_renorm(asked)
+    if asked.sync is not None and not hasattr(asked.sync, "joint_moments"):
+        raise TypeError(
+            f"`sync` is {asked.sync!r}, but must be a bn_tf1.Workers, or a group of them"
+        )
     weights = asked.weights
     if weights is not None:
         weights = _checked_weights(weights, x, axes)
@@ -220,11 +233,16 @@ def _check_ghost_batch_size(asked, axes):
             f"`axis` is {asked.axis}, but with `ghost_batch_size` axis 0 must count the "
             "examples"
         )
-    for argument in ("weights", "adjustment"):
+    for argument, reason in (
+        ("weights", ""),
+        ("adjustment", ""),
+        ("sync", ": ghost batches are made smaller on purpose, joint ones larger"),
+    ):
         value = getattr(asked, argument)
         if value is not None:
             raise ValueError(
                 f"`{argument}` is {value!r}, but must be None with `ghost_batch_size`"
+                f"{reason}"
             )
 
 

@@ -49,6 +49,7 @@ def batch_norm(
     skip_nonfinite: bool = True,
     kernel: str = "auto",
     fold: bool | str = False,
+    sync: Any = None,
     name: str | None = None,
     reuse: Any = None,
 ) -> tf.Tensor:
@@ -128,6 +129,10 @@ def batch_norm(
             follow the others by itself. It passes no gradient to the weights, gamma and
             beta, and an exported graph would have to initialise it, too: to train, or to
             export, use True. (`bn_tf1.statistics.folded`)
+        sync: a `bn_tf1.Workers`, or a group of them: in training, the statistics are
+            those of the batches of all its workers together, and so are their
+            gradients. All must make the same runs. The check of one value per channel
+            is then one of all of them. (`bn_tf1/workers/README.md`)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again: choose for one of the calls `update="skip"` where the
@@ -183,6 +188,7 @@ def batch_norm(
         skip_nonfinite=skip_nonfinite,
         kernel=kernel,
         fold=fold,
+        sync=sync,
     )
     arguments = check(x, asked)
     plan = arguments.plan

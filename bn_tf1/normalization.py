@@ -235,12 +235,17 @@ def _with_own_statistics(x, gamma, beta, variables, arguments, layer):
         # A second axis counts the ghost batches, as one more of the channel axes.
         batch = statistics.split_ghost_batches(x, size, layer=layer)
         axes = (1, *(a + 1 for a in axes))
-    batch = _with_several_values(batch, axes, layer, arguments.is_training)
+    if arguments.sync is None:
+        batch = _with_several_values(batch, axes, layer, arguments.is_training)
     channels = statistics.channels_for_arithmetic(batch, axes)
-    if weights is None:
+    if weights is not None:
+        weights = statistics.weights_like(x, weights)
+    if arguments.sync is not None:
+        part = statistics.part_moments(batch, channels, weights)
+        moments = _of_several_values(arguments.sync.joint_moments(part), layer)
+    elif weights is None:
         moments = statistics.batch_moments(batch, channels)
     else:
-        weights = statistics.weights_like(x, weights)
         moments = statistics.weighted_moments(batch, channels, weights)
     averaged = _averaged_statistics(moments, arguments)
     correction = None
@@ -285,14 +290,11 @@ def _output(batch, moments, channels, gamma, beta, weights, correction, argument
                 None if values is None else values * tf.ones_like(moments.mean)
                 for values in (scale, offset)
             )
+        operands = batch, moments, scale, offset, channels
+        if arguments.sync is not None:
+            return statistics.normalize_part(*operands, epsilon=arguments.epsilon)
         return statistics.normalize_with_moments(
-            batch,
-            moments,
-            scale,
-            offset,
-            channels,
-            epsilon=arguments.epsilon,
-            weights=weights,
+            *operands, epsilon=arguments.epsilon, weights=weights
         )
 
     if arguments.adjustment is not None:
@@ -344,6 +346,14 @@ def _with_several_values(x, axes, layer, is_training):
     message = problem + ", but batch statistics need 2 or more; shape of `x`:"
     with tf.control_dependencies([tf.Assert(several, [message, shape])]):
         return tf.identity(x)
+
+
+def _of_several_values(moments, layer):
+    """As `_with_several_values`, for the moments of several batches together."""
+    message = f"one value per channel in all training batches of layer {layer!r}"
+    several = tf.Assert(tf.not_equal(moments.count, 1), [message])
+    with tf.control_dependencies([several]):
+        return moments._replace(mean=tf.identity(moments.mean))
 
 
 def _update_operations(variables, mean, variance, arguments, updating):

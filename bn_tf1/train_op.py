@@ -27,6 +27,9 @@ def make_train_op(
     update_ops: Sequence[Any] | None = None,
     ignored_layers: Sequence[str] = (),
     lint: Callable[..., None] | None = None,
+    workers: Any = None,
+    num_examples: Any = None,
+    penalty: Any = None,
 ) -> tf.Operation:
     """Minimises `loss` after the updates of the moving statistics.
 
@@ -44,6 +47,13 @@ def make_train_op(
         lint: called when the train op is made, with the graph, `ignored_layers` and
             whether `update_ops` were given: to warn of what else the graph's layers of
             any maker suffer from. `bn_tf1.make_train_op` logs what the doctor finds.
+        workers: a `bn_tf1.Workers`: the step is that of the mean over the examples of
+            all of them, by one reduce of all gradients. `loss` is then the mean of
+            this worker's examples.
+        num_examples: with `workers`, how many this worker has; a scalar, 1 by default,
+            for as many on each.
+        penalty: with `workers`, what is added to the loss once and not for each
+            example, such as the L2 penalty; scalar float tensor.
 
     Returns:
         The operation of one training step.
@@ -54,6 +64,11 @@ def make_train_op(
             is outside of what is said above.
     """
     _check_arguments(loss, clip_norm)
+    if workers is None and not (num_examples is None and penalty is None):
+        raise ValueError(
+            f"`num_examples` is {num_examples!r} and `penalty` {penalty!r}, but without "
+            "`workers` they must be None: add the penalty to `loss`"
+        )
     graph = loss.graph
     are_chosen = update_ops is not None
     if not are_chosen:
@@ -67,7 +82,13 @@ def make_train_op(
     _check_all_updates_run([loss.op] + update_ops, graph, ignored_layers)
 
     with graph.as_default():
-        gradients = _gradients(loss, optimizer, variables, clip_norm)
+        if workers is None:
+            pairs = _gradients(loss, optimizer, variables)
+        else:
+            pairs = _joint_gradients(
+                loss, optimizer, variables, workers, num_examples, penalty
+            )
+        gradients = _clipped(pairs, clip_norm)
         with tf.control_dependencies(update_ops):
             train_op = optimizer.apply_gradients(gradients, global_step=global_step)
     if lint is not None:
@@ -125,13 +146,28 @@ def ancestors(operations: Iterable[tf.Operation]) -> set:
     return found
 
 
-def _gradients(loss, optimizer, variables, clip_norm):
+def _gradients(loss, optimizer, variables):
     pairs = optimizer.compute_gradients(loss, var_list=variables)
     pairs = [
         (gradient, variable) for gradient, variable in pairs if gradient is not None
     ]
     if not pairs:
         raise ValueError("`loss` depends on none of `variables`: no gradient to apply")
+    return pairs
+
+
+def _joint_gradients(loss, optimizer, variables, workers, num_examples, penalty):
+    """Those of the mean loss over the examples of all workers, plus the penalty."""
+    count = tf.cast(1 if num_examples is None else num_examples, loss.dtype)
+    # Of sums: a batch norm with joint statistics has a part in every worker's loss.
+    pairs = _gradients(loss * count, optimizer, variables)
+    once = [None] * len(pairs)
+    if penalty is not None:
+        once = tf.gradients(penalty, [variable for _, variable in pairs])
+    return workers.mean_gradients(pairs, once, count)
+
+
+def _clipped(pairs, clip_norm):
     if clip_norm is None:
         return pairs
     gradients, trained = zip(*pairs)

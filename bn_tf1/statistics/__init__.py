@@ -15,6 +15,7 @@ from bn_tf1.statistics.folded import normalize as normalize_folded
 from bn_tf1.statistics.folded import why_not_folded
 from bn_tf1.statistics.fused import normalize_batch as normalize_fused
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
+from bn_tf1.statistics.joint import joint_of, normalize_part, part_moments
 from bn_tf1.statistics.moments import (
     BatchOutput,
     Moments,
@@ -50,12 +51,15 @@ __all__ = [
     "channels_for_arithmetic",
     "in_dtype",
     "join_ghost_batches",
+    "joint_of",
     "normalize",
     "normalize_composed",
     "normalize_constant",
     "normalize_folded",
     "normalize_fused",
+    "normalize_part",
     "normalize_with_moments",
+    "part_moments",
     "plan_of",
     "reduction_axes",
     "renorm_correction",

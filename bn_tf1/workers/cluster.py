@@ -5,7 +5,7 @@
     y = bn_tf1.batch_norm(x, True, sync=workers)
     train_op = bn_tf1.make_train_op(loss, optimizer, workers=workers, num_examples=n)
     share = workers.share(tf.global_variables())
-    with workers, workers.session() as session:
+    with workers.session() as session:
         session.run(tf.global_variables_initializer())
         session.run(share)
         ...
@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.workers import collectives, meeting
 from bn_tf1.workers.collectives import Group
+from bn_tf1.workers.joint_moments import joint_moments
 from bn_tf1.workers.liveness import Watch
 from bn_tf1.workers.meeting import Introduction, WorkersError
 from bn_tf1.workers.sessions import WorkerSession
@@ -189,7 +190,8 @@ class Workers:
     ) -> tf.Session:
         """A session in which `graph` (by default the current one) trains with the others.
 
-        Waits until all workers are here, and starts TensorFlow's server.
+        Waits until all workers are here, and starts TensorFlow's server. At its end the
+        session waits for the others to come to theirs; after an error it tells them.
 
         Raises:
             WorkersError: `join` was not called, the graphs differ in their collectives,
@@ -212,20 +214,9 @@ class Workers:
                 f"TensorFlow's server cannot listen at {self.hosts[self.index]}: "
                 f"{error.message}"
             ) from error
-        return WorkerSession(self._watch, self._server.target, graph, config)
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Waits for the others to end; or tells them that this one has failed."""
-        if self._watch is None:
-            return
-        if kind is None:
-            self._watch.close()
-        else:
-            what = str(error).split("\n")[0]
-            self._watch.fail(f"worker {self.index} failed: {kind.__name__}: {what}")
+        return WorkerSession(
+            self.index, self._watch, self._server.target, graph, config
+        )
 
     # ---------------------------------------------------------- what they compute together
 
@@ -277,7 +268,6 @@ class SyncGroup:
 
     def joint_moments(self, moments: Any) -> Any:
         """The moments of their values together (`bn_tf1.workers.joint_moments`)."""
-        from bn_tf1.workers.joint_moments import joint_moments
 
         return joint_moments(moments, self._group)
 

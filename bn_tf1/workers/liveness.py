@@ -133,6 +133,8 @@ class Watch:
 
     def close(self) -> None:
         """Waits until all workers have made their last run, and watches no more."""
+        if self._is_closing:
+            return
         with self._condition:
             self._own.has_left = True
             said = self._own.said()

@@ -17,6 +17,7 @@ import hashlib
 import hmac
 import json
 import os
+import select
 import socket
 import threading
 import time
@@ -102,11 +103,9 @@ class Channel:
 
     def is_open(self) -> bool:
         """Whether the other side has not closed the connection."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
         try:
-            flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-            return self._connection.recv(1, flags) != b""
-        except BlockingIOError:
-            return True
+            return not readable or self._connection.recv(1, socket.MSG_PEEK) != b""
         except OSError:
             return False
 

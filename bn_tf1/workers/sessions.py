@@ -14,6 +14,7 @@ from typing import Any, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.workers import collectives
+from bn_tf1.workers.liveness import Watch
 
 # What TensorFlow raises where another worker is gone, on one version or the other.
 _LOST_ERRORS = (
@@ -30,8 +31,11 @@ _LOST_ERRORS = (
 class WorkerSession(tf.Session):
     """A session whose runs the watch over the workers knows of."""
 
-    def __init__(self, watch, target: str, graph: tf.Graph, config: tf.ConfigProto):
+    def __init__(
+        self, index: int, watch: Watch, target: str, graph: tf.Graph, config: Any
+    ):
         super().__init__(target, graph=graph, config=config)
+        self._index = index
         self._watch = watch
         self._reached: dict[tuple, list[int]] = {}
 
@@ -47,6 +51,17 @@ class WorkerSession(tf.Session):
                 return run(*values, **options)
 
         return watched
+
+    def __exit__(self, kind, error, traceback):
+        if kind is not None:
+            what = str(error).split("\n")[0]
+            self._watch.fail(f"worker {self._index} failed: {kind.__name__}: {what}")
+        return super().__exit__(kind, error, traceback)
+
+    def close(self):
+        """Waits until all workers have made their last run."""
+        self._watch.close()
+        super().close()
 
     @contextlib.contextmanager
     def _watched(self, fetches, fed):

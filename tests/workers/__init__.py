@@ -1,0 +1,1 @@
+"""Tests of several workers, on the loopback address."""
