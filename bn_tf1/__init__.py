@@ -14,7 +14,9 @@ import importlib
 import os
 import sys
 
-__version__ = "0.1.0"
+from bn_tf1 import version
+
+__version__ = version.VERSION
 
 # What is public, and the module that it comes from.
 _MODULES = {

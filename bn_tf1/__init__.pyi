@@ -25,5 +25,7 @@ from bn_tf1.records import BatchNormCall as BatchNormCall
 from bn_tf1.records import batch_norm_calls as batch_norm_calls
 from bn_tf1.serving.exporting import export as export
 from bn_tf1.statistics import Renormalization as Renormalization
+from bn_tf1.workers.cluster import Workers as Workers
+from bn_tf1.workers.meeting import WorkersError as WorkersError
 
 __version__: str

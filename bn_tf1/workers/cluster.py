@@ -27,7 +27,7 @@ from typing import Any, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
-import bn_tf1
+from bn_tf1 import version
 from bn_tf1.workers import collectives, meeting
 from bn_tf1.workers.collectives import Group
 from bn_tf1.workers.joint_moments import joint_moments
@@ -164,7 +164,7 @@ class Workers:
         own = Introduction(
             self.index,
             self.hosts,
-            {"bn_tf1": bn_tf1.__version__, "TensorFlow": tf.version.VERSION},
+            {"bn_tf1": version.VERSION, "TensorFlow": tf.version.VERSION},
         )
         self._held = meeting.listen(self.hosts[self.index])
         if self.is_chief:
