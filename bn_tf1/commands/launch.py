@@ -14,7 +14,7 @@ import argparse
 
 EXAMPLES = (
     "launch --workers=2 -- python train.py --model_dir=/tmp/run",
-    "launch --workers=4 --restarts=9 -- python train.py --model=resnet",
+    "launch --workers=4 --restarts=9 -- python train.py --model=mlp",
 )
 
 
