@@ -68,9 +68,32 @@ def test_migrate_graph(tmp_path, capsys):
             + ["conv=a", "conv=b"],
             "convert: `--map` gives 'conv' two names\n",
         ),
+        (
+            ["convert", SONNET, "tests", "--from=sonnet", "--to=keras"],
+            (
+                "convert: tests exists as a directory, and nothing is written over: give a "
+                "prefix, such as tests/model.ckpt\n"
+            ),
+        ),
+        (
+            ["convert", os.path.dirname(SONNET), "new", "--from=sonnet", "--to=keras"],
+            (
+                f"convert: directory {os.path.dirname(SONNET)} names no checkpoint in its "
+                "file `checkpoint`: give the prefix of one; in "
+                f"{os.path.dirname(SONNET)} there are: model.ckpt\n"
+            ),
+        ),
+        (
+            ["migrate_graph", "README.md", "new.meta"],
+            (
+                "migrate_graph: README.md is a text file, and no MetaGraphDef, as a .meta "
+                "file is\n"
+            ),
+        ),
     ],
 )
-def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys):
+def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert main(command) == 1
     captured = capsys.readouterr()
     assert captured.err == message
@@ -115,10 +138,14 @@ def test_without_a_command_it_says_which_there_are(capsys):
     assert "Translates a checkpoint" in capsys.readouterr().err
 
 
-def test_as_a_module():
-    run = in_a_process("-m", "bn_tf1", "migrate_graph", "nowhere", "new")
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith("migrate_graph: nowhere")
+def test_as_a_module_nothing_of_tensorflow_is_seen_around_a_result_or_an_error():
+    # What the level of the tests' own set-up would hide.
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    run = in_a_process("-m", "bn_tf1", "doctor", SONNET, "nowhere", env=environment)
+    assert run.returncode == 2
+    assert run.stdout.startswith(f"{SONNET}: checkpoint, step 5\n")
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("doctor: there is nothing at nowhere")
 
 
 def test_the_version():

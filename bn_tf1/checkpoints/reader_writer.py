@@ -23,6 +23,7 @@ import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
 from bn_tf1.checkpoints.dialects import Shape, natural_key
+from bn_tf1.formats.other_formats import other_format
 from bn_tf1.formats.sorted_table import is_table
 
 # How many checkpoints an error lists, the newest of them.
@@ -104,7 +105,7 @@ def _prefix(path):
         if prefix is None:
             raise CheckpointError(
                 f"directory {path} names no checkpoint in its file `checkpoint`: give "
-                "the prefix of one"
+                f"the prefix of one{checkpoints_beside(os.path.join(path, ''))}"
             )
         return prefix
     if _PART_OF_A_CHECKPOINT.search(path):
@@ -189,7 +190,8 @@ def read_meta_graph(path: str) -> tf.MetaGraphDef:
     meta = tf.MetaGraphDef()
     try:
         with open(path, "rb") as file:
-            meta.ParseFromString(file.read())
+            content = file.read()
+        meta.ParseFromString(content)
     except OSError as error:
         if os.path.exists(path + ".meta"):
             raise CheckpointError(
@@ -197,7 +199,10 @@ def read_meta_graph(path: str) -> tf.MetaGraphDef:
             ) from error
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise CheckpointError(f"{path} is no MetaGraphDef: {error}") from error
+        what = other_format(content, os.path.basename(path))
+        raise CheckpointError(
+            f"{path} is {what + ', and ' if what else ''}no MetaGraphDef, as a .meta file is"
+        ) from error
     if not meta.graph_def.node:
         raise CheckpointError(f"{path} is no MetaGraphDef with a graph")
     return meta
@@ -234,6 +239,11 @@ def write_checkpoint(
 def check_new(destination: str) -> None:
     """Raises CheckpointError unless a checkpoint can be made at `destination`."""
     there = _files_of(destination) + glob.glob(glob.escape(_temporary(destination)))
+    if os.path.isdir(destination):
+        raise CheckpointError(
+            f"{destination} exists as a directory, and nothing is written over: give a "
+            f"prefix, such as {os.path.join(destination, 'model.ckpt')}"
+        )
     if os.path.exists(destination):
         there.append(destination)
     if there:

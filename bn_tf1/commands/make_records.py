@@ -1,7 +1,7 @@
-"""Writes a folder of images as shards of TFRecords, for train.py --dataset=tfrecord.
+"""Writes a folder of images as TFRecords for train.py --dataset=tfrecord.
 
 FOLDER has train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg alone.
-The shards come with an index, so that a run starts at once, whatever their size.
+The shards come with an index, so that a run starts at once, however large.
 """
 
 from __future__ import annotations
