@@ -46,8 +46,8 @@ _MODULES = {
     "restore": "bn_tf1.checkpoints.restore",
     "uninstall": "bn_tf1.installation.everything",
 }
-# Rooms that are public as a whole: `bn_tf1.layers.batch_normalization`.
-_ROOMS = ("layers", "slim")
+# Public as a whole: `bn_tf1.layers.batch_normalization`.
+_ROOMS = ("layers", "recipe", "slim")
 
 __all__ = list(_MODULES) + list(_ROOMS)
 

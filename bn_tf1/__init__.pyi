@@ -1,6 +1,7 @@
 # What `__init__.py` imports when it is asked for, as editors and type checkers see it.
 
 from bn_tf1 import layers as layers
+from bn_tf1 import recipe as recipe
 from bn_tf1 import slim as slim
 from bn_tf1.builder import batch_norm as batch_norm
 from bn_tf1.checkpoints.conversion import convert as convert
