@@ -32,6 +32,7 @@ class Arguments(NamedTuple):
     Attributes:
         zero_debias: a bool, or which of "moving_mean" and "moving_variance" are
             bias-corrected; the latter after the check.
+        towers: the length of the list that `x` is; 0 where it is none.
         plan: how `x` is normalised, with its channel axes; None before the check.
         is_plain: whether the statistics and the output are those of the whole batch and
             nothing more; known after the check.
@@ -53,6 +54,7 @@ class Arguments(NamedTuple):
     kernel: str = "auto"
     fold: Any = False
     sync: Any = None
+    towers: int = 0
     plan: Plan | None = None
     is_plain: bool = True
 
@@ -86,10 +88,12 @@ def check(
         asked.adjustment,
         asked.sync,
     )
-    if any(value is not None for value in rich):
+    if asked.towers or any(value is not None for value in rich):
         asked = _with_rich_statistics(x, asked, axes)
     if asked.fold is not False:
         _check_fold(x, asked, axes)
+    if asked.towers:
+        _check_alone(asked, "a list of tensors", ("weights", "adjustment", "fold"))
     is_planned = asked.is_plain and asked.kernel != "recipe"
     plan = statistics.plan_of(
         x,
@@ -174,6 +178,7 @@ def _check_recipe(asked, axes):
         "renorm": asked.renorm is not None,
         "adjustment": asked.adjustment is not None,
         "sync": asked.sync is not None,
+        "towers": asked.towers > 0,
         "zero_debias": asked.zero_debias,
         "ema_variance": asked.ema_variance != "biased",
         "fold": asked.fold is not False,
@@ -233,17 +238,18 @@ def _check_ghost_batch_size(asked, axes):
             f"`axis` is {asked.axis}, but with `ghost_batch_size` axis 0 must count the "
             "examples"
         )
-    for argument, reason in (
-        ("weights", ""),
-        ("adjustment", ""),
-        ("sync", ": ghost batches are made smaller on purpose, joint ones larger"),
-    ):
+    # Ghost batches are made smaller on purpose, joint ones larger.
+    _check_alone(
+        asked, "`ghost_batch_size`", ("weights", "adjustment", "sync", "towers")
+    )
+
+
+def _check_alone(asked, other, arguments):
+    for argument in arguments:
         value = getattr(asked, argument)
-        if value is not None:
-            raise ValueError(
-                f"`{argument}` is {value!r}, but must be None with `ghost_batch_size`"
-                f"{reason}"
-            )
+        if value:
+            name = "a list of tensors" if argument == "towers" else f"`{argument}`"
+            raise ValueError(f"{name} is {value!r}, but must be left out with {other}")
 
 
 def _check_renorm(asked):
@@ -292,6 +298,19 @@ def _check_fold(x, asked, axes):
         raise ValueError(
             f"`fold` is {fold!r}, but cannot be: {obstacle}; use fold=False"
         )
+
+
+def check_towers(towers: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+    """Raises unless the tensors of a list may be normalised together."""
+    first = towers[0]
+    for tower in towers[1:]:
+        if tower.dtype != first.dtype or tower.shape.ndims != first.shape.ndims:
+            raise ValueError(
+                f"`x` has {first.dtype.name} of shape {first.shape} and "
+                f"{tower.dtype.name} of shape {tower.shape}, but must have one dtype "
+                "and one rank"
+            )
+    return towers
 
 
 def check_by_name(argument: str, mapping: Mapping | None, known: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.arguments import Arguments, check, check_by_name
+from bn_tf1.arguments import Arguments, check, check_by_name, check_towers
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.statistics import Renormalization
@@ -26,7 +26,7 @@ from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variable
 
 
 def batch_norm(
-    x: tf.Tensor,
+    x: tf.Tensor | Sequence[tf.Tensor],
     is_training: bool | tf.Tensor,
     *,
     axis: int | Sequence[int] = -1,
@@ -52,7 +52,7 @@ def batch_norm(
     sync: Any = None,
     name: str | None = None,
     reuse: Any = None,
-) -> tf.Tensor:
+) -> tf.Tensor | list[tf.Tensor]:
     """Normalises `x` per channel, over all its other axes.
 
     Creates the variables `gamma`, `beta`, `moving_mean` and `moving_variance`, of
@@ -67,7 +67,10 @@ def batch_norm(
 
     Args:
         x: float16, bfloat16, float32 or float64 tensor of known rank, 2 or more, with
-            a known number of channels; all other sizes may be unknown.
+            a known number of channels; all other sizes may be unknown. Or a list of
+            them, one for each device of this process: in training the statistics are
+            those of all of them together, with one update. What is done for each is
+            done on its device.
         is_training: a Python bool builds one branch; a scalar bool tensor or variable
             builds a `tf.cond` that computes the moments when it is true only.
         axis: the channel axis, in [-rank, rank), or several of them.
@@ -139,7 +142,7 @@ def batch_norm(
             statistics shall follow the other alone.
 
     Returns:
-        A tensor of the shape and dtype of `x`.
+        A tensor of the shape and dtype of `x`, or a list of them.
 
     Raises:
         TypeError: `x` is not a float tensor, `is_training` is not a bool or bool
@@ -158,7 +161,11 @@ def batch_norm(
             "batch_norm builds graphs, but eager execution is on: call "
             "tf.disable_eager_execution() at the start of the program"
         )
-    x = tf.convert_to_tensor(x, name="x")
+    towers = ()
+    if isinstance(x, (list, tuple)) and x and all(map(tf.is_tensor, x)):
+        x = towers = check_towers([tf.convert_to_tensor(tower) for tower in x])
+    else:
+        x = tf.convert_to_tensor(x, name="x")
     for argument, by_name, known in (
         ("initializers", initializers, INITIALIZERS),
         ("regularizers", regularizers, LEARNED),
@@ -189,12 +196,13 @@ def batch_norm(
         kernel=kernel,
         fold=fold,
         sync=sync,
+        towers=len(towers),
     )
-    arguments = check(x, asked)
+    arguments = check(towers[0] if towers else x, asked)
     plan = arguments.plan
 
     with tf.variable_scope(
-        name, default_name="batch_norm", values=[x], reuse=reuse
+        name, default_name="batch_norm", values=towers or [x], reuse=reuse
     ) as scope:
         # What an enclosing scope says about weights is not meant for these.
         scope.set_regularizer(None)

@@ -84,7 +84,7 @@ def normalize_and_update(
             to_collect = updates
         elif updates:
             with tf.control_dependencies(updates):
-                y = tf.identity(y)
+                y = _each(tf.identity, y)
     in_batch = arguments.is_training is not False
     call = records.BatchNormCall(
         name=layer,
@@ -126,17 +126,19 @@ def _by_recipe(x, variables, arguments, updating):
 
 def _normalize(x, variables, arguments, layer):
     """A `statistics.BatchOutput`, of the moving statistics in inference."""
-    plan, is_training, dtype = arguments.plan, arguments.is_training, x.dtype
+    plan, is_training = arguments.plan, arguments.is_training
+    first = x[0] if arguments.towers else x
+    dtype = first.dtype
     # All that needs a gradient is cast and read outside of the cond: TensorFlow 1.15
     # gives none to bfloat16 tensors that enter it, and fails for resource variables
     # that are read in it, if it is itself in a loop.
     if plan.kernel == "composed" and is_training is not False:
-        x = tf.cast(x, statistics.statistics_dtype(dtype))
-        if x.dtype != dtype.base_dtype:
-            plan = statistics.plan_of(
-                x, plan.axes, epsilon=arguments.epsilon, kernel="composed"
-            )
-    channels = [tf.dimension_value(x.shape[a]) for a in plan.axes]
+        wide = statistics.statistics_dtype(dtype)
+        x = _each(lambda tower: tf.cast(tower, wide), x)
+        first = x[0] if arguments.towers else x
+        if wide != dtype.base_dtype:
+            plan = _plan_of(first, arguments)
+    channels = [tf.dimension_value(first.shape[a]) for a in plan.axes]
     gamma, beta = (
         None if variable is None else _read(variable, channels)
         for variable in (variables.gamma, variables.beta)
@@ -160,8 +162,16 @@ def _normalize(x, variables, arguments, layer):
         )
 
     def with_moving_statistics(x, gamma, beta, mean, variance):
-        operands = x, mean, variance, gamma, beta
         epsilon = arguments.epsilon
+        if arguments.towers:
+
+            def normalize(tower):
+                operands = tower, mean, variance, gamma, beta
+                own = _plan_of(tower, arguments)
+                return statistics.normalize_constant(*operands, own, epsilon=epsilon)
+
+            return statistics.BatchOutput(_each(normalize, x), mean, variance)
+        operands = x, mean, variance, gamma, beta
         if arguments.fold:
             keep = _keep if arguments.fold == "once" else tf.convert_to_tensor
             y = statistics.normalize_folded(*operands, epsilon=epsilon, keep=keep)
@@ -183,8 +193,27 @@ def _normalize(x, variables, arguments, layer):
         moving,
         takes_inputs_alone=arguments.is_plain,
     )
-    normalized.y.set_shape(x.shape)
-    return normalized._replace(y=tf.cast(normalized.y, dtype))
+    for y, like in zip(
+        *((normalized.y, x) if arguments.towers else ([normalized.y], [x]))
+    ):
+        y.set_shape(like.shape)
+    return normalized._replace(y=_each(lambda y: tf.cast(y, dtype), normalized.y))
+
+
+def _each(function, x):
+    """`function` of `x`, or of each tensor of a list, on that tensor's device."""
+    if not isinstance(x, list):
+        return function(x)
+    results = []
+    for tower in x:
+        with tf.device(tower.device):
+            results.append(function(tower))
+    return results
+
+
+def _plan_of(x, arguments):
+    axes, epsilon = arguments.plan.axes, arguments.epsilon
+    return statistics.plan_of(x, axes, epsilon=epsilon, kernel="composed")
 
 
 def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_alone):
@@ -228,46 +257,74 @@ def _keep(value):
 
 
 def _with_own_statistics(x, gamma, beta, variables, arguments, layer):
-    """With weighted, ghost-batch or renormalised statistics, or an adjustment."""
+    """With joint, weighted, ghost-batch or renormalised statistics, or an adjustment."""
+    if arguments.sync is not None or arguments.towers:
+        return _with_joint_statistics(x, gamma, beta, variables, arguments, layer)
     batch, axes, weights = x, arguments.plan.axes, arguments.weights
     size = arguments.ghost_batch_size
     if size is not None:
         # A second axis counts the ghost batches, as one more of the channel axes.
         batch = statistics.split_ghost_batches(x, size, layer=layer)
         axes = (1, *(a + 1 for a in axes))
-    if arguments.sync is None:
-        batch = _with_several_values(batch, axes, layer, arguments.is_training)
+    batch = _with_several_values(batch, axes, layer, arguments.is_training)
     channels = statistics.channels_for_arithmetic(batch, axes)
-    if weights is not None:
-        weights = statistics.weights_like(x, weights)
-    if arguments.sync is not None:
-        part = statistics.part_moments(batch, channels, weights)
-        moments = _of_several_values(arguments.sync.joint_moments(part), layer)
-    elif weights is None:
+    if weights is None:
         moments = statistics.batch_moments(batch, channels)
     else:
+        weights = statistics.weights_like(x, weights)
         moments = statistics.weighted_moments(batch, channels, weights)
-    averaged = _averaged_statistics(moments, arguments)
-    correction = None
-    if arguments.renorm is not None:
-        correction = _correction(averaged, variables, arguments)
-        # The updates of what it read must wait for it.
-        with tf.control_dependencies(correction):
-            averaged = tuple(tf.identity(statistic) for statistic in averaged)
+    averaged, correction = _averaged_statistics(moments, variables, arguments)
     y = _output(batch, moments, channels, gamma, beta, weights, correction, arguments)
     if size is not None:
         y = statistics.join_ghost_batches(y, like=x)
     return statistics.BatchOutput(y, *averaged)
 
 
-def _averaged_statistics(moments, arguments):
-    """The mean and the variance that enter the moving averages, [channels]."""
+def _with_joint_statistics(x, gamma, beta, variables, arguments, layer):
+    """With those of several towers, or workers, or both."""
+    weights = arguments.weights
+    if weights is not None:
+        weights = statistics.weights_like(x, weights)
+
+    def channels_of(tower):
+        return statistics.channels_for_arithmetic(tower, arguments.plan.axes)
+
+    moments = _each(lambda t: statistics.part_moments(t, channels_of(t), weights), x)
+    if arguments.towers:
+        moments = statistics.joint_of(moments)
+    if arguments.sync is not None:
+        moments = arguments.sync.joint_moments(moments)
+    moments = _of_several_values(moments, layer)
+    averaged, correction = _averaged_statistics(moments, variables, arguments)
+
+    def normalize(tower):
+        return _output(
+            tower,
+            moments,
+            channels_of(tower),
+            gamma,
+            beta,
+            weights,
+            correction,
+            arguments,
+        )
+
+    return statistics.BatchOutput(_each(normalize, x), *averaged)
+
+
+def _averaged_statistics(moments, variables, arguments):
+    """What enters the moving averages, [channels] each, and the renormalisation or None."""
     mean, variance = moments.mean, moments.variance
     if arguments.ema_variance == "unbiased":
         variance = statistics.unbiased_variance(moments)
     if arguments.ghost_batch_size is not None:
         mean, variance = tf.reduce_mean(mean, 0), tf.reduce_mean(variance, 0)
-    return mean, variance
+    if arguments.renorm is None:
+        return (mean, variance), None
+    correction = _correction((mean, variance), variables, arguments)
+    # The updates of what it read must wait for it.
+    with tf.control_dependencies(correction):
+        return (tf.identity(mean), tf.identity(variance)), correction
 
 
 def _correction(averaged, variables, arguments):
@@ -291,7 +348,7 @@ def _output(batch, moments, channels, gamma, beta, weights, correction, argument
                 for values in (scale, offset)
             )
         operands = batch, moments, scale, offset, channels
-        if arguments.sync is not None:
+        if arguments.sync is not None or arguments.towers:
             return statistics.normalize_part(*operands, epsilon=arguments.epsilon)
         return statistics.normalize_with_moments(
             *operands, epsilon=arguments.epsilon, weights=weights

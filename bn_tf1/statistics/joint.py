@@ -64,6 +64,12 @@ def part_moments(
 
 @gradient_of(_PART_MOMENTS)
 def _part_gradients(operation, dmean, dvariance, *_):
+    # A gradient is built outside of the device of its layer.
+    with tf.device(operation.inputs[3].device):
+        return _part_slopes(operation, dmean, dvariance)
+
+
+def _part_slopes(operation, dmean, dvariance):
     mean, _, constant, x, count, *weights = operation.inputs
     _, axes = settings_of(constant)
     channels = channels_for_arithmetic(x, axes)
@@ -148,6 +154,11 @@ def normalize_part(
 
 @gradient_of(_NORMALIZE_PART)
 def _gradients(operation, dy, *_):
+    with tf.device(operation.inputs[2].device):
+        return _output_slopes(operation, dy)
+
+
+def _output_slopes(operation, dy):
     _, constant, x, mean, variance, gamma, _ = operation.inputs
     epsilon, axes = settings_of(constant)
     channels = channels_for_arithmetic(x, axes)
