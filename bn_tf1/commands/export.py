@@ -26,10 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", nargs="?", help="what to write: it must not exist")
     parser.add_argument(
-        "--checkpoint", metavar="CKPT", help="where it is not the one beside the graph"
+        "--to", choices=_FORMATS, default="saved_model", help="the format to write"
     )
     parser.add_argument(
-        "--to", choices=_FORMATS, default="saved_model", help="the format to write"
+        "--fold",
+        action="store_true",
+        help="fold batch norm into the weights before it, where it can be",
+    )
+    parser.add_argument(
+        "--batch",
+        choices=("any", "keep"),
+        help="the batch size: any number, or that of the graph; any where it can be",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="tell the inputs, labels and outputs of the graph, and write nothing",
+    )
+    add_choices(parser)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The options of `fold`, too."""
+    parser.add_argument(
+        "--checkpoint", metavar="CKPT", help="where it is not the one beside the graph"
     )
     parser.add_argument(
         "--inputs",
@@ -53,11 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the value of a placeholder that is no input, such as keep_prob=1",
     )
     parser.add_argument(
-        "--batch",
-        choices=("any", "keep"),
-        help="the batch size: any number, or that of the graph; any where it can be",
-    )
-    parser.add_argument(
         "--examples",
         metavar="X.npz",
         help="arrays by name of an input, to check the model on; random numbers "
@@ -69,11 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=600.0,
         metavar="SECONDS",
         help="how long the checks, and the writing, may each take (default: 600)",
-    )
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="tell the inputs, labels and outputs of the graph, and write nothing",
     )
 
 
@@ -95,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
             inputs=options.inputs,
             outputs=options.outputs,
             settings=settings,
+            fold=options.fold,
             batch=options.batch,
             examples=options.examples,
             time_limit_secs=options.time_limit,

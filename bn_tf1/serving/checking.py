@@ -148,7 +148,7 @@ class Measured(NamedTuple):
 
 def measure(
     model: Model,
-    unfolded: EditableGraph,
+    unfolded: EditableGraph | None,
     examples: Examples,
     isolated: Isolated,
 ) -> Measured:
@@ -156,7 +156,7 @@ def measure(
 
     Args:
         model: the model.
-        unfolded: its graph before folding.
+        unfolded: its graph before folding, or None.
         examples: what it is given.
         isolated: runs them.
 
@@ -171,7 +171,7 @@ def measure(
     singles = [] if is_fixed else [examples.single(i) for i in range(_SINGLES)]
     _, outputs = model.names()
     isolated.run("frozen", _bytes(model.graph), [full, full, *singles], outputs)
-    if unfolded is not model.graph:
+    if unfolded is not None:
         isolated.run("frozen", _bytes(unfolded), [full], outputs)
     if model.before is not None:
         isolated.run("frozen", _bytes(model.before), [full, full], outputs)

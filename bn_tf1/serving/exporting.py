@@ -12,6 +12,9 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from bn_tf1.graphs.rewriting.any_batch import allow_any_batch
+from bn_tf1.graphs.rewriting.editable_graph import EditableGraph
+from bn_tf1.graphs.rewriting.extraction import extract
+from bn_tf1.graphs.rewriting.folding import fold as fold_layers
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.serving import model_formats
 from bn_tf1.serving.checking import Examples, Measured, measure, read_examples
@@ -62,6 +65,7 @@ def export(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    fold: bool = False,
     batch: str | None = None,
     examples: str | Mapping[str, np.ndarray] | None = None,
     time_limit_secs: float = _TIME_LIMIT_SECS,
@@ -82,6 +86,7 @@ def export(
         outputs: names of tensors; by default what the graph itself tells, if that is
             one tensor.
         settings: values by name of placeholders that are no inputs, such as keep_prob.
+        fold: whether batch norm is folded into the weights before it, where it can be.
         batch: "any" for a batch size of any number, "keep" for that of the graph; by
             default any, where that can be done.
         examples: arrays by name of an input, or a .npz file of them, whose first axis
@@ -102,7 +107,11 @@ def export(
         opened = open_source(source, checkpoint)
         model = prepare(opened, Wishes(inputs, outputs, settings or {}))
         given = read_examples(examples, model.inputs)
-        model, measured = _with_batch(model, batch, given, isolated)
+        unfolded = None
+        if fold:
+            unfolded = model.graph
+            model = _folded(model)
+        model, measured = _with_batch(model, unfolded, batch, given, isolated)
         written = write_model(model, out, to, measured, isolated)
     return Export(
         out,
@@ -125,14 +134,32 @@ def _check_arguments(out, to, batch):
     model_formats.check_installed(to)
 
 
+def _folded(model):
+    graph = model.graph.copy()
+    _, outputs = model.names()
+    folding = fold_layers(graph, outputs)
+    extract(graph, outputs)
+    count = len(folding.folded)
+    kept = len({name for name, _ in folding.left} - set(folding.folded))
+    return model._replace(
+        graph=graph,
+        changed=(*model.changed, f"{count} of {count + kept} layers are folded"),
+        left=(*model.left, *(f"{name}: {reason}" for name, reason in folding.left)),
+    )
+
+
 def _with_batch(
-    model: Model, batch: str | None, examples: Examples, isolated: Isolated
+    model: Model,
+    unfolded: EditableGraph | None,
+    batch: str | None,
+    examples: Examples,
+    isolated: Isolated,
 ) -> tuple[Model, Measured]:
     """The model with any batch size, where that is wanted and can be done."""
     if batch != "keep":
         changed, names = _with_any_batch(model)
         try:
-            return changed, measure(changed, changed.graph, examples, isolated)
+            return changed, measure(changed, unfolded, examples, isolated)
         except ExportError as error:
             if batch == "any" or not names:
                 raise
@@ -140,7 +167,7 @@ def _with_batch(
         model = model._replace(
             left=(*model.left, f"the batch size of the graph: {reason}")
         )
-    return model, measure(model, model.graph, examples, isolated)
+    return model, measure(model, unfolded, examples, isolated)
 
 
 def _with_any_batch(model):

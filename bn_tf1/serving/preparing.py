@@ -47,7 +47,7 @@ _OF_TRAINING = re.compile(
     r"(Resource)?(Sparse)?Apply[A-Z]|(Resource)?Scatter[A-Z]\w*(Add|Sub|Update)$|"
     r"\w+Grad(V\d+)?$"
 )
-_MOST_NAMED = 8
+_MOST_NAMED = 3
 
 
 class ExportError(ValueError):
@@ -117,7 +117,8 @@ def prepare(source: Source, wishes: Wishes) -> Model:
     baked = take_moving_statistics(graph, mode.view, _needed_layers(mode, names))
     if baked:
         changed.append(
-            f"{_some(baked)} take the moving statistics; they had no inference mode"
+            f"{len(baked)} layers without an inference mode take their moving "
+            f"statistics: {_some(baked)}"
         )
     given = [canonical(c.tensor) for c in interface.asked_inputs()]
     dropped = remove_dropout(
