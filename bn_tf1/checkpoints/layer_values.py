@@ -23,6 +23,7 @@ from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import TensorFile
 
 _STEP = re.compile(r"(^|/)(global_step|iterations?|iter|_iterations)$")
+_NAMED_STEP = re.compile(r"-(\d{1,12})$")
 _MAX_CHANNELS = 1 << 20
 _RENORM = ("renorm_mean", "renorm_stddev")
 
@@ -70,15 +71,18 @@ class CheckpointValues(NamedTuple):
 
     Attributes:
         prefix: its path without ".index".
-        step: its global step; None where it has none.
+        step: its global step, or the number at the end of its name; None without both.
         layers: its batch-norm layers.
         damaged: why, by the name of a variable that could not be read.
+        is_step_named: whether only the name tells the step; the number may also be that
+            of an epoch.
     """
 
     prefix: str
     step: int | None
     layers: tuple[LayerValues, ...]
     damaged: Mapping[str, str]
+    is_step_named: bool = False
 
 
 def read_values(file: TensorFile, graph_layers: Iterable[Any] = ()) -> CheckpointValues:
@@ -96,7 +100,20 @@ def read_values(file: TensorFile, graph_layers: Iterable[Any] = ()) -> Checkpoin
     for layer in find_checkpoint_layers(file.shapes, graph_layers, reader.plain):
         graph_layer = by_mean.get(reader.plain_name(layer.names.get("moving_mean")))
         layers.append(_layer_values(reader, layer, graph_layer))
-    return CheckpointValues(file.prefix, _step(reader), tuple(layers), reader.damaged)
+    step, named = _step(reader), step_of(file.prefix)
+    return CheckpointValues(
+        file.prefix,
+        named if step is None else step,
+        tuple(layers),
+        reader.damaged,
+        step is None and named is not None,
+    )
+
+
+def step_of(prefix: str) -> int | None:
+    """The number at the end of the name of a checkpoint, as a saver puts it there."""
+    match = _NAMED_STEP.search(prefix)
+    return int(match.group(1)) if match else None
 
 
 class _Reader:

@@ -181,10 +181,12 @@ CHECKS = (
     Check(
         "several-updates",
         "graph",
-        ("warning",),
+        ("error", "warning"),
         "One training step updates a moving statistic several times.",
         "A layer that is called several times (towers, a discriminator on real and "
-        "generated data) mixes the statistics of all calls, in no certain order.",
+        "generated data) mixes the statistics of all calls, in no certain order. Updates "
+        "that read one old value move it N (1 - decay) times the way to the batch: from "
+        "1 on too far, and from 2 on the statistics diverge.",
         "Choose the calls whose statistics count. In the others, bn_tf1.batch_norm("
         'x, is_training, update="skip"). For towers, take the updates of the first alone: '
         "tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)",
@@ -192,12 +194,23 @@ CHECKS = (
     Check(
         "zero-debias",
         "graph",
-        ("warning",),
+        ("warning", "note"),
         "The moving statistics are zero-debiased, which keeps them in hidden variables.",
         "A checkpoint restored without these variables loses its moving statistics at "
         "the first update: the mean becomes that of one batch.",
         "Pass zero_debias=False to assign_moving_average, or zero_debias_moving_mean="
         f"False in slim. Or see that every checkpoint holds them: {_ALL_VARIABLES}",
+    ),
+    Check(
+        "statistics-trained",
+        "graph",
+        ("error", "warning"),
+        "An optimizer trains moving statistics, or may: they are among the trainable.",
+        "Gradients move them away from the statistics of the data. They are no longer "
+        "averages, and a moving variance can become negative.",
+        "Create them with trainable=False, and train the others alone: "
+        "optimizer.minimize(loss, var_list=[v for v in tf.trainable_variables() if "
+        "'moving_' not in v.op.name]). bn_tf1.batch_norm keeps them out by itself.",
     ),
     Check(
         "inference-mode-in-training",
@@ -284,6 +297,17 @@ CHECKS = (
         "tf.trainable_variables() if not v.op.name.endswith(('gamma', 'beta'))]",
     ),
     Check(
+        "broken-freeze",
+        "graph",
+        ("error",),
+        "The graph was frozen such that it cannot be imported, or cannot run.",
+        "tf.import_graph_def or the first run fails, in TensorFlow and in whatever "
+        "converts the file.",
+        "Freeze a graph in inference mode, without updates: python -m bn_tf1 export "
+        "TRAINING.meta OUT --checkpoint CHECKPOINT --to frozen. Or build it with "
+        "bn_tf1.batch_norm(x, is_training=False) before it is frozen.",
+    ),
+    Check(
         "bias-before-batch-norm",
         "graph",
         ("note",),
@@ -362,8 +386,35 @@ CHECKS = (
         "A moving variance is negative.",
         "The root of a negative variance is NaN, or tiny if epsilon hides it; no average "
         "of variances is negative.",
-        "It was computed as E[x^2] - E[x]^2, debiased wrongly or written over: use "
-        "tf.nn.moments or bn_tf1.batch_norm, and recompute it on the training data.",
+        "It was computed as E[x^2] - E[x]^2, debiased wrongly, trained by an optimizer, "
+        "or moved too far by many updates in one step (a layer that is called N times, "
+        "with N (1 - decay) above 1): use bn_tf1.batch_norm and bn_tf1.make_train_op, "
+        "and recompute it on the training data.",
+    ),
+    Check(
+        "statistics-diverged",
+        "checkpoint",
+        ("error",),
+        "Moving statistics are larger than those of any data.",
+        "Evaluation gives nothing but beta, or NaN. An average of batches cannot be far "
+        "larger than the batches.",
+        "Most often one layer is called many times in a training step, and its updates "
+        "read one old value: N of them move it N (1 - decay) times the way to the batch, "
+        "which from 2 on grows without bound. Update once in each step: "
+        'bn_tf1.batch_norm(x, is_training, update="skip") in the other calls, or '
+        "bn_tf1.make_train_op(loss, optimizer), which lets them follow one another. Then "
+        "recompute the statistics.",
+    ),
+    Check(
+        "optimizer-slots",
+        "checkpoint",
+        ("error",),
+        "There are slots of an optimizer beside moving statistics: it trains them.",
+        "Gradients move them away from the statistics of the data. They are no longer "
+        "averages, and a moving variance can become negative.",
+        "Train the other variables alone: optimizer.minimize(loss, var_list=[v for v in "
+        "tf.trainable_variables() if 'moving_' not in v.op.name]); then recompute the "
+        "statistics.",
     ),
     Check(
         "dead-channels",

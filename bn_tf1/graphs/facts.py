@@ -15,6 +15,8 @@ from bn_tf1.graphs.view import GraphView, ancestors, node_of
 # Where the tensors begin among the inputs of an operation that saves.
 _SAVES = {"SaveV2": 3, "SaveSlices": 3, "Save": 2}
 PARAMETERS = ("gamma", "beta")
+# How values leave a condition or a loop of control flow v1.
+_WAYS_OUT = ("Merge", "RefMerge", "Exit", "RefExit")
 
 
 class Facts:
@@ -41,6 +43,9 @@ class Facts:
             is_gradient(view, node) for node in range(len(view))
         )
         self.served = _served(view)
+        # Asked for each update, and each as large as the graph: kept.
+        self._leading_out: bytearray | None = None
+        self._running: dict[int, bytearray] = {}
 
     def graph_layers(self) -> list[GraphLayer]:
         """The layers as `find_layers` gives them, the folded ones included."""
@@ -66,6 +71,21 @@ class Facts:
         nodes = list(layer.writes.get(variable, ()))
         nodes += [u.node for u in layer.updates if u.variable == variable]
         return sorted(set(nodes))
+
+    def leads_out(self, node: int) -> bool:
+        """Whether a value leaves a condition or loop of control flow v1 after `node`."""
+        if self._leading_out is None:
+            ends = [n for n, op in enumerate(self.view.ops) if op in _WAYS_OUT]
+            self._leading_out = ancestors(self.view, ends)
+        return bool(self._leading_out[node])
+
+    def runs_with_its_body(self, node: int) -> bool:
+        """Whether each call of the function that `node` is in runs it."""
+        index = self.view.body_of(node)
+        if index not in self._running:
+            body = self.view.bodies[index]
+            self._running[index] = ancestors(self.view, body.returns + body.controls)
+        return bool(self._running[index][node])
 
     def names_of(self, variables: Iterable[int]) -> str:
         """The names of variables, for a message."""

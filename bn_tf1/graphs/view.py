@@ -22,6 +22,7 @@ from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.formats.wire_format import by_number, bytes_in
 from bn_tf1.graphs.reading.graph_files import load_graph_file
 from bn_tf1.graphs.reading.partial_parsing import (
     Function,
@@ -128,6 +129,7 @@ class GraphView:
         kind: "graph", "meta" or "saved_model".
         path: "PATH: " of the file that was read, for errors; "" of a graph in memory.
         constant_sizes: the sizes of constants that were asked for, most of them often.
+        unanswered: values that a function returns and no node gives, described.
     """
 
     def __init__(self, graph: Graph, meta: Any = None, kind: str = "graph"):
@@ -161,6 +163,7 @@ class GraphView:
         self.constant_sizes: dict[int, int | None] = {}
         self._consumers: Any = None
         self._followers: Any = None
+        self.unanswered: list[str] = []
         self._add_bodies(graph)
         self._join_calls()
 
@@ -240,6 +243,8 @@ class GraphView:
         for key, source in scope.returns.items():
             node = self._add(prefix + key, "_Ret")
             self.inputs[node] = _references([source], ids)
+            if source and not self._is_given(source, self.inputs[node]):
+                self.unanswered.append(f"{scope.name}: {key} = {source}")
             returned.append(node)
         self.bodies.append(
             Body(
@@ -279,6 +284,15 @@ class GraphView:
             if awaited not in shared:
                 shared[awaited] = self._shared_controls(awaited, ids, prefix)
             self._connect(node, _references(inputs, ids), shared[awaited])
+
+    def _is_given(self, source, references):
+        """Whether a node gives what a function calls `source`, such as "read:value:0"."""
+        output = source.partition(":")[2]
+        if not references or not output:
+            return bool(references)
+        # Of all outputs only that of what replaces the read of a variable is known.
+        is_copy = self.ops[node_of(references[0])] == "Identity"
+        return not is_copy or output.startswith("output")
 
     def _connect(self, node, references, controls):
         self.inputs[node] = references
@@ -426,6 +440,15 @@ def _scope_of(function: Function) -> _Scope:
     )
 
 
+def _described_variables(descriptions):
+    """The names in VariableDefs, whose class is not public: field 1."""
+    try:
+        names = [b"".join(bytes_in(by_number(d), 1)[-1:]) for d in descriptions]
+        return [name.decode("utf-8") for name in names]
+    except ValueError:
+        return []  # of somebody's own, or damaged; a UnicodeDecodeError is one
+
+
 def _has_name(item):
     return isinstance(getattr(item, "name", None), str)
 
@@ -433,11 +456,15 @@ def _has_name(item):
 def _collections(meta):
     if meta is None:
         return {}
-    return {
+    found = {
         key: list(values.node_list.value)
         for key, values in meta.collection_def.items()
         if values.WhichOneof("kind") == "node_list"
     }
+    key = tf.GraphKeys.TRAINABLE_VARIABLES
+    if key in meta.collection_def:
+        found[key] = _described_variables(meta.collection_def[key].bytes_list.value)
+    return found
 
 
 def _split(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -387,6 +387,49 @@ def test_a_run_that_was_too_short_for_its_decay(tmp_path):
     assert f"{0.99**60:.1%} of the moving statistics" in finding.what
 
 
+@pytest.mark.parametrize("step, found", [(20, True), (800, False)])
+def test_a_step_that_only_the_name_tells(tmp_path, step, found):
+    values = {
+        **_under("bn", _NORM),
+        "bn/moving_mean": np.float32([0.2, 0.1]),
+        "bn/moving_variance": np.float32([0.9, 0.95]),
+    }
+    findings = bn_tf1.audit(forge.write(tmp_path / f"model-{step}", values))
+    assert [f.check for f in findings] == ["not-converged"] * found
+    assert all("20 steps (by the name of the file)" in f.what for f in findings)
+
+
+@pytest.mark.parametrize("slot", ["Adam", "Adam_1", "Momentum", "RMSProp", "shadow"])
+def test_slots_of_an_optimizer_beside_moving_statistics(tmp_path, slot):
+    values = {**_under("bn", _NORM), **_under("bn", _STATISTICS)}
+    values[f"train/bn/moving_mean/{slot}"] = np.float32([0.1, 0.2])
+    values[f"bn/gamma/{slot}"] = np.float32([0.1, 0.2])
+    values["global_step"] = np.int64(9000)
+    findings = _audit(tmp_path, values)
+    assert [f.check for f in findings] == ["optimizer-slots"] * (slot != "shadow")
+    assert all(f"train/bn/moving_mean/{slot}" in f.what for f in findings)
+
+
+@pytest.mark.parametrize(
+    "variance, checks",
+    [
+        ([-1e28, 3e27], {"negative-variance", "statistics-diverged"}),
+        ([1e28, 3e27], {"statistics-diverged"}),
+        ([1e10, 3e9], set()),
+    ],
+)
+def test_statistics_that_many_updates_in_one_step_drove_away(
+    tmp_path, variance, checks
+):
+    """A layer called 30 times a step with decay 0.9, after 200 steps: tf#14353."""
+    values = {**_under("bn", _NORM), **_under("bn", _STATISTICS)}
+    values["bn/moving_variance"] = np.float32(variance)
+    values["global_step"] = np.int64(200)
+    findings = [f for f in _audit(tmp_path, values) if f.gravity == "error"]
+    assert {f.check for f in findings} == checks
+    assert all("N (1 - decay)" in f.remedy for f in findings)
+
+
 def test_a_run_that_began_with_other_statistics_is_not_too_short(tmp_path):
     """Fine-tuning restarts the global step; a variance below decay^steps shows it."""
     path = _train(tmp_path, steps=20, decay=0.999, start=0.01)

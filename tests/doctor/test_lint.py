@@ -1,5 +1,6 @@
 """`lint`: each planted defect is found, and its healthy twin is not accused."""
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -199,6 +200,33 @@ def test_a_layer_that_is_updated_twice_in_a_step():
     assert "0.9801" in found.what
 
 
+@pytest.mark.parametrize(
+    "calls, decay, gravity",
+    [(2, 0.9, "warning"), (12, 0.9, "warning"), (25, 0.9, "error")],
+)
+def test_updates_that_read_one_old_value_overshoot(calls, decay, gravity):
+    """25 of them move it 2.5 times the way to the batch: it grows without bound."""
+    for i in range(calls):
+        with tf.variable_scope("net", reuse=i > 0):
+            y = graph_zoo.with_nn(tf.identity(images()), True, decay=decay)
+    make_train_op(tf.reduce_mean(tf.square(y)))
+    found = finding("several-updates")
+    assert (found.gravity, found.layer) == (gravity, "net/bn")
+    reach = calls * (1 - decay)
+    told = f"together they move it {reach:.3g} times the way"
+    assert (told in found.what) == (reach > 1)
+
+
+def test_updates_that_follow_one_another_do_not_overshoot():
+    updates = []
+    for i in range(25):
+        with tf.control_dependencies(updates), tf.variable_scope("net", reuse=i > 0):
+            y = graph_zoo.with_nn(tf.identity(images()), True, decay=0.9)
+        updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)[-2:]
+    make_train_op(tf.reduce_mean(tf.square(y)))
+    assert finding("several-updates").gravity == "warning"
+
+
 def test_a_layer_that_is_called_twice_and_updated_once():
     twice("skip")
     assert checks() == []
@@ -325,7 +353,93 @@ def test_zero_debias(variable_kind):
     training_graph(graph_zoo.with_nn, zero_debias=True)
     found = finding("zero-debias")
     assert found.layer == "bn" and "moving_mean/biased" in found.where
+    assert found.gravity == "warning"
     assert checks() == ["zero-debias"]
+
+
+@pytest.mark.parametrize("without", ["", "biased", "local_step"])
+def test_zero_debias_is_a_note_where_all_its_variables_are_saved(without):
+    training_graph(graph_zoo.with_nn, zero_debias=True)
+    variables = tf.global_variables()
+    tf.train.Saver([v for v in variables if not without or without not in v.op.name])
+    assert finding("zero-debias").gravity == ("warning" if without else "note")
+
+
+def trained_statistics(trainable=True):
+    """A layer by hand that normalises with its moving statistics, as variables do."""
+    with tf.variable_scope("bn"):
+        gamma, beta, mean, variance = graph_zoo._variables(graph_zoo.CHANNELS)
+    for variable in (mean, variance):
+        if trainable:
+            tf.add_to_collection(tf.GraphKeys.TRAINABLE_VARIABLES, variable)
+    return tf.nn.batch_normalization(
+        convolution(images()), mean, variance, beta, gamma, 1e-3
+    )
+
+
+def test_statistics_that_an_optimizer_trains(variable_kind):
+    make_train_op(loss_of(trained_statistics()))
+    found = finding("statistics-trained")
+    assert found[:4] == ("statistics-trained", "error", "certain", "bn")
+    assert "bn/moving_mean, bn/moving_variance" in found.what
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_statistics_among_the_trainable_variables(as_file, tmp_path, variable_kind):
+    loss = loss_of(trained_statistics())
+    weights = [v for v in tf.trainable_variables() if "moving" not in v.op.name]
+    tf.train.AdamOptimizer().minimize(loss, var_list=weights)
+    graph = tf.get_default_graph()
+    if as_file:
+        graph = str(tmp_path / "graph.meta")
+        tf.train.export_meta_graph(graph)
+    found = finding("statistics-trained", graph)
+    assert found[:4] == ("statistics-trained", "warning", "likely", "bn")
+
+
+def test_statistics_that_are_not_trained(variable_kind):
+    make_train_op(loss_of(trained_statistics(trainable=False)))
+    assert not [f for f in lint(tf.get_default_graph()) if "trained" in f.check]
+
+
+# ------------------------------------------------------------------------------- freezing
+
+
+def frozen(y):
+    """The graph of `y` with constants for variables, and why its import fails, if so."""
+    y = tf.identity(y, name="y")
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        graph_def = tf.graph_util.convert_variables_to_constants(
+            session, y.graph.as_graph_def(), ["y"]
+        )
+    feed = {"images:0": np.zeros([8, 5, 5, 3])}
+    if any(node.name == "is_training" for node in graph_def.node):
+        feed["is_training:0"] = True
+    try:
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.import_graph_def(tf.GraphDef.FromString(graph_def.SerializeToString()))
+            session.run("import/y:0", {f"import/{k}": v for k, v in feed.items()})
+    except (ValueError, tf.errors.OpError) as error:
+        return graph_def, error
+    return graph_def, None
+
+
+@pytest.mark.parametrize("is_training", [True, "fed"])
+@pytest.mark.parametrize("name", ["ours", "in_place", "with_nn", "with_ema_class"])
+def test_a_frozen_graph_is_broken_where_its_import_fails(
+    name, is_training, control_flow, variable_kind
+):
+    if control_flow == "control_flow_v2":
+        tf.enable_resource_variables()  # 1.15 cannot do otherwise
+    if is_training == "fed":
+        is_training = tf.placeholder(tf.bool, [], name="is_training")
+    options = {"update": "in_place"} if name == "in_place" else {}
+    maker = graph_zoo.MAKERS["ours" if name == "in_place" else name]
+    graph_def, error = frozen(maker(convolution(images()), is_training, **options))
+    found = [f for f in lint(graph_def) if f.check == "broken-freeze"]
+    assert bool(found) == (error is not None), error
+    assert all(f[:3] == ("broken-freeze", "error", "certain") for f in found)
 
 
 def test_weight_decay_on_gamma_and_beta(maker, variable_kind):

@@ -10,6 +10,8 @@ from bn_tf1.graphs.layer_analysis import find_layers
 from bn_tf1.graphs.view import read_graph
 from tests.graphs import graph_zoo
 
+UPDATED_IN_PLACE = ("with_ema_class", "with_pop_variables", "contrib_in_place")
+
 
 @pytest.fixture
 def saved(tmp_path):
@@ -58,5 +60,8 @@ def test_a_frozen_layer(maker, is_training, tmp_path):
     (layer,) = find_layers(read_graph(path))
     assert layer.name == "bn"
     assert layer.mode == ("training" if is_training else "inference")
-    errors = [f.check for f in lint(path) if f.gravity == "error"]
-    assert errors == (["training-mode-in-inference"] if is_training else [])
+    errors = {f.check for f in lint(path) if f.gravity == "error"}
+    expected = {"training-mode-in-inference"} if is_training else set()
+    if is_training and maker in UPDATED_IN_PLACE:
+        expected.add("broken-freeze")  # it assigns to what is a constant now
+    assert errors == expected

@@ -18,6 +18,8 @@ from bn_tf1.doctor.register import found_by
 
 # The smallest epsilon in use; a variance below it is dead in every library.
 _SMALLEST_EPSILON = 1e-5
+# A variance beyond that of any data: of values of a billion.
+_LARGEST = 1e18
 # Deviations between a mean and 0. Float32 moments begin to lose digits here, and a shift
 # of one part in a hundred moves the output by more than its range.
 _FAR_MEAN = 100.0
@@ -40,6 +42,7 @@ def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Findin
             _check_finite,
             _check_updated,
             _check_variance,
+            _check_size,
             _check_dead,
             _check_silent,
             _check_mean,
@@ -141,6 +144,29 @@ def _check_variance(layer, checkpoint):
                 what=f"{np.count_nonzero(negative)} of {values.size} channels have a "
                 f"negative {role}, down to {values[negative].min():.4g}.",
             )
+
+
+def _check_size(layer, checkpoint):
+    largest = {
+        role: float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+        for role, values in layer.values.items()
+        if role in STATISTICS
+    }
+    # Of a mean the square is of the order of a variance.
+    beyond = {
+        role: size
+        for role, size in largest.items()
+        if size > (_LARGEST if role == "moving_variance" else _LARGEST**0.5)
+    }
+    for role, size in beyond.items():
+        yield _finding(
+            "statistics-diverged",
+            layer,
+            checkpoint,
+            role=role,
+            certainty="likely",
+            what=f"The largest {role} is {size:.3g} in size.",
+        )
 
 
 def _check_dead(layer, checkpoint):
@@ -286,14 +312,17 @@ def _check_residual(layer, checkpoint):
     if residual < _RESIDUAL or _began_elsewhere(layer, residual):
         return
     known = layer.decay is not None
+    is_sure = known and layer.layer.variance_at_first and not checkpoint.is_step_named
     yield _finding(
         "not-converged",
         layer,
         checkpoint,
         role="moving_variance",
         gravity="warning" if known else "note",
-        certainty="likely" if known and layer.layer.variance_at_first else "possible",
-        what=f"After {checkpoint.step} steps with decay {decay:g}"
+        certainty="likely" if is_sure else "possible",
+        what=f"After {checkpoint.step} steps"
+        + (" (by the name of the file)" if checkpoint.is_step_named else "")
+        + f" with decay {decay:g}"
         + ("" if known else " (assumed: no graph tells it)")
         + f", {residual:.1%} of the moving statistics is still their initial value.",
     )

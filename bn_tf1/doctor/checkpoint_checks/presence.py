@@ -1,4 +1,4 @@
-"""What a checkpoint lacks: moving statistics that are not in it, sizes that disagree.
+"""What is in a checkpoint and what is not: statistics, their sizes, slots beside them.
 
 A `tf.train.Saver` of the trainable variables leaves the statistics out and says nothing.
 What is missing can only be told from what is there: a gamma and a beta without
@@ -10,11 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Sequence
 
-from bn_tf1.checkpoints.dialects import unnumbered
-from bn_tf1.checkpoints.found_layers import (
-    STATISTICS,
-    CheckpointLayer,
-)
+from bn_tf1.checkpoints.dialects import STATISTICS, find_slot, unnumbered
+from bn_tf1.checkpoints.found_layers import CheckpointLayer
 from bn_tf1.checkpoints.object_names import is_saved_by_object, variable_names
 from bn_tf1.checkpoints.tensor_file import TensorFile
 from bn_tf1.doctor.findings import Finding
@@ -24,6 +21,12 @@ _BATCH_NORM = re.compile(r"batch_?norm|(^|[^a-z])bn([^a-z]|$)", re.IGNORECASE)
 _OTHER_NORM = re.compile(
     r"(layer|group|instance|rms|weight|channel|filter_response|pixel|adaptive|ada)_?"
     r"norm|(^|[^a-z])(ln|gn|in|adain)([^a-z]|$)",
+    re.IGNORECASE,
+)
+# As the optimizers of TensorFlow call their slots, the second and third numbered.
+_SLOT = re.compile(
+    r"(adam\w*|n?adamax|momentum|rmsprop|adagrad\w*|adadelta|ftrl|amsgrad|lamb|lars)"
+    r"(_\d+)?$",
     re.IGNORECASE,
 )
 _PARAMETER = re.compile(r"(?P<scope>.+)/(?P<role>gamma|beta)$")
@@ -36,9 +39,11 @@ def check_presence(
 ) -> list[Finding]:
     """Findings on statistics that are missing and on sizes that disagree."""
     findings = []
+    slots = _slots_of_statistics(file, layers)
     for layer in layers:
         findings += _half_a_layer(file, layer)
         findings += _sizes(file, layer)
+        findings += _slots(file, layer, slots)
     if graph_layers and is_saved_by_object(file):
         return findings  # an object is saved whole, whatever its variables are called
     if graph_layers:
@@ -58,6 +63,41 @@ def _half_a_layer(file, layer):
         certainty="certain",
         what=f"{there} is in the checkpoint, but the {missing[0]} of the layer is not.",
     )
+
+
+def _slots_of_statistics(file, layers):
+    """Names of optimizer slots by the name of the moving statistic that they are of."""
+    statistics = {
+        layer.names[role]
+        for layer in layers
+        for role in layer.names
+        if role in STATISTICS
+    }
+    found: dict[str, list[str]] = {}
+    for name in file.tensors:
+        variable, is_object_slot, _ = name.partition("/.OPTIMIZER_SLOT/")
+        if is_object_slot:
+            variable += "/.ATTRIBUTES/VARIABLE_VALUE"
+        elif _SLOT.match(name.rpartition("/")[2]):
+            slot = find_slot(name, statistics)
+            variable = slot.variable if slot is not None else ""
+        else:
+            continue
+        if variable in statistics:
+            found.setdefault(variable, []).append(name)
+    return found
+
+
+def _slots(file, layer, slots):
+    own = [name for role in STATISTICS for name in slots.get(layer.names.get(role), ())]
+    if own:
+        yield found_by(
+            "optimizer-slots",
+            certainty="likely",
+            layer=layer.scope,
+            where=f"{file.prefix}: {own[0]}",
+            what=f"An optimizer has {', '.join(own[:4])}.",
+        )
 
 
 def _missing(file, scope, *, certainty, what, gravity="error"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Iterator
 
+import tensorflow.compat.v1 as tf
+
 from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
@@ -58,6 +60,31 @@ def _not_saved(facts, analysis, missing, count, by_another):
         where=names,
         what=what,
     )
+
+
+def check_trained_statistics(facts: Facts) -> Iterator[Finding]:
+    """Moving statistics that an optimizer moves, or would if they had a gradient."""
+    trainable = {
+        name.split(":")[0]
+        for name in facts.view.collections.get(tf.GraphKeys.TRAINABLE_VARIABLES, ())
+    }
+    for analysis in facts.layers:
+        nodes = [node for role in STATISTICS for node in analysis.variables[role]]
+        trained = [node for node in nodes if node in facts.training.trained]
+        listed = [node for node in nodes if facts.view.names[node] in trainable]
+        if not trained and not listed:
+            continue
+        names = facts.names_of(trained or listed)
+        yield found_by(
+            "statistics-trained",
+            gravity="error" if trained else "warning",
+            certainty="certain" if trained else "likely",
+            layer=analysis.layer.name,
+            where=names,
+            what=f"An optimizer applies gradients to {names}."
+            if trained
+            else f"Among the trainable variables are {names}.",
+        )
 
 
 def check_decay(facts: Facts) -> Iterator[Finding]:

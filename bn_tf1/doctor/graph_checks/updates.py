@@ -9,11 +9,13 @@ from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
-from bn_tf1.graphs.view import ancestors, descendants
+from bn_tf1.graphs.view import node_of
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 
-# How values leave a condition or a loop of control flow v1.
-_WAYS_OUT = ("Merge", "RefMerge", "Exit", "RefExit")
+# Times the way to the batch from which the distance grows in each step.
+_DIVERGES = 2.0
+# Nodes that are looked at before an update for one that it waits for.
+_NEARBY = 200
 
 
 def check_updates_run(facts: Facts) -> Iterator[Finding]:
@@ -130,15 +132,12 @@ def check_branches(facts: Facts) -> Iterator[Finding]:
 
 def _is_loose(facts, node):
     """In a branch or loop body whose result does not depend on it."""
-    view = facts.view
     if not facts.conditions.in_called_body(node):
         in_training = facts.training.applies and not facts.training.runs[node]
         if not (in_training and facts.conditions.of(node)):
             return False
-        after = descendants(view, [node])
-        return not any(after[n] and op in _WAYS_OUT for n, op in enumerate(view.ops))
-    body = view.bodies[view.body_of(node)]
-    return not ancestors(view, body.returns + body.controls)[node]
+        return not facts.leads_out(node)
+    return not facts.runs_with_its_body(node)
 
 
 def _in_branch(facts, analysis, nodes, misled):
@@ -198,18 +197,48 @@ def _exclude(facts, node, other):
 def _several(facts, analysis, nodes, variable):
     name = variable_name(facts.view, variable)
     decay = analysis.layer.decay
+    count = len(nodes)
+    reach = 0.0
     rate = ""
     if decay is not None:
-        rate = f" ({len(nodes)} times decay {decay:g} is {decay ** len(nodes):g})"
+        rate = f" ({count} times decay {decay:g} is {decay**count:g})"
+        if not _follow_one_another(facts.view, nodes):
+            reach = count * (1 - decay)
     return found_by(
         "several-updates",
+        gravity="error" if reach >= _DIVERGES else "warning",
         certainty="likely",
         layer=analysis.layer.name,
         where=name,
         what=f"{len(nodes)} operations update {name} in one training step{rate}: "
         + ", ".join(facts.view.names[node] for node in nodes[:4])
-        + ".",
+        + "."
+        + (
+            f" They read one old value: together they move it {reach:.3g} times the way "
+            "to the batch."
+            if reach > 1
+            else ""
+        ),
     )
+
+
+def _follow_one_another(view, nodes):
+    """Whether each update waits for the one before it; nearby, as it was made to."""
+    return all(
+        earlier in _awaited(view, later) for earlier, later in zip(nodes, nodes[1:])
+    )
+
+
+def _awaited(view, node):
+    """What `node` waits for, up to some steps away, control inputs first."""
+    found, pending = {node}, [node]
+    while pending and len(found) < _NEARBY:
+        current = pending.pop(0)
+        for earlier in (*view.controls[current], *map(node_of, view.inputs[current])):
+            if earlier not in found:
+                found.add(earlier)
+                pending.append(earlier)
+    return found
 
 
 def check_zero_debias(facts: Facts) -> Iterator[Finding]:
@@ -220,8 +249,17 @@ def check_zero_debias(facts: Facts) -> Iterator[Finding]:
             names = facts.names_of(hidden)
             yield found_by(
                 "zero-debias",
+                gravity="note" if _are_saved(facts, hidden) else "warning",
                 certainty="possible",
                 layer=analysis.layer.name,
                 where=names,
                 what=f"The moving statistics are zero-debiased, by {names} and a counter.",
             )
+
+
+def _are_saved(facts, hidden):
+    """Whether savers of the graph save the averages and their counters."""
+    saved = facts.names_of(facts.saved_by(facts.saves())).split(", ")
+    names = facts.names_of(hidden).split(", ")
+    counters = [name.rpartition("/")[0] + "/local_step" for name in names]
+    return set(names + counters) <= set(saved)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
+from bn_tf1.checkpoints.layer_values import step_of
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 
@@ -21,7 +22,6 @@ STATE_FILE = "checkpoint"
 # A state file of ten thousand checkpoints is smaller.
 _MAX_STATE_BYTES = 1 << 20
 _DATA = re.compile(r"^(?P<prefix>.+)\.data-\d{5}-of-\d{5}$")
-_STEP = re.compile(r"-(\d+)$")
 # Where nothing tells which checkpoint a new state file should name.
 _ANY = "model.ckpt-STEP"
 
@@ -78,12 +78,6 @@ def read_train_state(directory: str) -> TrainState:
     if listed and present:
         findings += _newer_than_state(directory, others, present[-1])
     return TrainState((*others, *present), tuple(findings))
-
-
-def step_of(prefix: str) -> int | None:
-    """The number at the end of the name of a checkpoint."""
-    match = _STEP.search(prefix)
-    return int(match.group(1)) if match else None
 
 
 def _by_age(prefix):

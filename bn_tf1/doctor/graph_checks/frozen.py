@@ -1,0 +1,56 @@
+"""Checks of a graph: was it frozen such that it can be imported and run?
+
+Freezing puts a constant in the place of each variable and leaves what writes or reads the
+variable as it was, where it does not know it. Such a graph looks whole, and its import
+fails: "incompatible with expected float_ref", "... with expected resource". In a function,
+a value may be returned under the name that the read of a variable gave it.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from bn_tf1.checkpoints.dialects import STATISTICS
+from bn_tf1.doctor.findings import Finding
+from bn_tf1.doctor.register import found_by
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.node_values import ASSIGNMENTS, origins
+from bn_tf1.graphs.view import node_of
+
+# What takes a variable as its first input, and no value.
+_MOST = 3
+_OF_VARIABLES = ASSIGNMENTS | {"ReadVariableOp", "ResourceGather", "VarIsInitializedOp"}
+
+
+def check_frozen(facts: Facts) -> Iterator[Finding]:
+    """Variables that became constants beneath what writes or reads a variable."""
+    view = facts.view
+    broken: dict[str, list[tuple[str, str]]] = {}
+    layer_of = {
+        node: analysis.layer.name
+        for analysis in facts.layers
+        for role in STATISTICS
+        for node in analysis.variables[role]
+    }
+    for node, op in enumerate(view.ops):
+        if op not in _OF_VARIABLES or not view.inputs[node]:
+            continue
+        ends = {node_of(end) for end in origins(view, view.inputs[node][0])}
+        if all(view.ops[end] == "Const" for end in ends):
+            layer = next((layer_of[end] for end in ends if end in layer_of), "")
+            names = ", ".join(sorted(view.names[end] for end in ends))
+            told = f"{view.names[node]} ({op}) takes the constant {names}"
+            broken.setdefault(layer, []).append((view.names[node], told))
+    for place in view.unanswered:
+        told = f"no node gives what a function returns, {place}"
+        broken.setdefault("", []).append((place.partition(":")[0], told))
+    for layer, places in broken.items():
+        told = "; ".join(told for _, told in places[:_MOST])
+        more = f"; and {len(places) - _MOST} more" if len(places) > _MOST else ""
+        yield found_by(
+            "broken-freeze",
+            certainty="certain",
+            layer=layer,
+            where=", ".join(where for where, _ in places[:_MOST]),
+            what=f"The graph cannot be imported or run: {told}{more}.",
+        )
