@@ -129,9 +129,9 @@ def _normalize(x, variables, arguments, layer):
     plan, is_training = arguments.plan, arguments.is_training
     first = x[0] if arguments.towers else x
     dtype = first.dtype
-    # All that needs a gradient is cast and read outside of the cond: TensorFlow 1.15
-    # gives none to bfloat16 tensors that enter it, and fails for resource variables
-    # that are read in it, if it is itself in a loop.
+    # All is cast and read outside of the cond: TensorFlow 1.15 gives no gradient to
+    # bfloat16 tensors that enter it, and fails for resource variables that are read in it,
+    # if it is itself in a loop; and where a variable is read in it, it cannot be frozen.
     if plan.kernel == "composed" and is_training is not False:
         wide = statistics.statistics_dtype(dtype)
         x = _each(lambda tower: tf.cast(tower, wide), x)
@@ -139,10 +139,7 @@ def _normalize(x, variables, arguments, layer):
         if wide != dtype.base_dtype:
             plan = _plan_of(first, arguments)
     channels = [tf.dimension_value(first.shape[a]) for a in plan.axes]
-    gamma, beta = (
-        None if variable is None else _read(variable, channels)
-        for variable in (variables.gamma, variables.beta)
-    )
+    gamma, beta = _read_all([variables.gamma, variables.beta], channels)
     if not isinstance(arguments.trainable, bool):
         gamma, beta = (
             _passing_gradient(value, arguments.trainable) for value in (gamma, beta)
@@ -150,7 +147,7 @@ def _normalize(x, variables, arguments, layer):
 
     def with_batch_statistics(x, gamma, beta, *_):
         if not arguments.is_plain:
-            return _with_own_statistics(x, gamma, beta, variables, arguments, layer)
+            return _with_own_statistics(x, gamma, beta, renormed, arguments, layer)
         batch = _with_several_values(x, plan.axes, layer, is_training)
         is_fused = plan.kernel == "fused"
         normalize = (
@@ -162,6 +159,10 @@ def _normalize(x, variables, arguments, layer):
         )
 
     def with_moving_statistics(x, gamma, beta, mean, variance):
+        if arguments.fold or plan.constant != "fused":
+            # An optimizer over all variables must not train them. The fused kernel passes
+            # no gradient to them.
+            mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
         epsilon = arguments.epsilon
         if arguments.towers:
 
@@ -179,12 +180,13 @@ def _normalize(x, variables, arguments, layer):
             y = statistics.normalize_constant(*operands, plan, epsilon=epsilon)
         return statistics.BatchOutput(y, mean, variance)
 
-    def moving():
-        return [
-            _read(variable, channels)
-            for variable in (variables.moving_mean, variables.moving_variance)
-        ]
-
+    moving, renormed = (), ()
+    if is_training is not True:
+        moving = [variables.moving_mean, variables.moving_variance]
+        moving = _read_all(moving, channels)
+    if is_training is not False and arguments.renorm is not None:
+        renormed = [variables.renorm_mean, variables.renorm_stddev]
+        renormed = _read_all(renormed, channels)
     normalized = _by_mode(
         is_training,
         with_batch_statistics,
@@ -220,20 +222,20 @@ def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_
     """Builds what `is_training` asks for: one of the two, or both and a switch.
 
     Args:
-        with_batch, with_moving: functions of `inputs`; of those and what `moving` reads.
+        with_batch, with_moving: functions of `inputs`; of those and `moving`.
         takes_inputs_alone: whether `with_batch` reads no other tensor.
     """
     if is_training is True:
         return with_batch(*inputs)
     if is_training is False:
-        return with_moving(*inputs, *moving())
+        return with_moving(*inputs, *moving)
     if takes_inputs_alone and may_switch():
-        outputs = switch(is_training, with_batch, with_moving, [*inputs, *moving()])
+        outputs = switch(is_training, with_batch, with_moving, [*inputs, *moving])
     else:
         outputs = tf.cond(
             is_training,
             lambda: with_batch(*inputs),
-            lambda: with_moving(*inputs, *moving()),
+            lambda: with_moving(*inputs, *moving),
         )
     return statistics.BatchOutput(*outputs)
 
@@ -256,10 +258,10 @@ def _keep(value):
     )
 
 
-def _with_own_statistics(x, gamma, beta, variables, arguments, layer):
+def _with_own_statistics(x, gamma, beta, renormed, arguments, layer):
     """With joint, weighted, ghost-batch or renormalised statistics, or an adjustment."""
     if arguments.sync is not None or arguments.towers:
-        return _with_joint_statistics(x, gamma, beta, variables, arguments, layer)
+        return _with_joint_statistics(x, gamma, beta, renormed, arguments, layer)
     batch, axes, weights = x, arguments.plan.axes, arguments.weights
     size = arguments.ghost_batch_size
     if size is not None:
@@ -273,14 +275,14 @@ def _with_own_statistics(x, gamma, beta, variables, arguments, layer):
     else:
         weights = statistics.weights_like(x, weights)
         moments = statistics.weighted_moments(batch, channels, weights)
-    averaged, correction = _averaged_statistics(moments, variables, arguments)
+    averaged, correction = _averaged_statistics(moments, renormed, arguments)
     y = _output(batch, moments, channels, gamma, beta, weights, correction, arguments)
     if size is not None:
         y = statistics.join_ghost_batches(y, like=x)
     return statistics.BatchOutput(y, *averaged)
 
 
-def _with_joint_statistics(x, gamma, beta, variables, arguments, layer):
+def _with_joint_statistics(x, gamma, beta, renormed, arguments, layer):
     """With those of several towers, or workers, or both."""
     weights = arguments.weights
     if weights is not None:
@@ -295,7 +297,7 @@ def _with_joint_statistics(x, gamma, beta, variables, arguments, layer):
     if arguments.sync is not None:
         moments = arguments.sync.joint_moments(moments)
     moments = _of_several_values(moments, layer)
-    averaged, correction = _averaged_statistics(moments, variables, arguments)
+    averaged, correction = _averaged_statistics(moments, renormed, arguments)
 
     def normalize(tower):
         return _output(
@@ -312,7 +314,7 @@ def _with_joint_statistics(x, gamma, beta, variables, arguments, layer):
     return statistics.BatchOutput(_each(normalize, x), *averaged)
 
 
-def _averaged_statistics(moments, variables, arguments):
+def _averaged_statistics(moments, renormed, arguments):
     """What enters the moving averages, [channels] each, and the renormalisation or None."""
     mean, variance = moments.mean, moments.variance
     if arguments.ema_variance == "unbiased":
@@ -321,23 +323,16 @@ def _averaged_statistics(moments, variables, arguments):
         mean, variance = tf.reduce_mean(mean, 0), tf.reduce_mean(variance, 0)
     if arguments.renorm is None:
         return (mean, variance), None
-    correction = _correction((mean, variance), variables, arguments)
-    # The updates of what it read must wait for it.
-    with tf.control_dependencies(correction):
-        return (tf.identity(mean), tf.identity(variance)), correction
-
-
-def _correction(averaged, variables, arguments):
-    mean, variance = averaged
-    channels = mean.shape.as_list()
-    return statistics.renorm_correction(
+    correction = statistics.renorm_correction(
         mean,
         tf.sqrt(variance + arguments.epsilon),
-        _read(variables.renorm_mean, channels),
-        _read(variables.renorm_stddev, channels),
+        *renormed,
         renorm=arguments.renorm,
         epsilon=arguments.epsilon,
     )
+    # The updates of what it read must wait for it.
+    with tf.control_dependencies(correction):
+        return (tf.identity(mean), tf.identity(variance)), correction
 
 
 def _output(batch, moments, channels, gamma, beta, weights, correction, arguments):
@@ -375,10 +370,13 @@ def _passing_gradient(value, trainable):
     return tf.where_v2(trainable, value, tf.stop_gradient(value))
 
 
-def _read(variable, shape):
-    """The value of a variable, without the sizes of 1 that it may have in between."""
-    value = tf.convert_to_tensor(variable)
-    return value if value.shape.as_list() == shape else tf.reshape(value, shape)
+def _read_all(variables, shape):
+    """The values of variables, without the sizes of 1 in between; None for None."""
+    values = [None if v is None else tf.convert_to_tensor(v) for v in variables]
+    return [
+        v if v is None or v.shape.as_list() == shape else tf.reshape(v, shape)
+        for v in values
+    ]
 
 
 def _with_several_values(x, axes, layer, is_training):
