@@ -93,8 +93,8 @@ def check(
     if asked.fold is not False:
         _check_fold(x, asked, axes)
     if asked.towers:
-        _check_alone(asked, "a list of tensors", ("weights", "adjustment", "fold"))
-    is_planned = asked.is_plain and asked.kernel != "recipe"
+        alone = ("weights", "adjustment", "fold", "ghost_batch_size")
+        _check_alone(asked, "a list of tensors", alone)
     plan = statistics.plan_of(
         x,
         axes,
@@ -238,18 +238,16 @@ def _check_ghost_batch_size(asked, axes):
             f"`axis` is {asked.axis}, but with `ghost_batch_size` axis 0 must count the "
             "examples"
         )
-    # Ghost batches are made smaller on purpose, joint ones larger.
-    _check_alone(
-        asked, "`ghost_batch_size`", ("weights", "adjustment", "sync", "towers")
-    )
+    _check_alone(asked, "`ghost_batch_size`", ("weights", "adjustment", "sync"))
 
 
 def _check_alone(asked, other, arguments):
     for argument in arguments:
-        value = getattr(asked, argument)
-        if value:
-            name = "a list of tensors" if argument == "towers" else f"`{argument}`"
-            raise ValueError(f"{name} is {value!r}, but must be left out with {other}")
+        value, unused = getattr(asked, argument), Arguments._field_defaults[argument]
+        if value is not unused:
+            raise ValueError(
+                f"`{argument}` is {value!r}, but must be {unused!r} with {other}"
+            )
 
 
 def _check_renorm(asked):

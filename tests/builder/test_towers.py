@@ -76,8 +76,12 @@ def test_each_tower_s_work_is_on_its_device():
     [
         ([tf.float64, [8, 4]], {}, "must have one dtype and one rank"),
         ([tf.float32, [8, 4, 4]], {}, "must have one dtype and one rank"),
-        ([tf.float32, [8, 4]], {"ghost_batch_size": 2}, "list of tensors .*left out"),
-        ([tf.float32, [8, 4]], {"adjustment": len}, "`adjustment` .*left out with a l"),
+        (
+            [tf.float32, [8, 4]],
+            {"ghost_batch_size": 2},
+            "`ghost_batch_size` is 2, but must be None with a list",
+        ),
+        ([tf.float32, [8, 4]], {"adjustment": len}, "`adjustment` .* None with a list"),
         ([tf.float32, [8, 4]], {"kernel": "fused"}, "the fused kernel has no"),
         ([tf.float32, [8, 4]], {"kernel": "recipe"}, "the recipe cannot have `towers`"),
     ],
