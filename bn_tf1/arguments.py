@@ -95,6 +95,7 @@ def check(
     if asked.towers:
         alone = ("weights", "adjustment", "fold", "ghost_batch_size")
         _check_alone(asked, "a list of tensors", alone)
+    is_planned = asked.is_plain and asked.kernel != "recipe"
     plan = statistics.plan_of(
         x,
         axes,
