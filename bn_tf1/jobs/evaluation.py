@@ -29,6 +29,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import bn_tf1
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import audit_file
@@ -383,7 +384,10 @@ def _restore(session, saver, graph, path):
             for variable in tf.global_variables()
             if not reader.has_tensor(variable.op.name)
         )
-        if not missing:
+        if missing == [graph.global_step.op.name]:
+            missing = []
+            _restore_without_step(session, graph, path)
+        elif not missing:
             saver.restore(session, path)
     except committing_saver.READ_ERRORS as error:
         raise DamagedCheckpoint(path, str(error)) from error
@@ -413,6 +417,13 @@ def _load_averages(session, averages, path):
     values = averages.values()
     for variable in tf.global_variables():
         variable.load(values[variable.op.name], session)
+
+
+def _restore_without_step(session, graph, path):
+    """Of weights that were published without the step that they were trained to."""
+    variables = [v for v in tf.global_variables() if v is not graph.global_step]
+    session.run(graph.global_step.initializer)
+    bn_tf1.restore(session, path, variables=variables)
 
 
 def _measure(session, graph, path, split):

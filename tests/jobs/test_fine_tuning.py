@@ -1,10 +1,13 @@
 """Runs that begin with another one's weights: what is taken, what is trained, what stays."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs.config import Config, ConfigError
+from bn_tf1.jobs.evaluation import Request, evaluate
 from bn_tf1.jobs.training import train
 
 DATA = {
@@ -84,6 +87,24 @@ def test_the_slim_network_begins_with_a_checkpoint_of_its_own(tmp_path):
     changed = {n for n in after if (after[n] != before[n]).any()}
     scope = "MobilenetV1/Logits/Conv2d_1c_1x1"
     assert changed == {f"{scope}/weights", f"{scope}/biases"}
+
+
+def test_published_weights_without_a_step_are_evaluated(backbone, tmp_path):
+    checkpoint, values = backbone
+    published = str(tmp_path / "published.ckpt")
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, value in values.items():
+            if name != "global_step":
+                tf.get_variable(name, initializer=value)
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, published)
+    folder = os.path.dirname(checkpoint)
+    whole, alone = (
+        next(evaluate(Request(model_dir=folder, checkpoint_path=path)))
+        for path in (checkpoint, published)
+    )
+    assert (alone.step, alone.accuracy) == (0, whole.accuracy)
+    assert alone.loss == whole.loss
 
 
 MISTAKES = {

@@ -30,6 +30,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _START_OF_SCAN = 0xDA
+_ORIENTATION = 0x0112  # a tag of EXIF; 1 is upright
 _END = b"\xff\xd9"
 _MAX_PIXELS = 1 << 28
 
@@ -50,6 +51,28 @@ def why_not_decodable(encoded: bytes) -> str | None:
     if encoded.startswith(_PNG):
         return _png_problem(encoded)
     return f"it begins with {encoded[:8]!r}, and is neither a JPEG nor a PNG"
+
+
+def is_stored_rotated(encoded: bytes) -> bool:
+    """Whether a JPEG says that it must be turned to be looked at (EXIF orientation).
+
+    TensorFlow's decoders do not turn it.
+    """
+    start = encoded.find(b"Exif\0\0", 0, 1 << 12) + 6
+    order = {b"II": "<", b"MM": ">"}.get(encoded[start : start + 2])
+    if not encoded.startswith(_JPEG) or start < 6 or order is None:
+        return False
+    try:
+        (first,) = struct.unpack_from(order + "I", encoded, start + 4)
+        (count,) = struct.unpack_from(order + "H", encoded, start + first)
+        for i in range(count):
+            entry = start + first + 2 + 12 * i
+            tag, _, _, value = struct.unpack_from(order + "HHIH", encoded, entry)
+            if tag == _ORIENTATION:
+                return value > 1
+    except struct.error:  # cut off, or no numbers where they should be
+        pass
+    return False
 
 
 def _jpeg_problem(encoded):

@@ -24,6 +24,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.formats.tfrecords import RecordError
 from bn_tf1.jobs.data import encoded_images
+from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
 from bn_tf1.jobs.data.image_files import DataFileError
 
 _do_not_convert = tf.autograph.experimental.do_not_convert
@@ -197,6 +198,7 @@ class _Reader:
         self._order_of = functools.lru_cache(maxsize=2)(order_of)
         self._blocks: dict[int, Any] = {}
         self._left_out: set[int] = set()
+        self._has_told_of_rotation = False
         self._lock = threading.Lock()
 
     def batch(self, step, *, batch_size, once):
@@ -237,10 +239,22 @@ class _Reader:
             needed[block] = kept or self._dataset.source.read_block(block)
         start = int(ends[block - 1]) if block else 0
         try:
-            return _checked(needed[block][number - start](), self._dataset.num_classes)
+            example = needed[block][number - start]()
+            self._tell_of_rotation(example)
+            return _checked(example, self._dataset.num_classes)
         except (RecordError, DataFileError) as error:
             self._leave_out(number, error)
             return None
+
+    def _tell_of_rotation(self, example):
+        if self._has_told_of_rotation or not is_stored_rotated(example.encoded):
+            return
+        self._has_told_of_rotation = True
+        print(
+            f"note: {example.place} is stored rotated (EXIF orientation), and used as it "
+            "is stored; there may be others",
+            file=sys.stderr,
+        )
 
     def _leave_out(self, number, error):
         if number in self._left_out:
@@ -258,7 +272,7 @@ class _Reader:
 
 
 def _checked(example, num_classes):
-    problem = encoded_images.why_not_decodable(example.encoded)
+    problem = why_not_decodable(example.encoded)
     if problem is not None:
         raise DataFileError(f"{example.place}: the image cannot be decoded: {problem}")
     if not 0 <= example.label < num_classes:

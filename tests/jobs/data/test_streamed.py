@@ -2,6 +2,7 @@
 
 import collections
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.formats.tfrecords import RecordError, framed
 from bn_tf1.jobs.data import datasets, image_folders, record_shards
 from bn_tf1.jobs.data.datasets import Streaming
-from bn_tf1.jobs.data.encoded_images import why_not_decodable
+from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
 from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.data.record_writer import make_records
 
@@ -218,6 +219,26 @@ def test_what_can_be_decoded():
         with tf.Session() as session:
             image = session.run(tf.image.decode_png(encoded, channels=3))
         assert image.shape == (5, 4, 3)
+
+
+def with_orientation(value, order):
+    """A JPEG with the one tag of EXIF, in the byte order "II" or "MM"."""
+    sign = {"II": "<", "MM": ">"}[order]
+    tags = struct.pack(sign + "HHHIHHI", 1, 0x0112, 3, 1, value, 0, 0)
+    exif = b"Exif\0\0" + order.encode() + struct.pack(sign + "HI", 42, 8) + tags
+    return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + JPEG[2:]
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_an_image_that_is_stored_rotated_is_said_once(order, tmp_path, capfd):
+    assert not is_stored_rotated(JPEG) and not is_stored_rotated(PNG)
+    assert not is_stored_rotated(with_orientation(1, order))
+    assert not is_stored_rotated(with_orientation(6, order)[:30])
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(with_orientation(6, order))
+    take(training(open_split(("images", str(tmp_path)), test_share=1e-9)), 2)
+    assert capfd.readouterr().err.count("stored rotated (EXIF orientation)") == 1
 
 
 @pytest.fixture
