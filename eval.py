@@ -5,6 +5,7 @@ it follows the run and evaluates each new checkpoint until the last step.
 """
 
 import os
+import re
 import sys
 
 # Read by bn_tf1, which then leaves it to this program when TensorFlow is imported.
@@ -109,6 +110,12 @@ def _check_timeout():
         )
 
 
+def _checkpoint_prefix():
+    """--checkpoint_path, of whose files one may have been given, as a shell completes it."""
+    path = FLAGS.checkpoint_path
+    return path and re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
+
+
 def main():
     _check_names()
     _check_timeout()
@@ -116,14 +123,14 @@ def main():
         raise ConfigError(
             "--divergence is about the weights themselves: leave out --weight_ema"
         )
-    model_dir = FLAGS.model_dir
-    if FLAGS.checkpoint_path and not FLAGS["model_dir"].present:
-        model_dir = os.path.dirname(FLAGS.checkpoint_path)
+    model_dir, checkpoint_path = FLAGS.model_dir, _checkpoint_prefix()
+    if checkpoint_path and not FLAGS["model_dir"].present:
+        model_dir = os.path.dirname(checkpoint_path) or "."
     request = evaluation.Request(
         model_dir=model_dir,
         split=FLAGS.split,
         eval_dir=FLAGS.eval_dir,
-        checkpoint_path=FLAGS.checkpoint_path,
+        checkpoint_path=checkpoint_path,
         run_once=FLAGS.run_once,
         timeout_secs=FLAGS.timeout_secs,
         weight_ema=FLAGS.weight_ema,

@@ -40,6 +40,7 @@ from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, TrainingStopped
 
+_STOPPED = 75
 # The first that fits counts: a class stands before those it is derived from.
 _EXIT_CODES = {
     SavingError: 1,
@@ -50,7 +51,6 @@ _EXIT_CODES = {
     EvaluationError: 1,
     LockedError: 5,
     OSError: 1,
-    TrainingStopped: 75,
     TrainingError: 1,
 }
 
@@ -101,7 +101,7 @@ def interpreter() -> list[str]:
     return [path if relative.startswith(os.pardir) else relative]
 
 
-def run(main: Callable[[], None], examples: Sequence[str]) -> None:
+def run(main: Callable[[], None], examples: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main` in graph mode and exits the process.
 
     Args:
@@ -219,6 +219,10 @@ def _run_main(main):
     tf.disable_v2_behavior()
     try:
         main()
+    except TrainingStopped as error:
+        # Somebody asked for it: no error.
+        print(error, file=sys.stderr)
+        sys.exit(_STOPPED)
     except tuple(_EXIT_CODES) as error:
         codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
         _fail(str(error), codes[0])

@@ -33,7 +33,7 @@ import bn_tf1
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import audit_file
-from bn_tf1.jobs import allocator, network
+from bn_tf1.jobs import allocator, network, summaries
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.array_batches import ArrayBatches
@@ -150,7 +150,7 @@ def evaluate(request: Request) -> Iterator[Result]:
         saver = tf.train.Saver(tf.global_variables())
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(tf.Session())
-            writer = stack.enter_context(tf.summary.FileWriter(eval_dir))
+            writer = stack.enter_context(summaries.CurveWriter(eval_dir))
             averages = None
             if request.weight_ema:
                 averages = stack.enter_context(_averages(config))
@@ -207,6 +207,11 @@ def _candidates(request) -> Iterator[SavedCheckpoint]:
             f"--checkpoint_path is {request.checkpoint_path!r}, which is damaged"
         )
     if request.run_once:
+        if not os.path.isdir(request.model_dir):
+            raise EvaluationError(
+                f"--model_dir is {request.model_dir!r}, but there is no such folder: "
+                "train.py makes it when a run begins"
+            )
         listed = committing_saver.listed(request.model_dir)
         yield from reversed(listed)
         what = "that can be read " if listed else ""
@@ -225,7 +230,8 @@ def _candidates(request) -> Iterator[SavedCheckpoint]:
 def _named_checkpoint(path):
     if not tf.io.gfile.exists(path + ".index"):
         raise EvaluationError(
-            f"--checkpoint_path is {path!r}, but there is no {path}.index"
+            f"--checkpoint_path is {path!r}, but there is no {path}.index; "
+            + _there_are(os.path.dirname(path) or ".")
         )
     try:
         committing_saver.verify(path)
@@ -234,10 +240,18 @@ def _named_checkpoint(path):
     return SavedCheckpoint(0, path)
 
 
+def _there_are(folder):
+    """The checkpoints of a folder, in words, for somebody who mistyped one."""
+    if not os.path.isdir(folder):
+        return f"there is no folder {folder}"
+    paths = [checkpoint.path for checkpoint in committing_saver.listed(folder)]
+    return f"there are {', '.join(paths)}" if paths else f"{folder} has no checkpoint"
+
+
 def _follow(request) -> Iterator[SavedCheckpoint]:
     """Each new checkpoint once, in order, until none has come for `timeout_secs`."""
     last = _step_to_begin_after(request)
-    waiting_since = time.time()
+    waiting_since, told = time.time(), None
     while True:
         listed = committing_saver.listed(request.model_dir)
         new = sorted(c for c in listed if c.step > last)
@@ -254,7 +268,25 @@ def _follow(request) -> Iterator[SavedCheckpoint]:
             left = waiting_since + request.timeout_secs - time.time()
         if left <= 0:
             return
+        if told != last:
+            told = last
+            _report(_waited_for(request, last))
         time.sleep(min(_POLL_SECS, left))
+
+
+def _waited_for(request, last):
+    """In words: what is waited for, where, how long, and whether it may come at all."""
+    what = "the first checkpoint" if last < 0 else f"the checkpoint after step {last}"
+    folder = request.model_dir
+    if not os.path.isdir(folder):
+        state = "there is no such folder yet: is --model_dir right?"
+    elif run_lock.is_held(folder):
+        state = "a process is training there"
+    else:
+        state = "no process is training there now"
+    limit = request.timeout_secs
+    how_long = "" if limit is None else f" for {limit:g} s"
+    return f"waiting{how_long} for {what} in {folder}: {state}; Ctrl-C ends it"
 
 
 def _step_to_begin_after(request):
@@ -470,17 +502,9 @@ def _check_batch_independence(result):
 
 
 def _write(result, writer, eval_dir):
-    measures = {
-        "eval/accuracy": result.accuracy,
-        "eval/loss": result.loss,
-        "eval/accuracy_top5": result.accuracy_top5,
-    }
-    values = [
-        tf.Summary.Value(tag=tag, simple_value=value)
-        for tag, value in measures.items()
-        if value is not None
-    ]
-    writer.add_summary(tf.Summary(value=values), result.step)
+    tags = ("loss", "accuracy", "accuracy_top5")
+    measured = [(tag, getattr(result, tag)) for tag in tags]
+    writer.add_scalars([m for m in measured if m[1] is not None], result.step)
     writer.flush()
     values = {
         key: value for key, value in result._asdict().items() if value is not None

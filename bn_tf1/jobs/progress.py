@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on a terminal, plain lines elsewhere.
+"""Progress of a training run: lines on standard output, and a bar below on a terminal.
 
 Writes the speed, in examples per second, to the summaries too: it is known in Python
 only.
@@ -6,36 +6,51 @@ only.
 
 from __future__ import annotations
 
+import collections
+import shutil
 import sys
 import time
 from typing import Any, Mapping
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.jobs import summaries
 from bn_tf1.jobs.config import Config
+
+# Of so many steps the loss is averaged, where one number has to say how it is.
+_RECENT_STEPS = 100
+# Seconds between two looks of the bar.
+_BAR_SECS = 0.2
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
 class Progress:
     """Reports loss, accuracy, learning rate and speed every `log_steps` steps.
 
+    Loss and accuracy are averages over the steps since the line before.
+
     Attributes:
         step: the last global step that was made or restored.
-        loss: the loss of the last step; None before the first.
-        writer: `tf.summary.FileWriter` of the run's model directory; None until it begins.
+        writer: `summaries.CurveWriter` of the run; None until it begins.
     """
 
     def __init__(self, config: Config):
         self.step = 0
-        self.loss = None
         self.writer = None  # until it begins
         self._config = config
         self._bar = None
-        self._reported = None  # (step, time) of the last report
+        self._reported = None  # (step, time) of the last line
+        self._unreported = []  # (loss, accuracy) of the steps since then
+        self._shown = 0.0  # time at which the bar last changed
+        self._recent = collections.deque(maxlen=_RECENT_STEPS)  # (loss, labels)
 
     def begin(self, step: int) -> None:
         """The run begins behind `step`; 0 unless it was restored."""
         self.step = step
-        self.writer = tf.summary.FileWriter(self._config.model_dir)
+        self.writer = summaries.CurveWriter(
+            summaries.train_folder(self._config.model_dir)
+        )
         self._reported = step, time.time()
         if step:
             print(f"resuming {self._config.model_dir} at step {step}", flush=True)
@@ -43,19 +58,44 @@ class Progress:
             # Here, for it takes 10 ms, and most runs have no terminal.
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._config.max_steps, initial=step, unit="step")
+            self._bar = tqdm(
+                total=self._config.max_steps,
+                initial=step,
+                bar_format=_BAR,
+                # One column stays free: some terminals wrap behind the last.
+                ncols=shutil.get_terminal_size((80, 24)).columns - 1,
+            )
         # TensorBoard then drops what a run that was killed wrote of later steps.
         log = tf.SessionLog(status=tf.SessionLog.START)
         self.writer.add_session_log(log, step + 1)
 
     def update(self, results: Mapping[str, Any]) -> None:
-        """One step was made; `results` has its loss, accuracy and learning_rate."""
+        """One step was made; `results` has its loss, labels, accuracy, learning_rate."""
         self.step += 1
-        self.loss = float(results["loss"])
+        self._recent.append((float(results["loss"]), results["labels"]))
+        self._unreported.append((results["loss"], results["accuracy"]))
         if self._bar is not None:
             self._bar.update(1)
+            self._show_on_bar()
         if self.step % self._config.log_steps == 0:
-            self._report(results)
+            self._report(results["learning_rate"])
+
+    def recent_loss(self) -> float | None:
+        """Mean loss of the last steps, at most 100, in nats; None before the first."""
+        if not self._recent:
+            return None
+        return float(np.mean([loss for loss, _ in self._recent]))
+
+    def loss_of_guessing(self) -> float:
+        """The least loss of a network that does not look at the images of these steps.
+
+        It gives each class its frequency; the loss is then the entropy of the labels.
+        """
+        _, counts = np.unique(
+            np.concatenate([labels for _, labels in self._recent]), return_counts=True
+        )
+        shares = counts / counts.sum()
+        return float(-np.sum(shares * np.log(shares)))
 
     def end(self) -> None:
         """The run is over. Of one that failed, on a full disk say, nothing is flushed."""
@@ -63,18 +103,36 @@ class Progress:
             self._bar.close()
         self.writer.flush()
 
-    def _report(self, results):
+    def _show_on_bar(self):
         now = time.time()
+        if now - self._shown < _BAR_SECS and self.step < self._config.max_steps:
+            return
+        self._shown = now
+        if self._unreported:
+            loss, accuracy, speed = self._averages(now)
+            self._bar.set_postfix_str(
+                f"loss {loss:.3f}, acc {accuracy:.3f}, {speed:.0f}/s", refresh=True
+            )
+
+    def _averages(self, now):
+        """Loss, accuracy and examples per second since the last line."""
         step, then = self._reported
+        speed = (self.step - step) * self._config.batch_size / max(now - then, 1e-9)
+        return (*np.mean(self._unreported, axis=0), speed)
+
+    def _report(self, learning_rate):
+        now = time.time()
+        loss, accuracy, speed = self._averages(now)
         self._reported = self.step, now
-        speed = (self.step - step) * self._config.batch_size / (now - then)
-        value = tf.Summary.Value(tag="examples_per_second", simple_value=speed)
-        self.writer.add_summary(tf.Summary(value=[value]), self.step)
+        self._unreported = []
+        self.writer.add_scalars([("examples_per_second", speed)], self.step)
         line = (
-            f"loss {results['loss']:.4f}, accuracy {results['accuracy']:.4f}, "
-            f"learning rate {results['learning_rate']:.4g}, {speed:.0f} examples/s"
+            f"step {self.step}/{self._config.max_steps}: loss {loss:.4f}, accuracy "
+            f"{accuracy:.4f}, lr {learning_rate:.2g}, {speed:.0f} examples/s"
         )
         if self._bar is None:
-            print(f"step {self.step}/{self._config.max_steps}: {line}", flush=True)
+            print(line, flush=True)
         else:
-            self._bar.set_postfix_str(line)
+            # Above the bar, wherever standard output goes.
+            self._bar.write(line, file=sys.stdout)
+            sys.stdout.flush()

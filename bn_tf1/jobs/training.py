@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from typing import NamedTuple
 
@@ -18,7 +19,14 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.checkpoints.reader_writer import first_line
-from bn_tf1.jobs import allocator, fine_tuning, network, stop_signals, training_run
+from bn_tf1.jobs import (
+    allocator,
+    fine_tuning,
+    network,
+    stop_signals,
+    summaries,
+    training_run,
+)
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
@@ -50,8 +58,8 @@ class TrainingResult(NamedTuple):
 
     Attributes:
         step: the global step.
-        loss: the loss of the last step, in nats, with the L2 penalty; None when there
-            was no step left to run.
+        loss: mean cross-entropy of the last steps, at most 100, in nats, without the L2
+            penalty; None when there was no step left to run.
         seconds: wall time of the job.
     """
 
@@ -87,8 +95,6 @@ def train(config: Config) -> TrainingResult:
         newest = committing_saver.recover(config.model_dir)
         _check_max_steps(config, newest)
         configuration.save(config)
-        if newest is not None and newest.step == config.max_steps:
-            return TrainingResult(newest.step, None, time.time() - start)
         with tf.Graph().as_default():
             step = _build_step(config, dataset)
             if newest is not None:
@@ -101,7 +107,8 @@ def train(config: Config) -> TrainingResult:
                     run.make_step()
     if progress.step < config.max_steps:
         raise _stopped(config, progress.step, signals.received)
-    return TrainingResult(progress.step, progress.loss, time.time() - start)
+    _warn_of_guessing(config, progress)
+    return TrainingResult(progress.step, progress.recent_loss(), time.time() - start)
 
 
 def _check_max_steps(config, newest):
@@ -126,10 +133,27 @@ def _explained(config, progress):
         raise TrainingError(ended.format(progress.step, reason)) from error
 
 
+def _warn_of_guessing(config, progress):
+    """Says on stderr that a run came to an end, but to nothing."""
+    loss = progress.recent_loss()
+    if loss is None:  # there was no step left to run
+        return
+    guess = progress.loss_of_guessing()
+    # A batch's loss varies: what is hardly better is no better.
+    if guess > 0 and loss > 0.98 * guess:
+        print(
+            f"warning: at its end the loss is {loss:.4g} nats, no better than guessing by "
+            f"the frequency of the classes ({guess:.4g}): the network has learnt nothing; "
+            f"try a smaller --learning_rate, which is {config.learning_rate:g}, or a larger "
+            "one where the loss went down, or more steps",
+            file=sys.stderr,
+        )
+
+
 def _stopped(config, step, signal_number):
     name = signal.Signals(signal_number).name
     place = f"at step {step} of {config.max_steps}"
-    return TrainingStopped(f"stopped by {name} {place}, saved; run again to go on")
+    return TrainingStopped(f"stopped by {name} {place}, saved; run it again to go on")
 
 
 def _build_step(config, dataset):
@@ -139,12 +163,13 @@ def _build_step(config, dataset):
     images, labels = batches.get_next()
     objective = network.build(images, labels, True, config, dataset.num_classes)
     penalty = tf.losses.get_regularization_loss()
-    loss = tf.add(tf.reduce_mean(objective.losses), penalty, name="total_loss")
+    loss = tf.reduce_mean(objective.losses)
+    total_loss = tf.add(loss, penalty, name="total_loss")
     learning_rate = _learning_rate(config, global_step)
     # Not `bn_tf1.make_train_op`: that looks at layers of other makers too, and the models
     # have none.
     train_op = make_train_op(
-        loss,
+        total_loss,
         tf.train.MomentumOptimizer(learning_rate, config.momentum),
         global_step=global_step,
         variables=fine_tuning.trained_variables(config),
@@ -154,7 +179,10 @@ def _build_step(config, dataset):
     step = Step(
         train_op=train_op,
         global_step=global_step,
+        total_loss=total_loss,
         loss=loss,
+        penalty=penalty,
+        labels=labels,
         accuracy=tf.reduce_mean(objective.hits),
         learning_rate=learning_rate,
         initialize_input=batches.initializer,
@@ -195,30 +223,9 @@ def _learning_rate(config, global_step):
 
 
 def _add_summaries(step, config):
-    tf.summary.scalar("loss", step.loss)
-    tf.summary.scalar("accuracy", step.accuracy)
-    tf.summary.scalar("learning_rate", step.learning_rate)
+    for name in ("loss", "penalty", "accuracy", "learning_rate"):
+        tf.summary.scalar(name, getattr(step, name))
     for call in bn_tf1.batch_norm_calls():
         if call.batch_mean is None:
             continue  # it normalises with the moving statistics, which stand still
-        _add_statistics_summaries(call, config.bn_epsilon)
-
-
-def _add_statistics_summaries(call, epsilon):
-    """The moving statistics, and how far those of the batch lie from them.
-
-    The distances are averages over the channels: of the means, in deviations; of the
-    variances, as |ln| of their ratio.
-    """
-    with tf.name_scope("batch_norm/" + call.name + "/"):
-        # After the update of this step: without an order they might be read before.
-        with tf.control_dependencies(call.updates):
-            mean = call.moving_mean.read_value()
-            variance = call.moving_variance.read_value()
-        deviation = tf.sqrt(variance + epsilon)
-        ratio = (call.batch_variance + epsilon) / (variance + epsilon)
-        tf.summary.histogram("moving_mean", mean)
-        tf.summary.histogram("moving_variance", variance)
-        distance = tf.abs(call.batch_mean - mean) / deviation
-        tf.summary.scalar("mean_distance", tf.reduce_mean(distance))
-        tf.summary.scalar("variance_distance", tf.reduce_mean(tf.abs(tf.log(ratio))))
+        summaries.add_statistics(call, config.bn_epsilon)

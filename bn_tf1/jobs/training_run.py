@@ -36,7 +36,10 @@ class Step(NamedTuple):
     Attributes:
         train_op: operation that makes the step.
         global_step: variable, the number of steps that were made.
-        loss: float32 scalar, in nats, with the L2 penalty.
+        total_loss: float32 scalar, what is minimised, loss + penalty, in nats.
+        loss: float32 scalar, the mean cross-entropy of the batch.
+        penalty: float32 scalar, the L2 penalty.
+        labels: int32, shape [batch].
         accuracy: float32 scalar, the share of the batch that is classified rightly.
         learning_rate: float32 scalar.
         initialize_input: operation that begins the input; runs after the global step was
@@ -47,7 +50,10 @@ class Step(NamedTuple):
 
     train_op: tf.Operation
     global_step: tf.Variable
+    total_loss: tf.Tensor
     loss: tf.Tensor
+    penalty: tf.Tensor
+    labels: tf.Tensor
     accuracy: tf.Tensor
     learning_rate: tf.Tensor
     initialize_input: tf.Operation
@@ -105,14 +111,16 @@ class TrainingRun:
         """`progress` has the step that was restored, `summary` is all of them merged."""
         fetches = {
             "train_op": step.train_op,
+            "total_loss": step.total_loss,
             "loss": step.loss,
+            "labels": step.labels,
             # For the log lines only, but a run with other fetches costs 0.1 seconds.
             "accuracy": step.accuracy,
             "learning_rate": step.learning_rate,
         }
         self._config = config
         self._session = session
-        self._loss_name = step.loss.name
+        self._loss_name = step.total_loss.name
         self._step = session.make_callable(fetches)
         self._summarized_step = session.make_callable({**fetches, "summary": summary})
         self._saver = saver
@@ -129,12 +137,17 @@ class TrainingRun:
             bn_tf1.jobs.saving.committing_saver.SavingError: the checkpoint cannot be saved.
         """
         made = self._progress.step - self._first_step
-        is_summarized = made % self._config.summary_steps == 0
+        step = self._progress.step + 1
+        is_summarized = (
+            not made
+            or step % self._config.summary_steps == 0
+            or step == self._config.max_steps
+        )
         results = self._summarized_step() if is_summarized else self._step()
         self._progress.update(results)
         if is_summarized:
             self._writer.add_summary(results["summary"], self._progress.step)
-        self._check_loss()
+        self._check_loss(float(results["total_loss"]))
         if not made:
             self._write_graph()
         unsaved = self._progress.step - self._saved_step
@@ -156,11 +169,11 @@ class TrainingRun:
             self.save()
         self._progress.end()
 
-    def _check_loss(self):
-        if not math.isfinite(self._progress.loss):
+    def _check_loss(self, total_loss):
+        if not math.isfinite(total_loss):
             raise TrainingError(
                 f"the loss is not finite at step {self._progress.step}: tensor "
-                f"{self._loss_name} is {self._progress.loss}, and after the step "
+                f"{self._loss_name} is {total_loss}, and after the step "
                 f"{_not_finite(self._session)}; try a smaller --learning_rate "
                 f"than {self._config.learning_rate}"
             )

@@ -76,7 +76,9 @@ def _logits_by_numpy(checkpoint, images):
         x = x @ reader.get_tensor(layer + "/weights")
         x = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta
         x = 1 / (1 + np.exp(-x))
-    return x @ reader.get_tensor("logits/weights") + reader.get_tensor("logits/bias")
+    return (2 * x - 1) @ reader.get_tensor("logits/weights") + reader.get_tensor(
+        "logits/bias"
+    )
 
 
 def test_accuracy_and_loss_are_those_of_the_moving_statistics(trained, tmp_path):
@@ -137,8 +139,8 @@ def test_each_result_is_a_line_and_a_summary(trained, tmp_path):
         for value in event.summary.value
     }
     assert values == {
-        "eval/accuracy": (_STEPS, pytest.approx(result.accuracy)),
-        "eval/loss": (_STEPS, pytest.approx(result.loss)),
+        "accuracy": (_STEPS, pytest.approx(result.accuracy)),
+        "loss": (_STEPS, pytest.approx(result.loss)),
     }
 
 

@@ -6,6 +6,7 @@ import fcntl
 import glob
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -43,7 +44,7 @@ def _saved_values(model_dir):
 
 
 def _events(model_dir):
-    for path in sorted(glob.glob(os.path.join(str(model_dir), "events*"))):
+    for path in sorted(glob.glob(os.path.join(str(model_dir), "train", "events*"))):
         yield from tf.train.summary_iterator(path)
 
 
@@ -129,7 +130,7 @@ def test_statistics_and_their_summaries_follow_the_recipe(tmp_path):
     np.testing.assert_allclose(saved[scope + "moving_mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(saved[scope + "moving_variance"], variance, rtol=1e-5)
     for tag, expected in distances.items():
-        summaries = _summary_values(tmp_path, "batch_norm/" + scope + tag)
+        summaries = _summary_values(tmp_path, "layer1/" + tag)
         np.testing.assert_allclose(summaries, expected, rtol=1e-5)
 
 
@@ -151,17 +152,60 @@ def _first_batches(config, count):
 def test_summaries_tell_loss_accuracy_rate_speed_and_statistics(tmp_path):
     train(_config(tmp_path))
     tags = {value.tag for event in _events(tmp_path) for value in event.summary.value}
-    layer = "batch_norm/layer1/batch_norm/"
+    layer = "layer1/"
     assert {
         "loss",
         "accuracy",
         "learning_rate",
+        "penalty",
         "examples_per_second",
         layer + "moving_mean",
         layer + "moving_variance",
         layer + "mean_distance",
         layer + "variance_distance",
     } <= tags
+
+
+def test_the_first_and_the_last_step_are_among_the_points(tmp_path):
+    train(_config(tmp_path, max_steps=5, summary_steps=2))
+    steps = [
+        event.step
+        for event in _events(tmp_path)
+        if any(value.tag == "loss" for value in event.summary.value)
+    ]
+    assert steps == [1, 2, 4, 5]
+
+
+def test_each_curve_says_once_what_it_means(tmp_path):
+    train(_config(tmp_path))
+    told = {}
+    for event in _events(tmp_path):
+        for value in event.summary.value:
+            told.setdefault(value.tag, []).append(value.metadata.summary_description)
+    assert len(told) > 20
+    for tag, descriptions in told.items():
+        assert descriptions[0].endswith("."), tag
+        assert not any(descriptions[1:])
+
+
+def test_the_loss_is_shown_without_the_penalty(tmp_path):
+    train(_config(tmp_path, weight_decay=1.0, max_steps=1, log_steps=1))
+    (loss,), (penalty,) = (
+        _summary_values(tmp_path, tag) for tag in ("loss", "penalty")
+    )
+    assert penalty > 50
+    assert 0 < loss < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [({"learning_rate": 1e-12}, True), ({"max_steps": 60, "log_steps": 60}, False)],
+)
+def test_a_run_that_learnt_nothing_says_so(tmp_path, capsys, options, warns):
+    train(_config(tmp_path, **options))
+    errors = capsys.readouterr().err
+    assert ("no better than guessing" in errors) == warns
+    assert len(errors.splitlines()) == warns
 
 
 @pytest.mark.parametrize(
@@ -227,14 +271,14 @@ def test_progress_is_printed_as_lines_where_there_is_no_terminal(tmp_path, capsy
         "step 4/6",
         "step 6/6",
     ]
-    for word in ("loss", "accuracy", "learning rate", "examples/s"):
+    for word in ("loss", "accuracy", "lr", "examples/s"):
         assert word in lines[0]
 
 
 def test_progress_is_one_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
-    """A pseudo-terminal of 120 columns in the place of stderr."""
+    """A pseudo-terminal of 80 columns in the place of stderr."""
     primary, secondary = pty.openpty()
-    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     with open(secondary, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         train(_config(tmp_path))
@@ -244,11 +288,18 @@ def test_progress_is_one_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
         while True:
             text += os.read(primary, 4096)
     os.close(primary)
-    bar = text.decode().strip().split("\r")[-1]
-    assert bar.startswith("100%|")
-    assert "| 6/6 [" in bar
-    assert ", loss " in bar
-    assert "step 6/6" not in capsys.readouterr().out
+    bars = [bar.rstrip() for bar in re.split("[\r\n]", text.decode()) if "%|" in bar]
+    assert bars[-1].startswith("100%|")
+    assert "| 6/6 [" in bars[-1]
+    assert re.search(r"loss \d\.\d{3}, acc \d\.\d{3}, \d+/s$", bars[-1])
+    assert max(map(len, bars)) < 80
+    # The lines stay, above it.
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "step 2/6",
+        "step 4/6",
+        "step 6/6",
+    ]
 
 
 def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
