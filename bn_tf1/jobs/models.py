@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
@@ -46,6 +46,7 @@ class Settings(NamedTuple):
         bn_normalize_with: "batch", or "moving" where training normalises as inference.
         bn_update: whether training updates the moving statistics.
         bn_train_affine: whether gamma and beta are trained.
+        bn_sync: as `sync` of `batch_norm`.
     """
 
     num_classes: int
@@ -64,6 +65,7 @@ class Settings(NamedTuple):
     bn_normalize_with: str = "batch"
     bn_update: bool = True
     bn_train_affine: bool = True
+    bn_sync: Any = None
 
 
 def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
@@ -187,6 +189,7 @@ def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
         regularizers={"gamma": penalty, "beta": penalty},
         kernel=settings.bn_kernel,
         fold=fold,
+        sync=settings.bn_sync,
         axis=axis,
         name=name,
     )

@@ -6,7 +6,7 @@ same `config.json`; this is the one place that translates it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
@@ -78,6 +78,7 @@ def build(
     num_classes: int,
     *,
     fold_once: bool = False,
+    sync: Any = None,
 ) -> Objective:
     """The model of `config`, applied to `images`.
 
@@ -88,6 +89,7 @@ def build(
         config: the configuration.
         num_classes: the number of classes of the data set.
         fold_once: as in `models.Settings`.
+        sync: as for `batch_norm`.
     """
     settings = models.Settings(
         num_classes=num_classes,
@@ -105,6 +107,7 @@ def build(
         bn_normalize_with=config.bn_normalize_with,
         bn_update=config.bn_update,
         bn_train_affine=config.bn_train_affine,
+        bn_sync=sync,
     )
     model = {**models.MODELS, **slim_models.MODELS}[config.model]
     logits = model(images, is_training, settings)

@@ -339,6 +339,7 @@ def training_batches(
     first_step: int | tf.Tensor | tf.Variable,
     augment: bool = False,
     augment_padding: int | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> tf.data.Dataset:
     """Builds the endless stream of training batches, beginning with one step's.
 
@@ -355,6 +356,8 @@ def training_batches(
             `dataset.mirrors`.
         augment_padding: int, pixels of zeros on each side before the crop; None is an
             eighth of the height (4 for 32x32, 1 for 8x8).
+        rows: (first, end) of the examples of each batch that are wanted, for one of
+            several workers; the same as they are in the whole batch.
 
     Returns:
         A tf.data.Dataset of (images, labels): float32 [batch_size, height, width,
@@ -370,10 +373,13 @@ def training_batches(
     if isinstance(first_step, (int, np.integer)):
         _check_at_least("first_step", first_step, 0)
     first_step = tf.cast(first_step, tf.int64)
+    own = slice(*(rows or (0, batch_size)))
 
-    def augmented(images, step):
+    def augmented(images, step, count=None, part=slice(None)):
         return _pad_crop_flip(
             images,
+            count,
+            part,
             # The epochs use (seed, 0, 1, ...): the steps count down from -1.
             seed=_seed_pair(seed, -1 - step),
             padding=augment_padding,
@@ -389,14 +395,17 @@ def training_batches(
             augment=augment,
             augment_batch=augmented,
         )
+        if rows is not None:
+            batches = batches.map(lambda images, labels: (images[own], labels[own]))
         return _ready_ahead(batches)
     pixels, labels = _load(dataset)
 
     @_do_not_convert
     def make_batch(step, indices):
+        indices = indices[own]
         images = tf.gather(pixels, indices)
         if augment:
-            images = augmented(images, step)
+            images = augmented(images, step, batch_size, own)
         return _scale(images, dataset.max_pixel), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(first_step, _ENDLESS)
@@ -561,12 +570,20 @@ def _ready_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _pad_crop_flip(
-    images: tf.Tensor, *, seed: tf.Tensor, padding: int, mirrors: bool
+    images: tf.Tensor,
+    count: int | None,
+    part: slice,
+    *,
+    seed: tf.Tensor,
+    padding: int,
+    mirrors: bool,
 ) -> tf.Tensor:
     """Cuts every image at a random place out of its zero-padded self.
 
     Args:
         images: [batch, height, width, channels], static shape.
+        count: of the whole batch that `images` are a part of; None if they are all.
+        part: which of them they are.
         seed: int64 [2].
         padding: int, pixels.
         mirrors: bool, whether to mirror every second image, at random.
@@ -576,8 +593,12 @@ def _pad_crop_flip(
     """
     batch, height, width, channels = images.shape.as_list()
     draws = tf.random.stateless_uniform(
-        [3, batch, 1, 1], seed=seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
-    )
+        [3, count or batch, 1, 1],
+        seed=seed,
+        minval=0,
+        maxval=2**31 - 1,
+        dtype=tf.int32,
+    )[:, part]
     columns = tf.range(width)
     if mirrors:
         columns += draws[2] % 2 * (width - 1 - 2 * columns)

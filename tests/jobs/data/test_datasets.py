@@ -354,6 +354,21 @@ def test_augmented_batch_is_the_same_on_every_tensorflow(take):
     assert digest == PINNED_DIGEST
 
 
+def test_the_rows_of_a_worker_are_those_of_the_whole_batch(take):
+    dataset = datasets.open_dataset(
+        "synthetic", "train", synthetic=SyntheticImages(num_examples=20)
+    )
+
+    def batch(rows):
+        batches = datasets.training_batches(
+            dataset, 8, seed=7, first_step=2, augment=True, rows=rows
+        )
+        return take(batches, 1)[0]
+
+    for part, whole in zip(batch((2, 5)), batch(None)):
+        np.testing.assert_array_equal(part, whole[2:5])
+
+
 # The embedded digits
 
 
