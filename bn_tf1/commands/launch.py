@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 EXAMPLES = (
-    "launch --workers=2 -- python train.py --model_dir=/tmp/run",
-    "launch --workers=4 --restarts=9 -- python train.py --model=mlp",
+    "launch --workers=2 -- python train.py --model_dir=runs/joint",
+    "launch --workers=4 --restarts=9 -- python train.py",
 )
 
 

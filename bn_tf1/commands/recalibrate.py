@@ -19,8 +19,8 @@ import argparse
 
 EXAMPLES = (
     "recalibrate runs/digits NEW/model.ckpt",
-    "recalibrate runs/digits NEW/model.ckpt --num_examples 500 --exact",
-    "recalibrate G.meta NEW --checkpoint OLD --examples X.npz --set keep=1",
+    "recalibrate runs/digits NEW --num_examples 500 --exact",
+    "recalibrate G.meta NEW --checkpoint OLD --examples X.npz",
 )
 
 
