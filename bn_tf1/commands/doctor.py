@@ -13,8 +13,6 @@ import shutil
 import sys
 import tempfile
 
-from bn_tf1 import __version__
-
 EXAMPLES = (
     "doctor runs/default",
     "doctor model.ckpt-1000 --html report.html",
@@ -88,8 +86,7 @@ def _examine(options):
     for _, error in unreadable:
         print(f"doctor: {error}", file=sys.stderr)
     if options.html is not None:
-        made_by = f"bn_tf1 {__version__}"
-        page = html_report(examinations, unreadable, made_by=made_by)
+        page = html_report(examinations, unreadable)
         if not _is_written(options.html, page):
             return 2
     if unreadable:

@@ -9,7 +9,7 @@ result is a list of findings in bounded time. A healthy graph has no finding of 
 train op runs is called "likely" and not "certain" for this reason.
 
 The checks are in `graph_checks.updates` (does anybody run the updates), `graph_checks.modes`
-(batch or moving statistics), `graph_checks.frozen` (can it be imported at all) and
+(batch or moving statistics), `graph_checks.importing` (can it be imported at all) and
 `graph_checks.settings` (all else).
 """
 
@@ -19,7 +19,7 @@ import os
 from typing import Any
 
 from bn_tf1.doctor.findings import Finding, by_gravity
-from bn_tf1.doctor.graph_checks import frozen, modes, settings, updates
+from bn_tf1.doctor.graph_checks import importing, modes, settings, updates
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.view import read_graph, view_of
 
@@ -31,7 +31,8 @@ _CHECKS = (
     modes.check_inference_mode,
     modes.check_training_mode,
     modes.check_single_values,
-    frozen.check_frozen,
+    importing.check_frozen,
+    importing.check_stored_shapes,
     settings.check_saver,
     settings.check_trained_statistics,
     settings.check_decay,

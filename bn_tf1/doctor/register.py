@@ -25,6 +25,14 @@ _NEVER_UPDATED = (
     "Moving statistics that are never updated keep their initial values, a mean of 0 and "
     "a variance of 1. Training looks healthy, and evaluation is far worse."
 )
+_RECALIBRATE = (
+    "For this checkpoint: python -m bn_tf1 recalibrate {source} computes the statistics "
+    "of its weights over data."
+)
+_EXPORT = (
+    "Make an inference graph of the training graph: python -m bn_tf1 export "
+    "TRAINING.meta OUT --checkpoint CHECKPOINT."
+)
 _WRITE_STATE = "tf.train.update_checkpoint_state({directory!r}, {checkpoint!r})"
 _ANEW = (
     "python -m bn_tf1 convert {path} NEW --from slim --to slim (or the library that "
@@ -166,7 +174,9 @@ CHECKS = (
         "A layer normalises with batch statistics and has no moving ones.",
         "Evaluation must use batch statistics too: a prediction depends on the other "
         "examples of its batch, and one example alone cannot be normalised.",
-        "Keep moving statistics: y = bn_tf1.batch_norm(x, is_training)",
+        "Keep moving statistics: y = bn_tf1.batch_norm(x, is_training). A trained network "
+        "gets them from python -m bn_tf1 recalibrate GRAPH.meta NEW --checkpoint "
+        "CHECKPOINT --examples X.npz.",
     ),
     Check(
         "update-in-branch",
@@ -231,8 +241,8 @@ CHECKS = (
         "A graph for inference normalises with the statistics of its batch.",
         "A prediction depends on the other examples of its batch, and is wrong for a "
         "batch of one. The moving statistics that were learned are not used.",
-        "Build the graph anew for evaluation or export, and restore the checkpoint into "
-        "it: with tf.Graph().as_default(): y = bn_tf1.batch_norm(x, is_training=False)",
+        f"{_EXPORT} Or build it anew and restore the checkpoint into it: with "
+        "tf.Graph().as_default(): y = bn_tf1.batch_norm(x, is_training=False)",
     ),
     Check(
         "training-mode-by-default",
@@ -241,8 +251,8 @@ CHECKS = (
         "The served outputs use batch statistics unless somebody feeds is_training.",
         "Who asks for a prediction feeds the inputs of the signature alone. It then "
         "depends on the other examples of the batch, and is wrong for a batch of one.",
-        "Export with is_training=False, or with a default of False: is_training = "
-        "tf.placeholder_with_default(False, [])",
+        f"{_EXPORT} Or save it with is_training=False, or with a default of False: "
+        "is_training = tf.placeholder_with_default(False, [])",
     ),
     Check(
         "one-value-per-channel",
@@ -303,9 +313,18 @@ CHECKS = (
         "The graph was frozen such that it cannot be imported, or cannot run.",
         "tf.import_graph_def or the first run fails, in TensorFlow and in whatever "
         "converts the file.",
-        "Freeze a graph in inference mode, without updates: python -m bn_tf1 export "
-        "TRAINING.meta OUT --checkpoint CHECKPOINT --to frozen. Or build it with "
+        f"{_EXPORT} With --to frozen it is frozen. Or build it with "
         "bn_tf1.batch_norm(x, is_training=False) before it is frozen.",
+    ),
+    Check(
+        "stored-shapes",
+        "graph",
+        ("note",),
+        "TensorFlow 2 does not import the graph: TensorFlow 1 stored other shapes.",
+        'tf.train.import_meta_graph fails with "... has an _output_shapes attribute '
+        'inconsistent with the GraphDef". TensorFlow 1.15 imports it.',
+        "Take the stored shapes of these gradients out: python -m bn_tf1 migrate_graph "
+        "OLD.meta NEW.meta",
     ),
     Check(
         "bias-before-batch-norm",
@@ -336,8 +355,8 @@ CHECKS = (
         "worse than training.",
         "Run the updates in every training step: train_op = bn_tf1.make_train_op(loss, "
         "optimizer), or with tf.control_dependencies(tf.get_collection("
-        "tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss). Then train on, "
-        "or run the updates alone for some hundred batches with is_training true.",
+        "tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss). "
+        + _RECALIBRATE,
     ),
     Check(
         "not-converged",
@@ -346,9 +365,7 @@ CHECKS = (
         "Much of the moving statistics is still their initial value.",
         "Evaluation normalises with a mixture of the initial values and the data, and is "
         "worse than training by as much.",
-        "Train longer, use a smaller decay, or run the updates alone for some hundred "
-        "batches before evaluating: session.run(tf.get_collection("
-        "tf.GraphKeys.UPDATE_OPS))",
+        f"Train longer, or use a smaller decay. {_RECALIBRATE}",
     ),
     Check(
         "statistics-missing",
@@ -388,8 +405,8 @@ CHECKS = (
         "of variances is negative.",
         "It was computed as E[x^2] - E[x]^2, debiased wrongly, trained by an optimizer, "
         "or moved too far by many updates in one step (a layer that is called N times, "
-        "with N (1 - decay) above 1): use bn_tf1.batch_norm and bn_tf1.make_train_op, "
-        "and recompute it on the training data.",
+        "with N (1 - decay) above 1): use bn_tf1.batch_norm and bn_tf1.make_train_op. "
+        + _RECALIBRATE,
     ),
     Check(
         "statistics-diverged",
@@ -402,8 +419,8 @@ CHECKS = (
         "read one old value: N of them move it N (1 - decay) times the way to the batch, "
         "which from 2 on grows without bound. Update once in each step: "
         'bn_tf1.batch_norm(x, is_training, update="skip") in the other calls, or '
-        "bn_tf1.make_train_op(loss, optimizer), which lets them follow one another. Then "
-        "recompute the statistics.",
+        "bn_tf1.make_train_op(loss, optimizer), which lets them follow one another. "
+        + _RECALIBRATE,
     ),
     Check(
         "optimizer-slots",
@@ -413,8 +430,7 @@ CHECKS = (
         "Gradients move them away from the statistics of the data. They are no longer "
         "averages, and a moving variance can become negative.",
         "Train the other variables alone: optimizer.minimize(loss, var_list=[v for v in "
-        "tf.trainable_variables() if 'moving_' not in v.op.name]); then recompute the "
-        "statistics.",
+        "tf.trainable_variables() if 'moving_' not in v.op.name]). " + _RECALIBRATE,
     ),
     Check(
         "dead-channels",

@@ -3,7 +3,7 @@
 A .meta file stores the shapes of each operation's outputs as they were inferred when it
 was written, and the import compares them with what it infers itself. For the gradient of
 a fused batch norm in inference mode the two disagree: TensorFlow 1.15 gives the unused
-outputs 3 and 4 the shape [0], 2.x the shape [C]. The import (2.21) then fails with
+outputs 3 and 4 the shape [C], 2.x the shape [0]. The import (2.21) then fails with
 "Node ... FusedBatchNormGradV3 has an _output_shapes attribute inconsistent with the
 GraphDef for output #3". The stored shapes are a note, not part of the computation, so
 they are removed from these gradients, in the graph and in its function library.

@@ -21,6 +21,7 @@ from bn_tf1.graphs.node_values import (
     REDUCTIONS,
     constant,
     leaves,
+    origin,
     same_values,
     variables_of,
 )
@@ -39,6 +40,9 @@ _APPLY = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]|ResourceSparseApply[A-Z]")
 _ACCUMULATE = re.compile(r"(Resource|Sparse)?AccumulatorApplyGradient$")
 _GRADIENT = re.compile(r"(^|/)gradients(_\d+)?/|_grad(_\d+)?/")
 _GRADIENT_OP = re.compile(r"Grad(V\d+)?$|Backprop")
+_TRANSPOSED = re.compile(
+    r"(Conv[23]DBackpropInput(V\d+)?|DepthwiseConv2dNativeBackpropInput)$"
+)
 _DEFAULT = "PlaceholderWithDefault"
 _STEPS = 300
 # Conditions that are nested or joined have sets as the square of their number.
@@ -93,10 +97,18 @@ def _applies(view, node):
 
 def is_gradient(view: GraphView, node: int) -> bool:
     """Whether `node` is part of what tf.gradients made."""
-    # A reduction that is called a gradient may be a sum by channel of `bn_tf1`.
-    if view.ops[node] not in REDUCTIONS and _GRADIENT_OP.search(view.ops[node]):
+    if _GRADIENT.search(view.names[node]) is not None:
         return True
-    return _GRADIENT.search(view.names[node]) is not None
+    for _ in range(_STEPS):
+        op = view.ops[node]
+        if not _TRANSPOSED.match(op) or len(view.inputs[node]) < 3:
+            break
+        # A transposed convolution of a network is the gradient of one that is not there:
+        # it counts where what it takes is a gradient.
+        node = node_of(origin(view, view.inputs[node][2]))
+    # A reduction that is called a gradient may be a sum by channel of `bn_tf1`.
+    is_named = _GRADIENT_OP.search(op) and not _TRANSPOSED.match(op)
+    return op not in REDUCTIONS and bool(is_named)
 
 
 def _run_body(view, body, runs):

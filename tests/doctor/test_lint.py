@@ -1,10 +1,16 @@
 """`lint`: each planted defect is found, and its healthy twin is not accused."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.doctor.lint import lint
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.training_nodes import is_gradient
+from bn_tf1.graphs.view import view_of
+from tests import FIXTURES
 from tests.graphs import graph_zoo
 from tests.graphs.graph_zoo import (
     convolution,
@@ -267,6 +273,44 @@ def test_batch_statistics_for_good_in_an_inference_graph(maker):
     assert (found.gravity, found.layer) == ("error", "bn")
 
 
+def generator(is_training):
+    """Of images, with a transposed convolution before a batch norm and one behind it."""
+    x = images()
+    for i, size in enumerate((10, 20)):
+        with tf.variable_scope(f"up{i}"):
+            weights = tf.get_variable("w", [5, 5, 4, int(x.shape[-1])])
+            x = tf.nn.conv2d_transpose(x, weights, [8, size, size, 4], [1, 2, 2, 1])
+            x = tf.nn.relu(graph_zoo.with_nn(x, is_training))
+    return x
+
+
+def test_batch_statistics_for_good_behind_a_transposed_convolution():
+    generator(True)
+    found = [f for f in lint(tf.get_default_graph()) if f.gravity == "error"]
+    assert [f[:4] for f in found] == [
+        ("training-mode-in-inference", "error", "likely", f"up{i}/bn") for i in (0, 1)
+    ]
+    assert "python -m bn_tf1 export" in found[0].remedy
+
+
+def test_a_transposed_convolution_is_no_gradient_and_its_gradient_is_one():
+    y = generator(False)
+    assert not Facts(view_of(tf.get_default_graph())).has_gradients
+    weights = tf.trainable_variables()[0]
+    tf.gradients(y, weights, name="other_name")
+    assert Facts(view_of(tf.get_default_graph())).has_gradients
+
+
+def test_a_convolution_of_gradients_is_a_gradient_whatever_its_name():
+    x = images()
+    y = tf.nn.relu(convolution(convolution(x), name="second"))
+    found = tf.gradients(tf.reduce_sum(y), x, name="other_name")
+    view = view_of(tf.get_default_graph())
+    node = view.find(found[0].op.name)
+    assert view.ops[node] == "Conv2DBackpropInput"
+    assert is_gradient(view, node)
+
+
 def test_a_switch_in_an_inference_graph_is_healthy(control_flow):
     default = tf.placeholder_with_default(False, [], name="is_training")
     graph_zoo.logits_of(graph_zoo.with_fused_kernel(convolution(images()), default))
@@ -402,7 +446,21 @@ def test_statistics_that_are_not_trained(variable_kind):
     assert not [f for f in lint(tf.get_default_graph()) if "trained" in f.check]
 
 
-# ------------------------------------------------------------------------------- freezing
+# ------------------------------------------------------------------- import and freezing
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*/model.ckpt.meta")), ids=str)
+def test_graphs_of_1_15_that_tensorflow_2_does_not_import(path):
+    found = [f for f in lint(str(path)) if f.check == "stored-shapes"]
+    assert [f.gravity for f in found] == ["note"] * len(found)
+    # Those two have no such gradient outside of a function.
+    assert bool(found) == (path.parent.name not in ("tensorpack", "while_v2"))
+    if not graph_zoo.IS_1:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(tf.Graph().as_default())
+            if found:
+                stack.enter_context(pytest.raises(ValueError, match="_output_shapes"))
+            tf.train.import_meta_graph(str(path))
 
 
 def frozen(y):

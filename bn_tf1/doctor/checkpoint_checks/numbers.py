@@ -7,6 +7,7 @@ Each check takes one `LayerValues`, the `CheckpointValues` that it is of, and yi
 
 from __future__ import annotations
 
+import os
 from typing import Iterator
 
 import numpy as np
@@ -16,6 +17,8 @@ from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 
+# What tells that a checkpoint is of a run of train.py, which has its own examples.
+_RUN_FILE = "config.json"
 # The smallest epsilon in use; a variance below it is dead in every library.
 _SMALLEST_EPSILON = 1e-5
 # A variance beyond that of any data: of values of a billion.
@@ -57,10 +60,19 @@ def _finding(check, layer, checkpoint, *, role="", **parts):
     name = layer.layer.names.get(role, "")
     return found_by(
         check,
+        source=to_recalibrate(checkpoint.prefix),
         layer=layer.layer.scope,
         where=f"{checkpoint.prefix}: {name}" if name else checkpoint.prefix,
         **parts,
     )
+
+
+def to_recalibrate(prefix: str) -> str:
+    """What python -m bn_tf1 recalibrate takes for the checkpoint `prefix`."""
+    folder = os.path.dirname(prefix) or "."
+    if os.path.exists(os.path.join(folder, _RUN_FILE)):
+        return f"{folder} NEW --checkpoint {prefix}"
+    return f"{prefix}.meta NEW --checkpoint {prefix} --examples X.npz"
 
 
 def _check_finite(layer, checkpoint) -> Iterator[Finding]:

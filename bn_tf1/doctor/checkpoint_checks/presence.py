@@ -14,6 +14,7 @@ from bn_tf1.checkpoints.dialects import STATISTICS, find_slot, unnumbered
 from bn_tf1.checkpoints.found_layers import CheckpointLayer
 from bn_tf1.checkpoints.object_names import is_saved_by_object, variable_names
 from bn_tf1.checkpoints.tensor_file import TensorFile
+from bn_tf1.doctor.checkpoint_checks.numbers import to_recalibrate
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 
@@ -93,6 +94,7 @@ def _slots(file, layer, slots):
     if own:
         yield found_by(
             "optimizer-slots",
+            source=to_recalibrate(file.prefix),
             certainty="likely",
             layer=layer.scope,
             where=f"{file.prefix}: {own[0]}",

@@ -31,6 +31,7 @@ from bn_tf1.doctor.reports.terminal import (
     told_mode,
     verdict,
 )
+from bn_tf1.version import VERSION
 
 _MAX_TOLD = 6
 _SETTINGS = ("kind", "decay", "epsilon", "mode")
@@ -82,21 +83,14 @@ padding:.05em .4em .05em 0}.layers .name{grid-column:1/-1}.layers .plotted{width
 
 
 def html_report(
-    examinations: Sequence[Examination],
-    unreadable: Sequence[tuple[str, str]] = (),
-    *,
-    made_by: str = "bn_tf1",
+    examinations: Sequence[Examination], unreadable: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """The page.
-
-    Args:
-        examinations: what was found.
-        unreadable: (path, error) of paths that could not be read.
-        made_by: the program and its version, told beside the date.
-    """
+    """The page; `unreadable` are (path, error) of paths that could not be read."""
     is_sick = bool(unreadable) or not all(e.is_healthy for e in examinations)
     now = datetime.datetime.now(datetime.timezone.utc)
-    made = f"{now:%Y-%m-%d %H:%M} UTC, {made_by}, TensorFlow {tf.version.VERSION}"
+    made = (
+        f"{now:%Y-%m-%d %H:%M} UTC, bn_tf1 {VERSION}, TensorFlow {tf.version.VERSION}"
+    )
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',

@@ -1,13 +1,15 @@
-"""Checks of a graph: was it frozen such that it can be imported and run?
+"""Checks of a graph: can it be imported and run at all?
 
-Freezing puts a constant in the place of each variable and leaves what writes or reads the
-variable as it was, where it does not know it. Such a graph looks whole, and its import
-fails: "incompatible with expected float_ref", "... with expected resource". In a function,
-a value may be returned under the name that the read of a variable gave it.
+A training graph of TensorFlow 1 may hold shapes that TensorFlow 2 does not accept. Freezing
+puts a constant in the place of each variable and leaves what writes or reads the variable
+as it was, where it does not know it. Such a graph looks whole, and its import fails:
+"incompatible with expected float_ref", "... with expected resource". In a function, a value
+may be returned under the name that the read of a variable gave it.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Iterator
 
 from bn_tf1.checkpoints.dialects import STATISTICS
@@ -19,6 +21,8 @@ from bn_tf1.graphs.view import node_of
 
 # What takes a variable as its first input, and no value.
 _MOST = 3
+_FUSED_GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
+_FIRST_UNUSED = 3
 _OF_VARIABLES = ASSIGNMENTS | {"ReadVariableOp", "ResourceGather", "VarIsInitializedOp"}
 
 
@@ -54,3 +58,35 @@ def check_frozen(facts: Facts) -> Iterator[Finding]:
             where=", ".join(where for where, _ in places[:_MOST]),
             what=f"The graph cannot be imported or run: {told}{more}.",
         )
+
+
+def check_stored_shapes(facts: Facts) -> Iterator[Finding]:
+    """Gradients of fused batch norms whose stored shapes TensorFlow 2 refuses."""
+    view = facts.view
+    refused = [
+        view.names[node]
+        for node, op in enumerate(view.ops)
+        if _FUSED_GRADIENT.match(op) and _has_other_shapes(view, node)
+    ]
+    if refused:
+        yield found_by(
+            "stored-shapes",
+            certainty="certain",
+            where=", ".join(refused[:_MOST]),
+            what=f"{len(refused)} gradients of fused batch norms in inference mode hold "
+            "the shape [channels] of outputs that are empty in TensorFlow 2.",
+        )
+
+
+def _has_other_shapes(view, node):
+    """Whether its last outputs have a shape that only TensorFlow 1 infers.
+
+    It does in inference mode alone; and shapes within functions are inferred anew.
+    """
+    mode, stored = (
+        view.attribute(node, name) for name in ("is_training", "_output_shapes")
+    )
+    if mode is None or mode.b or stored is None or view.body_of(node):
+        return False
+    sizes = [[size.size for size in shape.dim] for shape in stored.list.shape]
+    return any(shape != [0] for shape in sizes[_FIRST_UNUSED:])
