@@ -36,7 +36,8 @@ def main():
     else:
         print(
             f"done: step {result.step}, loss {result.loss:.4f}, {result.seconds:.1f} "
-            "seconds; evaluate with:"
+            f"seconds; curves in {os.path.join(run.model_dir, 'report.html')}; "
+            "evaluate with:"
         )
         print(_evaluation(run.model_dir))
 

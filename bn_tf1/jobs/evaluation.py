@@ -38,6 +38,7 @@ from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.recalibrated_runs import BATCH_SIZE, SwitchedNetwork
+from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver, run_lock, saved_steps
 from bn_tf1.jobs.saving.committing_saver import DamagedCheckpoint, SavedCheckpoint
 
@@ -171,7 +172,15 @@ def evaluate(request: Request) -> Iterator[Result]:
                 yield result
                 _check_batch_independence(result)
                 if _is_last(result, request):
+                    _refresh_report(request)
                     return
+
+
+def _refresh_report(request):
+    """With what was measured last, unless the training job still does it."""
+    is_writable = os.access(request.model_dir, os.W_OK)
+    if is_writable and not run_lock.is_held(request.model_dir):
+        LiveReport(request.model_dir).write()
 
 
 def _eval_dir(request):

@@ -31,6 +31,7 @@ from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
+from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.training_run import Step, TrainingError
@@ -105,6 +106,8 @@ def train(config: Config) -> TrainingResult:
             with _explained(config, progress), named, started as run:
                 while progress.step < config.max_steps and signals.received is None:
                     run.make_step()
+    # Not before: all is saved, and no grace period ends it.
+    LiveReport(config.model_dir).write()
     if progress.step < config.max_steps:
         raise _stopped(config, progress.step, signals.received)
     _warn_of_guessing(config, progress)

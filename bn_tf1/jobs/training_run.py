@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.jobs import fine_tuning
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import Progress
+from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver
 from bn_tf1.jobs.saving.committing_saver import CommittingSaver, SavedCheckpoint
 
@@ -127,6 +128,7 @@ class TrainingRun:
         self._progress = progress
         self._writer = progress.writer
         self._first_step = progress.step
+        self._report = LiveReport(config.model_dir)
         self._saved_step = None
 
     def make_step(self) -> None:
@@ -153,6 +155,8 @@ class TrainingRun:
         unsaved = self._progress.step - self._saved_step
         if unsaved >= self._config.save_checkpoint_steps:
             self.save()
+            self._writer.flush()
+            self._report.write_if_due()
 
     def save(self) -> None:
         """Saves the step as it is."""

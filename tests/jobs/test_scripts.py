@@ -62,7 +62,9 @@ def test_train_without_a_flag_trains_on_the_digits(default_run):
     *progress, done, command = trained.stdout.splitlines()
     assert progress[0].startswith("step 100/1000: loss ")
     assert re.fullmatch(
-        r"done: step 1000, loss \d\.\d{4}, \d+\.\d seconds; evaluate with:", done
+        r"done: step 1000, loss \d\.\d{4}, \d+\.\d seconds; curves in "
+        r"runs/default/report\.html; evaluate with:",
+        done,
     )
     typed = subprocess.check_output(command, shell=True, cwd=str(folder), text=True)
     assert typed.startswith("step 1000: accuracy 0.9")

@@ -50,7 +50,8 @@ _OWN_FILE = re.compile(r"model\.ckpt-(\d+)\.(index|meta|data-\d{5}-of-\d{5})")
 _LEFTOVERS = re.compile(
     # of this module
     r"model\.ckpt-\d+\.partial"
-    r"|(checkpoint|config\.json|saved_steps\.txt|train\.holder)\.partial"
+    r"|(checkpoint|config\.json|saved_steps\.txt|train\.holder|report\.html)"
+    r"\.partial"
     # of TensorFlow: its folder for a save, an index half-way, a text file half-way
     r"|model\.ckpt-\d+_temp(_[0-9a-f]{32})?"
     r"|model\.ckpt-\d+\.(index|data-\d{5}-of-\d{5})\.tempstate\d+"

@@ -1,0 +1,301 @@
+"""The page of a run, `report.html`: self-contained, without a script.
+
+    learning curves of training and evaluation in one chart, the learning rate, the speed;
+    for each layer its moving statistics against those of the batch, over the steps;
+    the doctor's verdict.
+
+Contract: a run of this project has its own charts first. Of one of another program, every
+scalar of its event files is drawn, those of the same tag in different folders in one
+chart. Two runs are compared curve by curve.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import os
+import re
+from typing import Iterator, NamedTuple, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.doctor.examination import examine
+from bn_tf1.doctor.reports import charts
+from bn_tf1.doctor.reports.grouping import findings_by_check
+from bn_tf1.doctor.reports.terminal import verdict
+from bn_tf1.jobs.reporting.event_curves import Curves, curves_of
+from bn_tf1.jobs.saving import durable_files
+from bn_tf1.jobs.summaries import TRAIN_FOLDER
+from bn_tf1.version import VERSION
+
+REPORT_FILE = "report.html"
+
+# Titles and vertical axes of what train.py and eval.py measure.
+_OWN = {
+    "loss": ("Loss", "cross-entropy in nats, without the penalty"),
+    "accuracy": ("Accuracy", "share of examples"),
+    "accuracy_top5": ("Top-5 accuracy", "share of examples"),
+    "penalty": ("L2 penalty", "nats"),
+    "learning_rate": ("Learning rate", ""),
+    "examples_per_second": ("Speed", "training examples per second"),
+}
+# Of a layer: title, vertical axis, and its curves by the end of their tag.
+_OF_LAYERS = (
+    (
+        "mean",
+        "root mean square",
+        {"size_of_moving_mean": "moving", "size_of_batch_mean": "batch"},
+    ),
+    (
+        "deviation",
+        "average",
+        {"moving_deviation": "moving", "batch_deviation": "batch"},
+    ),
+    (
+        "distance of the batch",
+        "means in deviations, variances as |ln| of the ratio",
+        {"mean_distance": "means", "variance_distance": "variances"},
+    ),
+)
+_MAX_POINTS, _MAX_LAYER_POINTS = 200, 40
+_MAX_CHARTS = 60
+_MAX_OPEN_LAYERS = 12
+
+_STYLE = """
+*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;
+max-width:78rem;padding:1.2rem;color:var(--ink);background:var(--bg)}
+h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere}
+h2{font-size:1.2rem;margin:2rem 0 .6rem}p{margin:.3em 0}.soft{color:var(--soft)}
+.charts{display:grid;gap:1.2rem 2rem;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}
+.small .plot svg,.small .ticks.y{height:7em}.small figcaption{font-size:.88em;
+overflow-wrap:anywhere}
+.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}
+.facts{display:flex;flex-wrap:wrap;gap:.4rem 2rem;margin:1rem 0}
+.facts div{font-size:.85em;color:var(--soft)}
+.facts b{display:block;font-size:1.35rem;color:var(--ink)}
+.verdict{padding:.6em .9em;border-radius:.4em;background:var(--panel);
+border-left:.4em solid var(--good)}.verdict.sick{border-color:var(--error)}
+.verdict ul{margin:.3em 0;padding-left:1.2em}details{margin:.8em 0}
+summary{cursor:pointer;color:var(--soft)}code{overflow-wrap:anywhere}
+@media(max-width:44rem){body{padding:.8rem}.plot{margin-left:3.4em}}
+"""
+
+
+class RunCurves(NamedTuple):
+    """The curves of a run.
+
+    Attributes:
+        folder: where it is.
+        curves: those of each folder in it, by name; "" for itself.
+    """
+
+    folder: str
+    curves: dict[str, Curves]
+
+
+def read_run(folder: str) -> RunCurves:
+    """Reads the event files of a run.
+
+    Raises:
+        ValueError: there is no such folder, or no event file with a scalar in it.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}: give the folder of a run")
+    curves = curves_of(folder)
+    if not curves:
+        inner = [
+            os.path.join(folder, name)
+            for name in sorted(os.listdir(folder))
+            if os.path.isdir(os.path.join(folder, name))
+            and curves_of(os.path.join(folder, name))
+        ]
+        runs = f"; there are runs in it: {', '.join(inner)}" if inner else ""
+        raise ValueError(
+            f"{folder} has no event file (*tfevents*) with a scalar in it, nor has a "
+            f"folder in it{runs}"
+        )
+    return RunCurves(folder, {_role(name): c for name, c in curves.items()})
+
+
+def write_page(path: str, runs: Sequence[RunCurves]) -> None:
+    """Writes the page of one run, or of several to be compared, as a whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path + durable_files.PARTIAL
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(page(runs))
+    os.replace(partial, path)
+
+
+def page(runs: Sequence[RunCurves]) -> str:
+    """The page of one run, or of several to be compared."""
+    names = _short_names([run.folder for run in runs])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = f"{now:%Y-%m-%d %H:%M} UTC, bn_tf1 {VERSION}, TensorFlow "
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_escaped(' and '.join(names))}: training</title>",
+        f"<style>{charts.STYLE}{_STYLE}</style></head><body>",
+        f"<h1>{_escaped(' and '.join(names))}</h1>",
+        f'<p class="soft">{_escaped(made + tf.version.VERSION)}</p>',
+    ]
+    for name, run in zip(names, runs):
+        parts.append(_facts(run, name if len(runs) > 1 else ""))
+    parts.append("<h2>Learning curves</h2>")
+    parts.append(
+        '<div class="charts">' + "".join(_curve_charts(names, runs)) + "</div>"
+    )
+    parts += _layers(names, runs)
+    for name, run in zip(names, runs):
+        parts += _verdict(run, name if len(runs) > 1 else "")
+    parts.append("</body></html>")
+    return "\n".join(parts) + "\n"
+
+
+def _role(folder):
+    """What a folder's curves are called: those in the run's own are of its training."""
+    return folder or TRAIN_FOLDER
+
+
+def _short_names(folders):
+    """The folders without what they have in common in front."""
+    paths = [os.path.normpath(folder) for folder in folders]
+    if len(paths) == 1:
+        return [os.path.basename(os.path.abspath(paths[0]))]
+    shared = os.path.commonpath([os.path.abspath(path) for path in paths])
+    return [os.path.relpath(os.path.abspath(path), shared) for path in paths]
+
+
+def _escaped(text):
+    return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
+def _facts(run, name):
+    """The last figures of a run, large."""
+    facts = []
+    for role, tag, words in (
+        ("train", "loss", "training loss"),
+        ("eval", "loss", "evaluation loss"),
+        ("eval", "accuracy", "evaluation accuracy"),
+        ("train", "examples_per_second", "examples/s"),
+    ):
+        points = run.curves.get(role, {}).get(tag)
+        if points:
+            step, value = points[-1]
+            place = f"{words}, step {step}"
+            facts.append(f"<div><b>{value:.4g}</b>{_escaped(place)}</div>")
+    title = f"<h2>{_escaped(name)}</h2>" if name else ""
+    return title + (f'<div class="facts">{"".join(facts)}</div>' if facts else "")
+
+
+def _curve_charts(names, runs) -> Iterator[str]:
+    """A chart for each tag, its curves from all folders of all runs."""
+    tags: dict[str, list[charts.Series]] = {}
+    for i, (name, run) in enumerate(zip(names, runs)):
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        for j, (role, curves) in enumerate(_in_order(run.curves)):
+            colour = (2 * i + j) % charts.COLOURS
+            for tag, points in curves.items():
+                if _is_of_a_layer(tag):
+                    continue
+                series = _series(prefix + role, points, colour, _MAX_POINTS)
+                tags.setdefault(re.sub("^eval/", "", tag), []).append(series)
+    own = [tag for tag in _OWN if tag in tags]
+    others = sorted(set(tags) - set(own))
+    for tag in (own + others)[:_MAX_CHARTS]:
+        title, unit = _OWN.get(tag, (tag, ""))
+        yield charts.lines(tags[tag], title=title, x_name="step", y_name=unit)
+    if len(tags) > _MAX_CHARTS:
+        left = ", ".join((own + others)[_MAX_CHARTS:])
+        yield f'<p class="soft">Not drawn: {_escaped(left)}</p>'
+
+
+def _in_order(curves):
+    """Training first, then evaluation, then what else there is."""
+    order = {TRAIN_FOLDER: 0, "eval": 1}
+    return sorted(curves.items(), key=lambda item: (order.get(item[0], 2), item[0]))
+
+
+def _is_of_a_layer(tag):
+    """Whether the tag is of a layer's statistics, which have charts of their own."""
+    name = tag.rpartition("/")[2]
+    return "/" in tag and any(name in kinds for *_, kinds in _OF_LAYERS)
+
+
+def _series(name, points, colour, most):
+    """A curve of at most about `most` points, the last among them."""
+    stride = -(-len(points) // most)
+    return charts.Series(name, [*points[:-1:stride], points[-1]], colour=colour)
+
+
+def _layers(names, runs) -> Iterator[str]:
+    """For each layer the moving statistics against those of the batch."""
+    layers = {
+        tag.rpartition("/")[0]: None
+        for run in runs
+        for tag in run.curves.get(TRAIN_FOLDER, ())
+        if _is_of_a_layer(tag)
+    }
+    if not layers:
+        return
+    yield "<h2>Batch-norm layers</h2>"
+    yield (
+        '<p class="soft">The moving statistics, which evaluation uses, against those of '
+        "the batch, over the channels of each layer. Where they stay apart, evaluation "
+        "will differ from training.</p>"
+    )
+    drawn = [_layer_charts(layer, names, runs) for layer in layers]
+    yield '<div class="charts small">' + "".join(drawn[:_MAX_OPEN_LAYERS]) + "</div>"
+    if len(drawn) > _MAX_OPEN_LAYERS:
+        rest = "".join(drawn[_MAX_OPEN_LAYERS:])
+        count = len(drawn) - _MAX_OPEN_LAYERS
+        yield f"<details><summary>{count} more layers</summary>"
+        yield f'<div class="charts small">{rest}</div></details>'
+
+
+def _layer_charts(layer, names, runs):
+    drawn = []
+    for statistic, unit, kinds in _OF_LAYERS:
+        series = []
+        for i, (name, run) in enumerate(zip(names, runs)):
+            prefix = f"{name}: " if len(runs) > 1 else ""
+            curves = run.curves.get(TRAIN_FOLDER, {})
+            for j, (tag, kind) in enumerate(kinds.items()):
+                points = curves.get(f"{layer}/{tag}")
+                if points:
+                    colour = (2 * i + j) % charts.COLOURS
+                    series.append(
+                        _series(prefix + kind, points, colour, _MAX_LAYER_POINTS)
+                    )
+        if series:
+            title = f"{layer}: {statistic}"
+            drawn.append(charts.lines(series, title=title, x_name="step", y_name=unit))
+    return "".join(drawn)
+
+
+def _verdict(run, name) -> Iterator[str]:
+    """What the doctor says of the run, each check in one line."""
+    title = f"The doctor on {name}" if name else "The doctor"
+    try:
+        examination = examine(run.folder)
+    except ValueError as error:
+        yield f"<h2>{_escaped(title)}</h2><p>Not examined: {_escaped(str(error))}</p>"
+        return
+    sick = "" if examination.is_healthy else " sick"
+    yield f"<h2>{_escaped(title)}</h2>"
+    yield f'<div class="verdict{sick}"><b>{_escaped(verdict([examination]))}</b><ul>'
+    for group in findings_by_check(examination.findings):
+        first = group[0]
+        count = f" ({len(group)} times)" if len(group) > 1 else ""
+        yield (
+            f"<li>{_escaped(first.gravity)}: {_escaped(first.check + count)}. "
+            f"{_escaped(first.what)}</li>"
+        )
+    yield "</ul></div>"
+    command = f"python -m bn_tf1 doctor {run.folder}"
+    yield f'<p class="soft">More with <code>{_escaped(command)}</code></p>'
