@@ -1,4 +1,7 @@
-"""The guides: every command and every program in a README runs as it stands."""
+"""The guides: every command and every program in a README runs as it stands.
+
+So does the installation that they begin with.
+"""
 
 import os
 import pathlib
@@ -7,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 
 import pytest
 
@@ -78,6 +82,36 @@ def test_every_block_runs_as_it_stands(readme, clone):
         timeout=600,
     )
     assert run.returncode == 0, run.stdout
+
+
+def test_what_is_installed_holds_all_that_the_package_has(clone, tmp_path):
+    """The guides, the stub and what else is no Python, too."""
+    folder, environment = clone
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    run = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    package = pathlib.Path(folder) / "bn_tf1"
+    files = [path for path in package.rglob("*") if path.is_file()]
+    with zipfile.ZipFile(str(wheel)) as archive:
+        names = set(archive.namelist())
+    assert {str(path.relative_to(folder)) for path in files} <= names
 
 
 @pytest.mark.parametrize("readme", READMES)
