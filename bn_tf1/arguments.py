@@ -9,8 +9,9 @@ An error names the argument as the caller calls it, the constraint and the value
 
 from __future__ import annotations
 
+import functools
 import numbers
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -23,6 +24,35 @@ _CHOICES = {
     "ema_variance": ("biased", "unbiased"),
     "update": ("collection", "in_place", "skip"),
     "kernel": (*statistics.KERNELS, "recipe"),
+}
+# What other libraries call our arguments.
+_NAMES_OF_OTHERS = {
+    "training": "is_training",
+    "is_train": "is_training",
+    "phase_train": "is_training",
+    "momentum": "decay",
+    "decay_rate": "decay",
+    "eps": "epsilon",
+    "variance_epsilon": "epsilon",
+    "scope": "name",
+    "fused": 'kernel="fused", or "composed"',
+    "data_format": "axis=-1 for NHWC, axis=1 for NCHW",
+    "virtual_batch_size": "ghost_batch_size",
+    "batch_weights": "weights",
+    "mask": "weights",
+    "updates_collections": "updates_collection",
+    "param_initializers": "initializers",
+    "param_regularizers": "regularizers",
+    "zero_debias_moving_mean": "zero_debias",
+    **dict.fromkeys(
+        ["renorm_clipping", "renorm_decay", "renorm_momentum"],
+        "renorm=bn_tf1.Renormalization(decay, rmin, rmax, dmax)",
+    ),
+    **{
+        f"{role}_{kind}": f"{kind}s={{{role!r}: ...}}"
+        for role in ("gamma", "beta", "moving_mean", "moving_variance")
+        for kind in ("initializer", "regularizer", "constraint")
+    },
 }
 
 
@@ -312,12 +342,35 @@ def check_towers(towers: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
     return towers
 
 
-def check_by_name(argument: str, mapping: Mapping | None, known: Sequence[str]) -> None:
-    """Raises where `mapping` is about a variable that is not `known`."""
-    for key in mapping or ():
-        if key not in known:
+def check_by_name(
+    argument: str, mapping: Mapping | None, known: Sequence[str] | None = None
+) -> None:
+    """Raises where `mapping` is about a variable that is not `known`, or no function."""
+    for key, value in (mapping or {}).items():
+        if known is not None and key not in known:
             raise ValueError(
                 "`{}` has the key {!r}, but its keys must be among {}".format(
                     argument, key, ", ".join(map(repr, known))
                 )
             )
+        if value is not None and not callable(value):
+            raise ValueError(
+                f"`{argument}` has {value!r} for {key!r}, but must have a function, such "
+                "as tf.zeros_initializer() or tf.nn.l2_loss"
+            )
+
+
+def says_how_it_is_called(function: Callable) -> Callable:
+    """A decorator: who uses another library's name of an argument is told ours."""
+
+    @functools.wraps(function)
+    def checked(*arguments, **options):
+        for name in options:
+            if name in _NAMES_OF_OTHERS:
+                raise TypeError(
+                    f"{function.__name__} has no argument `{name}`: here it is "
+                    f"`{_NAMES_OF_OTHERS[name]}`"
+                )
+        return function(*arguments, **options)
+
+    return checked

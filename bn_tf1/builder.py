@@ -18,13 +18,20 @@ from typing import Any, Callable, Mapping, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.arguments import Arguments, check, check_by_name, check_towers
+from bn_tf1.arguments import (
+    Arguments,
+    check,
+    check_by_name,
+    check_towers,
+    says_how_it_is_called,
+)
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.statistics import Renormalization
 from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variables
 
 
+@says_how_it_is_called
 def batch_norm(
     x: tf.Tensor | Sequence[tf.Tensor],
     is_training: bool | tf.Tensor,
@@ -91,8 +98,8 @@ def batch_norm(
             moving statistics do not change.
         weights: how much an example, or a value, counts in the batch statistics: a
             float tensor [batch], or one of the rank of `x` with size 1 on the channel
-            axes, such as a mask [batch, time, 1]. A batch whose weights sum to 0 has no
-            statistics: its output is NaN. (`bn_tf1.statistics.weighted`)
+            axes, such as a mask [batch, time, 1]. A batch whose weights sum to 0 is
+            normalised with the moving statistics. (`bn_tf1.statistics.weighted`)
         ghost_batch_size: normalises groups of so many examples by themselves; it must
             divide the batch in training, and does not matter in inference.
             (arXiv:1705.08741; `bn_tf1.statistics.ghost_batches` says which examples
@@ -146,7 +153,8 @@ def batch_norm(
 
     Raises:
         TypeError: `x` is not a float tensor, `is_training` is not a bool or bool
-            tensor, `axis` is not an int.
+            tensor, `axis` is not an int; or an argument has the name that another
+            library gives it.
         ValueError: any other argument is outside of what is said above; there is one
             value per channel in training, so that its variance is 0; or update
             operations for a collection would be made inside of a `tf.cond`,

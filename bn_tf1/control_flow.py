@@ -75,3 +75,14 @@ def switch(
         tf.raw_ops.Merge(inputs=[false, true]).output
         for false, true in zip(from_false, from_true)
     ]
+
+
+def each(function, x):
+    """`function` of `x`, or of each tensor of a list, on that tensor's device."""
+    if not isinstance(x, list):
+        return function(x)
+    results = []
+    for tower in x:
+        with tf.device(tower.device):
+            results.append(function(tower))
+    return results

@@ -15,6 +15,7 @@ Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); those 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +23,22 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import recipe, records, statistics
 from bn_tf1.arguments import Arguments
-from bn_tf1.control_flow import inside_of_control_flow, may_switch, switch
+from bn_tf1.control_flow import (
+    each,
+    inside_of_control_flow,
+    may_switch,
+    switch,
+)
 from bn_tf1.moving_averages import (
     Updating,
     applied_rate,
     assign_moving_value,
     update_moving_average,
+)
+from bn_tf1.own_statistics import (
+    MovingValues,
+    may_lack_values,
+    normalize_by_own_statistics,
 )
 from bn_tf1.variables import LayerVariables
 
@@ -76,15 +87,16 @@ def normalize_and_update(
     else:
         # A scope of its own leaves the layer's names to the output and the updates.
         with tf.name_scope("normalize"):
-            y, mean, variance = _normalize(x, variables, arguments, layer)
+            normalized = _normalize(x, variables, arguments, layer)
+            y, mean, variance, _ = normalized
         if updating is not None:
-            updates = _update_operations(variables, mean, variance, arguments, updating)
+            updates = _update_operations(x, variables, normalized, arguments, updating)
     if updating is not None:
         if not updating.in_place:
             to_collect = updates
         elif updates:
             with tf.control_dependencies(updates):
-                y = _each(tf.identity, y)
+                y = each(tf.identity, y)
     in_batch = arguments.is_training is not False
     call = records.BatchNormCall(
         name=layer,
@@ -134,7 +146,7 @@ def _normalize(x, variables, arguments, layer):
     # if it is itself in a loop; and where a variable is read in it, it cannot be frozen.
     if plan.kernel == "composed" and is_training is not False:
         wide = statistics.statistics_dtype(dtype)
-        x = _each(lambda tower: tf.cast(tower, wide), x)
+        x = each(lambda tower: tf.cast(tower, wide), x)
         first = x[0] if arguments.towers else x
         if wide != dtype.base_dtype:
             plan = _plan_of(first, arguments)
@@ -145,10 +157,16 @@ def _normalize(x, variables, arguments, layer):
             _passing_gradient(value, arguments.trainable) for value in (gamma, beta)
         )
 
+    several = functools.partial(
+        _with_several_values, layer=layer, is_training=is_training
+    )
+
     def with_batch_statistics(x, gamma, beta, *_):
         if not arguments.is_plain:
-            return _with_own_statistics(x, gamma, beta, renormed, arguments, layer)
-        batch = _with_several_values(x, plan.axes, layer, is_training)
+            return normalize_by_own_statistics(
+                x, gamma, beta, moving, arguments, layer, several
+            )
+        batch = several(x, plan.axes)
         is_fused = plan.kernel == "fused"
         normalize = (
             statistics.normalize_fused if is_fused else statistics.normalize_composed
@@ -164,6 +182,7 @@ def _normalize(x, variables, arguments, layer):
             # no gradient to them.
             mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
         epsilon = arguments.epsilon
+        count = tf.ones([], mean.dtype) if may_lack_values(arguments) else None
         if arguments.towers:
 
             def normalize(tower):
@@ -171,46 +190,41 @@ def _normalize(x, variables, arguments, layer):
                 own = _plan_of(tower, arguments)
                 return statistics.normalize_constant(*operands, own, epsilon=epsilon)
 
-            return statistics.BatchOutput(_each(normalize, x), mean, variance)
+            return statistics.BatchOutput(each(normalize, x), mean, variance, count)
         operands = x, mean, variance, gamma, beta
         if arguments.fold:
             keep = _keep if arguments.fold == "once" else tf.convert_to_tensor
             y = statistics.normalize_folded(*operands, epsilon=epsilon, keep=keep)
         else:
             y = statistics.normalize_constant(*operands, plan, epsilon=epsilon)
-        return statistics.BatchOutput(y, mean, variance)
+        return statistics.BatchOutput(y, mean, variance, count)
 
-    moving, renormed = (), ()
-    if is_training is not True:
-        moving = [variables.moving_mean, variables.moving_variance]
-        moving = _read_all(moving, channels)
-    if is_training is not False and arguments.renorm is not None:
-        renormed = [variables.renorm_mean, variables.renorm_stddev]
-        renormed = _read_all(renormed, channels)
+    takes = is_training is not True or not arguments.is_plain
+    renorms = is_training is not False and arguments.renorm is not None
+    moving = MovingValues(
+        *_read_all(
+            [
+                variables.moving_mean if takes else None,
+                variables.moving_variance if takes else None,
+                variables.renorm_mean if renorms else None,
+                variables.renorm_stddev if renorms else None,
+            ],
+            channels,
+        )
+    )
     normalized = _by_mode(
         is_training,
         with_batch_statistics,
         with_moving_statistics,
         [x, gamma, beta],
-        moving,
+        moving[:2],
         takes_inputs_alone=arguments.is_plain,
     )
     for y, like in zip(
         *((normalized.y, x) if arguments.towers else ([normalized.y], [x]))
     ):
         y.set_shape(like.shape)
-    return normalized._replace(y=_each(lambda y: tf.cast(y, dtype), normalized.y))
-
-
-def _each(function, x):
-    """`function` of `x`, or of each tensor of a list, on that tensor's device."""
-    if not isinstance(x, list):
-        return function(x)
-    results = []
-    for tower in x:
-        with tf.device(tower.device):
-            results.append(function(tower))
-    return results
+    return normalized._replace(y=each(lambda y: tf.cast(y, dtype), normalized.y))
 
 
 def _plan_of(x, arguments):
@@ -230,12 +244,18 @@ def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_
     if is_training is False:
         return with_moving(*inputs, *moving)
     if takes_inputs_alone and may_switch():
-        outputs = switch(is_training, with_batch, with_moving, [*inputs, *moving])
+        # What is plain has no count.
+        outputs = switch(
+            is_training,
+            lambda *inputs: with_batch(*inputs)[:3],
+            lambda *inputs: with_moving(*inputs)[:3],
+            [*inputs, *moving],
+        )
     else:
         outputs = tf.cond(
             is_training,
-            lambda: with_batch(*inputs),
-            lambda: with_moving(*inputs, *moving),
+            lambda: [v for v in with_batch(*inputs) if v is not None],
+            lambda: [v for v in with_moving(*inputs, *moving) if v is not None],
         )
     return statistics.BatchOutput(*outputs)
 
@@ -256,111 +276,6 @@ def _keep(value):
             name="folded",
         )
     )
-
-
-def _with_own_statistics(x, gamma, beta, renormed, arguments, layer):
-    """With joint, weighted, ghost-batch or renormalised statistics, or an adjustment."""
-    if arguments.sync is not None or arguments.towers:
-        return _with_joint_statistics(x, gamma, beta, renormed, arguments, layer)
-    batch, axes, weights = x, arguments.plan.axes, arguments.weights
-    size = arguments.ghost_batch_size
-    if size is not None:
-        # A second axis counts the ghost batches, as one more of the channel axes.
-        batch = statistics.split_ghost_batches(x, size, layer=layer)
-        axes = (1, *(a + 1 for a in axes))
-    batch = _with_several_values(batch, axes, layer, arguments.is_training)
-    channels = statistics.channels_for_arithmetic(batch, axes)
-    if weights is None:
-        moments = statistics.batch_moments(batch, channels)
-    else:
-        weights = statistics.weights_like(x, weights)
-        moments = statistics.weighted_moments(batch, channels, weights)
-    averaged, correction = _averaged_statistics(moments, renormed, arguments)
-    y = _output(batch, moments, channels, gamma, beta, weights, correction, arguments)
-    if size is not None:
-        y = statistics.join_ghost_batches(y, like=x)
-    return statistics.BatchOutput(y, *averaged)
-
-
-def _with_joint_statistics(x, gamma, beta, renormed, arguments, layer):
-    """With those of several towers, or workers, or both."""
-    weights = arguments.weights
-    if weights is not None:
-        weights = statistics.weights_like(x, weights)
-
-    def channels_of(tower):
-        return statistics.channels_for_arithmetic(tower, arguments.plan.axes)
-
-    moments = _each(lambda t: statistics.part_moments(t, channels_of(t), weights), x)
-    if arguments.towers:
-        moments = statistics.joint_of(moments)
-    if arguments.sync is not None:
-        moments = arguments.sync.joint_moments(moments)
-    moments = _of_several_values(moments, layer)
-    averaged, correction = _averaged_statistics(moments, renormed, arguments)
-
-    def normalize(tower):
-        return _output(
-            tower,
-            moments,
-            channels_of(tower),
-            gamma,
-            beta,
-            weights,
-            correction,
-            arguments,
-        )
-
-    return statistics.BatchOutput(_each(normalize, x), *averaged)
-
-
-def _averaged_statistics(moments, renormed, arguments):
-    """What enters the moving averages, [channels] each, and the renormalisation or None."""
-    mean, variance = moments.mean, moments.variance
-    if arguments.ema_variance == "unbiased":
-        variance = statistics.unbiased_variance(moments)
-    if arguments.ghost_batch_size is not None:
-        mean, variance = tf.reduce_mean(mean, 0), tf.reduce_mean(variance, 0)
-    if arguments.renorm is None:
-        return (mean, variance), None
-    correction = statistics.renorm_correction(
-        mean,
-        tf.sqrt(variance + arguments.epsilon),
-        *renormed,
-        renorm=arguments.renorm,
-        epsilon=arguments.epsilon,
-    )
-    # The updates of what it read must wait for it.
-    with tf.control_dependencies(correction):
-        return (tf.identity(mean), tf.identity(variance)), correction
-
-
-def _output(batch, moments, channels, gamma, beta, weights, correction, arguments):
-    def normalize(scale, offset):
-        if arguments.ghost_batch_size is not None:
-            scale, offset = (
-                None if values is None else values * tf.ones_like(moments.mean)
-                for values in (scale, offset)
-            )
-        operands = batch, moments, scale, offset, channels
-        if arguments.sync is not None or arguments.towers:
-            return statistics.normalize_part(*operands, epsilon=arguments.epsilon)
-        return statistics.normalize_with_moments(
-            *operands, epsilon=arguments.epsilon, weights=weights
-        )
-
-    if arguments.adjustment is not None:
-        y = normalize(*(correction or (None, None)))
-        scale, offset = arguments.adjustment(tf.shape(batch))
-        y = y * tf.cast(scale, y.dtype) + tf.cast(offset, y.dtype)
-        y.set_shape(batch.shape)
-        return statistics.scale_and_shift(y, gamma, beta, axes=channels.axes)
-    if correction is None:
-        return normalize(gamma, beta)
-    scale, offset = correction
-    if gamma is not None:
-        scale, offset = scale * gamma, offset * gamma
-    return normalize(scale, offset if beta is None else offset + beta)
 
 
 def _passing_gradient(value, trainable):
@@ -403,19 +318,16 @@ def _with_several_values(x, axes, layer, is_training):
         return tf.identity(x)
 
 
-def _of_several_values(moments, layer):
-    """As `_with_several_values`, for the moments of several batches together."""
-    message = f"one value per channel in all training batches of layer {layer!r}"
-    several = tf.Assert(tf.not_equal(moments.count, 1), [message])
-    with tf.control_dependencies([several]):
-        return moments._replace(mean=tf.identity(moments.mean))
-
-
-def _update_operations(variables, mean, variance, arguments, updating):
+def _update_operations(x, variables, normalized, arguments, updating):
+    _, mean, variance, count = normalized
     conditions = [arguments.is_training, arguments.trainable]
     if arguments.skip_nonfinite:
         # The variance is made of distances from the mean: finite only if that is.
         conditions.append(tf.reduce_all(tf.is_finite(variance)))
+    elif arguments.is_plain and not arguments.plan.count:
+        count = tf.size(x)
+    if count is not None:
+        conditions.append(count > 0)
     # There is nothing to switch at run time in a bool of Python.
     apply, *others = [c for c in conditions if not isinstance(c, bool)] or [True]
     for condition in others:

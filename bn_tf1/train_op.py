@@ -41,7 +41,8 @@ def make_train_op(
         clip_norm: positive bound of the global norm of the gradients, in the unit of
             the gradients; None for no bound.
         update_ops: operations or tensors that run before the gradients are applied;
-            by default what is in `UPDATE_OPS_COLLECTION` of the graph of `loss`.
+            by default what is in `UPDATE_OPS_COLLECTION` of the graph of `loss`. Of a
+            layer that is called several times, as in towers, those of one call do.
         ignored_layers: variable scopes of batch-norm layers whose updates this train
             op leaves to another one.
         lint: called when the train op is made, with the graph, `ignored_layers` and
@@ -59,11 +60,12 @@ def make_train_op(
         The operation of one training step.
 
     Raises:
+        TypeError: `optimizer` is none.
         ValueError: the step would not run an update that `batch_norm` made in the
             graph of `loss`, and the layer is not in `ignored_layers`; or an argument
             is outside of what is said above.
     """
-    _check_arguments(loss, clip_norm)
+    _check_arguments(loss, optimizer, clip_norm)
     if workers is None and not (num_examples is None and penalty is None):
         raise ValueError(
             f"`num_examples` is {num_examples!r} and `penalty` {penalty!r}, but without "
@@ -79,7 +81,8 @@ def make_train_op(
             raise ValueError(
                 f"`update_ops` has {op.name!r}, which is not in the graph of `loss`"
             )
-    _check_all_updates_run([loss.op] + update_ops, graph, ignored_layers)
+    roots = [loss.op] + update_ops
+    _check_all_updates_run(roots, graph, ignored_layers, are_chosen)
 
     with graph.as_default():
         if workers is None:
@@ -96,7 +99,12 @@ def make_train_op(
     return train_op
 
 
-def _check_arguments(loss, clip_norm):
+def _check_arguments(loss, optimizer, clip_norm):
+    if not hasattr(optimizer, "compute_gradients"):
+        raise TypeError(
+            f"`optimizer` is {optimizer!r}, but must be a tf.train.Optimizer, such as "
+            "tf.compat.v1.train.AdamOptimizer(): one of Keras cannot train a graph"
+        )
     is_scalar = isinstance(loss, tf.Tensor) and loss.shape.is_compatible_with([])
     if not is_scalar or not loss.dtype.is_floating:
         raise ValueError(f"`loss` is {loss!r}, but must be a scalar float tensor")
@@ -104,7 +112,7 @@ def _check_arguments(loss, clip_norm):
         raise ValueError(f"`clip_norm` is {clip_norm!r}, but must be > 0")
 
 
-def _check_all_updates_run(roots, graph, ignored_layers):
+def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
     calls = batch_norm_calls(graph)
     for layer in ignored_layers:
         if layer not in {call.name for call in calls}:
@@ -119,7 +127,11 @@ def _check_all_updates_run(roots, graph, ignored_layers):
         for op in call.updates
         if op.graph is graph and call.name not in ignored_layers
     }
-    forgotten = set(awaited) - ancestors(roots)
+    run = ancestors(roots)
+    forgotten = set(awaited) - run
+    if are_chosen:
+        served = {c.name for c in calls if c.updates and run.issuperset(c.updates)}
+        forgotten = {op for op in forgotten if awaited[op] not in served}
     if forgotten:
         layers = collections.Counter(awaited[op] for op in forgotten)
         raise ValueError(

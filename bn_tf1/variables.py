@@ -12,6 +12,7 @@ follows from.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
@@ -65,10 +66,8 @@ def make_variables(
         order: the names of `INITIALIZERS` in the order in which they are made.
     """
     made = {}
-    shared = {
-        kind: _sharing(kind, made)
-        for kind in (tf.zeros_initializer, tf.ones_initializer)
-    }
+    kinds = tf.zeros_initializer, tf.ones_initializer
+    shared = {kind: _Sharing(kind, made) for kind in kinds}
     initial = {
         key: initializers.get(key) or INITIALIZERS[key]() for key in INITIALIZERS
     }
@@ -83,17 +82,19 @@ def make_variables(
     return LayerVariables(**made)
 
 
-def _sharing(kind, made):
+@dataclasses.dataclass(frozen=True)
+class _Sharing:
     """An initializer of zeros, or of ones, that makes the same constant again."""
 
-    def initial(shape, dtype=None, partition_info=None):
-        sizes = tuple(tf.TensorShape(shape).as_list())
-        key = kind, sizes, dtype, tf.get_default_graph()
-        if key not in made:
-            made[key] = kind()(shape, dtype, partition_info)
-        return made[key]
+    kind: Any
+    made: dict
 
-    return initial
+    def __call__(self, shape, dtype=None, partition_info=None):
+        sizes = tuple(tf.TensorShape(shape).as_list())
+        key = self.kind, sizes, dtype, tf.get_default_graph()
+        if key not in self.made:
+            self.made[key] = self.kind()(shape, dtype, partition_info)
+        return self.made[key]
 
 
 def _square_root_of(initializer):

@@ -218,10 +218,12 @@ class BatchNormalization(LegacyLayer):
         self.moving_variance_initializer = _checked_initializer(
             "moving_variance_initializer", moving_variance_initializer
         )
-        self.beta_regularizer = beta_regularizer
-        self.gamma_regularizer = gamma_regularizer
-        self.beta_constraint = beta_constraint
-        self.gamma_constraint = gamma_constraint
+        self.beta_regularizer = _checked_function("beta_regularizer", beta_regularizer)
+        self.gamma_regularizer = _checked_function(
+            "gamma_regularizer", gamma_regularizer
+        )
+        self.beta_constraint = _checked_function("beta_constraint", beta_constraint)
+        self.gamma_constraint = _checked_function("gamma_constraint", gamma_constraint)
         self.renorm = renorm
         self.virtual_batch_size = virtual_batch_size
         self.adjustment = adjustment
@@ -405,3 +407,11 @@ def _checked_initializer(argument, value):
             "tf.ones_initializer()"
         )
     return value() if isinstance(value, type) else value
+
+
+def _checked_function(argument, value):
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"`{argument}` is {value!r}, but must be a function of a variable, or None"
+        )
+    return value

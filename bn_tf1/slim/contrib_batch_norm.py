@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.arguments import Arguments, check
+from bn_tf1.arguments import Arguments, check, check_by_name
 from bn_tf1.drop_in import (
     add_to_collection,
     as_list,
@@ -195,6 +195,9 @@ def batch_norm(
         update="skip" if skips else "in_place" if in_place else "collection",
     )
     arguments = check(x, asked, called=_CALLED)
+    # The original leaves what it does not know unread.
+    check_by_name("param_initializers", param_initializers)
+    check_by_name("param_regularizers", param_regularizers)
     getter = None if way.name == _FUSED else _model_variable_getter
     with tf.variable_scope(
         scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter

@@ -19,6 +19,7 @@ from bn_tf1.statistics.joint import joint_of, normalize_part, part_moments
 from bn_tf1.statistics.moments import (
     BatchOutput,
     Moments,
+    count_of,
     in_dtype,
     unbiased_variance,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "batch_moments",
     "channel_axes",
     "channels_for_arithmetic",
+    "count_of",
     "in_dtype",
     "join_ghost_batches",
     "joint_of",

@@ -151,7 +151,7 @@ def _weights_gradient(channels, x, moments, weights, dmean, dvariance):
         channels.add(tf.square(centred), -variance), dvariance
     )
     by_value = channels.scale(centred, dmean) + through_variance
-    by_value = channels.leave(by_value, x) / count
+    by_value = tf.math.divide_no_nan(channels.leave(by_value, x), count)
     broadcast = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(weights), s1=tf.shape(x))
     return tf.reshape(tf.reduce_sum(by_value, broadcast.r0), tf.shape(weights))
 

@@ -119,7 +119,7 @@ def joint_of(parts: Sequence[Moments]) -> Moments:
 def joint_of_rows(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments:
     """As `joint_of`, for tensors of [batches], [batches, channels], [batches, channels]."""
     total = tf.reduce_sum(counts)
-    shares = counts / total
+    shares = tf.math.divide_no_nan(counts, total)
     shares = tf.reshape(shares, [-1] + [1] * (means.shape.ndims - 1))
     mean = tf.reduce_sum(shares * means, 0)
     squares = variances + tf.square(means - mean)

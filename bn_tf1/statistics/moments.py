@@ -40,11 +40,14 @@ class BatchOutput(NamedTuple):
         y: like `x`.
         mean: float32 or float64 tensor of shape [channels].
         variance: like `mean`; biased or unbiased, as was asked for.
+        count: of a batch that may have no value, or no weight: how many it has, a scalar
+            like `mean`; otherwise None.
     """
 
     y: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
+    count: Any = None
 
 
 def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:

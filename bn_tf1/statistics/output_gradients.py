@@ -77,7 +77,8 @@ def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
     # Of no examples it is 0, as the kernel's. Their variance is NaN, and the convolution
     # of TensorFlow 1.15 gives whatever was in memory.
     products = channels.dot(centred, direct) * deviations
-    some = tf.sign(tf.convert_to_tensor(count, mean.dtype))
+    values = count if weights is None else count_of(x, channels.axes)
+    some = tf.sign(tf.convert_to_tensor(values, mean.dtype))
     dgamma = tf.math.multiply_no_nan(products, some)
     # Each of these writes over the one before: no other tensor of the size of `x` is made.
     through = channels.scale_last_read(centred, -inverse * dgamma * deviations)
@@ -154,5 +155,7 @@ def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_):
 
 
 def _inverse(count):
-    # A static count of 0 makes what a dynamic one makes, NaN in the end.
-    return float("nan") if isinstance(count, int) and count == 0 else 1 / count
+    # Where nothing has a weight, the statistics are constants: no share goes through them.
+    if isinstance(count, int):
+        return 1 / count if count else 0.0
+    return tf.math.divide_no_nan(tf.ones_like(count), count)

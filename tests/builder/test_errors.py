@@ -198,3 +198,49 @@ def test_a_layer_shared_by_accident():
 def test_reuse_of_a_layer_that_does_not_exist():
     with pytest.raises(ValueError, match="bn/.* does not exist"):
         build(name="bn", reuse=True)
+
+
+@pytest.mark.parametrize(
+    "options, ours",
+    [
+        ({"training": True}, "is_training"),
+        ({"momentum": 0.9}, "decay"),
+        ({"scope": "bn"}, "name"),
+        ({"gamma_initializer": tf.ones_initializer()}, "initializers={'gamma'"),
+    ],
+)
+def test_names_that_other_libraries_give_an_argument(options, ours):
+    (theirs,) = options
+    with pytest.raises(TypeError) as caught:
+        bn_tf1.batch_norm(tf.zeros([4, 3]), **options)
+    assert f"`{theirs}`" in str(caught.value) and ours in str(caught.value)
+
+
+@pytest.mark.parametrize("argument", ["initializers", "regularizers", "constraints"])
+def test_what_must_be_a_function(argument):
+    with pytest.raises(ValueError) as caught:
+        bn_tf1.batch_norm(tf.zeros([4, 3]), True, **{argument: {"gamma": 0.1}})
+    for part in [f"`{argument}`", "0.1", "'gamma'", "function"]:
+        assert part in str(caught.value)
+    assert tf.global_variables() == []
+
+
+@pytest.mark.parametrize("decay", [2.0, -0.1, float("nan"), "0.9"])
+def test_a_decay_that_a_drop_in_cannot_have(decay):
+    """They take 1, as the originals do."""
+    x = tf.zeros([4, 3])
+    with pytest.raises(ValueError, match="`momentum`"):
+        bn_tf1.layers.batch_normalization(x, momentum=decay, training=True)
+    with pytest.raises(ValueError, match="`decay`"):
+        bn_tf1.slim.batch_norm(x, decay=decay)
+    bn_tf1.slim.batch_norm(x, decay=1.0)
+    bn_tf1.layers.batch_normalization(x, momentum=1, training=True)
+
+
+@pytest.mark.parametrize("argument", ["beta_regularizer", "gamma_constraint"])
+def test_what_must_be_a_function_of_a_drop_in(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` is 0.1"):
+        bn_tf1.layers.batch_normalization(tf.zeros([4, 3]), **{argument: 0.1})
+    group = "param_regularizers" if "regularizer" in argument else "param_initializers"
+    with pytest.raises(ValueError, match=f"`{group}` has 0.1 for 'beta'"):
+        bn_tf1.slim.batch_norm(tf.zeros([4, 3]), **{group: {"beta": 0.1}})

@@ -113,15 +113,72 @@ def test_a_mask_leaves_padding_out(start, variable):
     close(output[mask], expected, "float32")
 
 
-def test_no_weight_at_all_leaves_the_statistics(start, variable):
-    x, w = tf.constant(make_batch(4, 3), tf.float32), tf.zeros([4])
-    y = batch_norm(x, True, weights=w)
+RENORM = Renormalization(decay=0.8, rmin=0.5, rmax=2.0, dmax=3.0)
+
+
+@pytest.mark.parametrize("switch", ["python_bool", "tensor"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"renorm": RENORM}, {"skip_nonfinite": False, "zero_debias": True}],
+    ids=["plain", "renorm", "unguarded"],
+)
+def test_without_any_weight_the_moving_statistics_normalise(options, switch, start):
+    """And nothing moves; what comes before the layer gets the gradient of a constant one."""
+    mode = tf.placeholder_with_default(True, []) if switch == "tensor" else True
+    batch, before = make_batch(4, 3), tf.get_variable("before", initializer=np.ones(3))
+    x = tf.constant(batch) * before
+    y = batch_norm(x, mode, weights=tf.zeros([4], tf.float64), **options)
+    slopes = tf.gradients(tf.reduce_sum(y * y), [before, *tf.trainable_variables()[1:]])
+    moving = [v for v in tf.global_variables() if v not in tf.trainable_variables()]
     session = start()
-    output, _ = session.run([y, update_ops()])
-    assert np.all(np.isnan(output))
-    np.testing.assert_array_equal(
-        session.run(variable("batch_norm/moving_mean")), np.zeros(3)
+    for number, v in enumerate(moving):
+        if v.shape.ndims:
+            v.load(np.full(3, 2.0 + number), session)
+    kept = session.run(moving)
+    output, slopes, _ = session.run([y, slopes, update_ops()])
+    for one, other in zip(kept, session.run(moving)):
+        np.testing.assert_array_equal(one, other)
+    mean, variance = (
+        value
+        for v, value in zip(moving, kept)
+        if v.op.name in ("batch_norm/moving_mean", "batch_norm/moving_variance")
     )
+    expected = reference.normalize(batch, mean, variance)
+    close(output, expected, "float64")
+    inverse = 1 / np.sqrt(variance + 1e-3)
+    for found, exact in zip(
+        slopes,
+        [
+            (2 * expected * inverse * batch).sum(0),
+            (2 * expected * expected).sum(0),
+            (2 * expected).sum(0),
+        ],
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"renorm": RENORM},
+        {"ghost_batch_size": 2, "renorm": RENORM},
+        {"weights": np.zeros([0], "f")},
+        {"skip_nonfinite": False},
+        {"adjustment": lambda shape: (2.0, 1.0)},
+    ],
+    ids=["renorm", "ghosts", "weights", "unguarded", "adjustment"],
+)
+def test_an_empty_batch_of_any_kind_changes_nothing(options, known, start):
+    x = tf.placeholder(tf.float32, [0 if known else None, 5, 3])
+    y = batch_norm(x, True, **options)
+    slopes = tf.gradients(tf.reduce_sum(y * y), tf.trainable_variables())
+    session = start()
+    before = session.run(tf.global_variables())
+    slopes, _ = session.run([slopes, update_ops()], {x: np.zeros([0, 5, 3])})
+    np.testing.assert_array_equal(slopes, np.zeros([2, 3]))
+    for one, other in zip(before, session.run(tf.global_variables())):
+        np.testing.assert_array_equal(one, other)
 
 
 # ----------------------------------------------------------------------- ghost batches

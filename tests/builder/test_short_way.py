@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 
+IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 PACKAGE = os.path.dirname(bn_tf1.__file__) + os.sep
 
 
@@ -37,7 +38,8 @@ def calls_of(build):
     "shape, kernel, mode, most_calls, most_functions",
     [
         ((64, 32, 32, 64), "fused", True, 70, 40),
-        ((8, 8, 8, 64), "composed", True, 100, 50),
+        # TensorFlow 1.15 sees it as an image, and makes sums of sums.
+        ((8, 8, 8, 64), "composed", True, 100, 60 if IS_TENSORFLOW_1 else 50),
         ((64, 32, 32, 64), "fused", "tensor", 95, 50),
     ],
     ids=["fused", "composed", "tensor"],

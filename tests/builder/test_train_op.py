@@ -291,14 +291,29 @@ def test_all_forgotten_layers_are_named():
     assert "'two'" not in str(caught.value)
 
 
-def test_a_second_call_of_a_reused_layer_is_checked_too():
-    """The two calls have one name, but each has updates of its own."""
-    first = make_loss(make_layer(name="bn"))
-    updates = tf.get_collection(bn_tf1.UPDATE_OPS_COLLECTION)
-    make_layer(name="bn", reuse=True)
-    with pytest.raises(ValueError) as caught:
-        bn_tf1.make_train_op(first, make_optimizer(), update_ops=updates)
-    assert_says(caught, "'bn'")
+@pytest.mark.parametrize("tower", [0, 1], ids=["first", "second"])
+def test_the_updates_of_one_call_of_a_reused_layer_suffice(tower, start, variable):
+    """As for towers, where those of the others would count the same step again."""
+    batches = [BATCH[:4], BATCH[4:]]
+    losses = [
+        make_loss(make_layer(tf.constant(batch), name="bn", reuse=tf.AUTO_REUSE))
+        for batch in batches
+    ]
+    updates = bn_tf1.batch_norm_calls()[tower].updates
+    train_op = bn_tf1.make_train_op(
+        tf.add_n(losses), make_optimizer(), update_ops=updates
+    )
+    session = start()
+    session.run(train_op)
+    mean = session.run(variable("bn/moving_mean"))
+    np.testing.assert_allclose(mean, batches[tower].mean(axis=0), rtol=1e-5)
+    with pytest.raises(ValueError, match="'bn'"):
+        bn_tf1.make_train_op(losses[0], make_optimizer(), update_ops=updates[:1])
+
+
+def test_an_optimizer_of_keras():
+    with pytest.raises(TypeError, match="`optimizer`.*must be a tf.train.Optimizer"):
+        bn_tf1.make_train_op(make_loss(make_layer()), tf.keras.optimizers.Adam())
 
 
 def test_an_ignored_layer_that_does_not_exist():
