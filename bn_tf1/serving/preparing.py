@@ -39,6 +39,7 @@ from bn_tf1.graphs.rewriting.inference_mode import (
     set_inference_mode,
 )
 from bn_tf1.graphs.rewriting.moving_statistics import take_moving_statistics
+from bn_tf1.graphs.rewriting.packed_views import unpack_views
 from bn_tf1.graphs.view import reference_to
 from bn_tf1.serving.sources import Source
 
@@ -131,6 +132,8 @@ def prepare(source: Source, wishes: Wishes) -> Model:
     made = _extracted(graph, inputs, outputs)
     before = None if baked else _before(source, mode, inputs, outputs)
     changed.append(f"{size} nodes became {len(made.graph.nodes)}")
+    unpack_views(made.graph)
+    extract(made.graph, made.names()[1])
     _check_clean(made.graph)
     for model in filter(None, (made.graph, before)):
         _freeze(model, source)
@@ -296,7 +299,19 @@ class _Interface:
             }
         )
         tensors = [tensor_name(name, port) for port in ports or [0]]
+        tensors = [self._named(tensor, needed) for tensor in tensors]
         return [self._candidate(t, "inputs") for t in tensors if t not in cut]
+
+    def _named(self, tensor, needed):
+        """What the program called a value of its input pipeline, where it gave a name."""
+        nodes = self._mode.graph.nodes
+        if nodes[node_name(tensor)].op in PLACEHOLDERS:
+            return tensor
+        while True:
+            users = [name for name in needed if tensor in nodes[name].input]
+            if len(users) != 1 or nodes[users[0]].op != "Identity":
+                return tensor
+            tensor = users[0]
 
     def _without_labels(self, candidates):
         known = self.found()

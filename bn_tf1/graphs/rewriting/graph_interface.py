@@ -95,8 +95,9 @@ def find_interface(view: GraphView, mode: Iterable[str] = ()) -> Interface:
     inputs = [s for s in sources if forward.meets_weights(s)]
     if not inputs and not forward.weights:
         inputs = sources
-    labels = [s for s in sources if s not in inputs]
-    outputs = [reference_to(node) for node in forward.ends(inputs, labels)]
+    others = [s for s in sources if s not in inputs]
+    labels = [s for s in others if forward.meet(s, inputs)]
+    outputs = [reference_to(node) for node in forward.ends(inputs, others)]
     return Interface(
         *(
             tuple(candidate_of(view, reference) for reference in found)
@@ -207,6 +208,11 @@ class _Forward:
                         return True
         return False
 
+    def meet(self, source: int, inputs: list) -> bool:
+        """Whether something depends on `source` and on one of `inputs`."""
+        of_source, of_inputs = self._depending([source]), self._depending(inputs)
+        return any(a and b for a, b in zip(of_source, of_inputs))
+
     def _depending(self, references):
         view = self._view
         found = bytearray(len(view))
@@ -227,26 +233,54 @@ class _Forward:
         """The nodes that are outputs, in the order of the graph."""
         view = self._view
         of_inputs, of_labels = self._depending(inputs), self._depending(labels)
-        idle = self._idle(of_inputs)
-        return [
+        idle = self._idle(of_inputs, of_labels)
+
+        def ends(node, but=-1):
+            return all(
+                of_labels[user]
+                or idle[user]
+                or self._left_out[user]
+                or user == but
+                or self._is_hit(user, of_labels)
+                for user in view.consumers(node)
+            )
+
+        found = [
             node
             for node in range(len(view))
             if of_inputs[node]
             and not of_labels[node]
             and not idle[node]
-            and all(
-                of_labels[user] or idle[user] or self._left_out[user]
-                for user in view.consumers(node)
-            )
+            and ends(node)
             and view.ops[node] not in _NO_OUTPUTS
             and not self._is_scalar(node)
+            and not self._is_hit(node, of_labels)
         ]
+        return list(dict.fromkeys(self._named(node, ends) for node in found))
+
+    def _is_hit(self, node, of_labels):
+        """Whether it is the class that metrics compare with the label."""
+        users = self._view.consumers(node)
+        is_compared = bool(users) and all(of_labels[user] for user in users)
+        return self._view.ops[node] in ("ArgMax", "TopKV2") and is_compared
+
+    def _named(self, node, ends):
+        """What the loss only gave another shape, such as logits, by its own name."""
+        while self._view.ops[node] == "Reshape":
+            earlier = node_of(self._view.inputs[node][0])
+            if not ends(earlier, but=node):
+                break
+            node = earlier
+        return node
 
     def _is_scalar(self, node):
         return static_shape(self._view, reference_to(node)) == ()
 
-    def _idle(self, marked):
-        """1 for each node that only updates, summaries and shapes take."""
+    def _idle(self, marked, of_labels):
+        """1 for each node that only updates, summaries and shapes take.
+
+        What gradients pass through is none.
+        """
         view = self._view
         idle = bytearray(
             op in _ONLOOKERS or op in ASSIGNMENTS or "Summary" in op for op in view.ops
@@ -254,7 +288,11 @@ class _Forward:
         waiting = {
             node: sum(not self._is_gradient(u) for u in set(view.consumers(node)))
             for node in range(len(view))
-            if marked[node] and not idle[node]
+            if marked[node]
+            and not idle[node]
+            and not of_labels[node]
+            and not any(map(self._is_gradient, view.consumers(node)))
+            and not self._is_scalar(node)  # a loss, though a summary takes it
         }
         takers = [n for n in range(len(view)) if idle[n] and not self._is_gradient(n)]
         while takers:
