@@ -200,4 +200,5 @@ def test_the_public_face():
         assert getattr(value, "__name__", name).rpartition(".")[2] == name
     text = pydoc.render_doc(bn_tf1, renderer=pydoc.plaintext)
     assert "    batch_norm(x: 'tf.Tensor" in text
+    assert "    make_train_op(loss: 'tf.Tensor', optimizer" in text
     assert "class LayerTensors(" in text

@@ -38,7 +38,8 @@ def warn_of_training(
             )
 
 
-make_train_op = functools.update_wrapper(
-    functools.partial(train_op.make_train_op, lint=warn_of_training),
-    train_op.make_train_op,
-)
+# A function and no `functools.partial`, whose help would begin with its addresses.
+@functools.wraps(train_op.make_train_op, assigned=("__name__", "__doc__"))
+def make_train_op(*arguments, **options):
+    options.setdefault("lint", warn_of_training)
+    return train_op.make_train_op(*arguments, **options)
