@@ -16,12 +16,13 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from google.protobuf import text_format
 
 from bn_tf1.jobs import fine_tuning
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.reporting.live_report import LiveReport
-from bn_tf1.jobs.saving import committing_saver
+from bn_tf1.jobs.saving import committing_saver, durable_files
 from bn_tf1.jobs.saving.committing_saver import CommittingSaver, SavedCheckpoint
 
 GRAPH_FILE = "graph.pbtxt"
@@ -186,8 +187,11 @@ class TrainingRun:
         graph = self._session.graph
         with graph.as_default():
             meta_graph = self._saver.export_meta_graph()
-        folder = self._config.model_dir
-        tf.train.write_graph(meta_graph.graph_def, folder, GRAPH_FILE)
+        # Not tf.train.write_graph: TensorFlow 2.20's fails with protobuf 7.
+        text = text_format.MessageToString(meta_graph.graph_def)
+        durable_files.replace_text(
+            os.path.join(self._config.model_dir, GRAPH_FILE), text
+        )
         self._writer.add_graph(graph)
         self._writer.add_meta_graph(meta_graph)
 
