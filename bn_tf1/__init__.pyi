@@ -12,6 +12,8 @@ from bn_tf1.doctor.examination import audit as audit
 from bn_tf1.doctor.examination import examine as examine
 from bn_tf1.doctor.findings import Finding as Finding
 from bn_tf1.doctor.lint import lint as lint
+from bn_tf1.doctor.statistics_watch import StatisticsHook as StatisticsHook
+from bn_tf1.doctor.statistics_watch import check_statistics as check_statistics
 from bn_tf1.doctor.training_lint import make_train_op as make_train_op
 from bn_tf1.graphs.migrate import migrate_graph as migrate_graph
 from bn_tf1.installation.everything import install as install

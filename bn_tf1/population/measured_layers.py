@@ -52,12 +52,15 @@ class MeasuredLayer(NamedTuple):
         moving: the cells of its moving mean and variance; None where it has none.
         calls: its calls, those in inference mode only where it has no other.
         epsilon: the number that is added to the variance; 0 where it is not known.
+        decay: share of the old moving statistics that an update keeps; None where it is
+            not known, or no constant.
     """
 
     name: str
     moving: tuple[Cell, Cell] | None
     calls: tuple[MeasuredCall, ...]
     epsilon: float = 0.0
+    decay: float | None = None
 
 
 def given_layers(layers: Sequence[Any]) -> list[MeasuredLayer]:
@@ -76,9 +79,15 @@ def given_layers(layers: Sequence[Any]) -> list[MeasuredLayer]:
             (cell_of(calls[0].moving_mean), cell_of(calls[0].moving_variance)),
             tuple(_given_call(call) for call in _in_training(calls)),
             getattr(getattr(calls[0], "arguments", None), "epsilon", 0.0),
+            _constant_decay(calls[0]),
         )
         for calls in grouped.values()
     ]
+
+
+def _constant_decay(call):
+    decay = getattr(getattr(call, "arguments", None), "decay", None)
+    return float(decay) if isinstance(decay, (int, float)) else None
 
 
 def _in_training(calls):
@@ -216,6 +225,7 @@ class _Recognised:
             self._moving() if moving else None,
             tuple(self._call(call) for call in training or calls),
             self._analysis.layer.epsilon or 0.0,
+            self._analysis.layer.decay,
         )
 
     def _moving(self):
