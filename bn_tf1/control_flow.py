@@ -35,9 +35,13 @@ def may_switch() -> bool:
     """Whether `switch` can take the place of `tf.cond` here.
 
     In a loop, a branch or a function, TensorFlow looks for control flow of its own
-    making; with control flow v2, one `If` has one gradient already.
+    making, as XLA does; with control flow v2, one `If` has one gradient already.
     """
-    return not (tf.control_flow_v2_enabled() or inside_of_control_flow())
+    if tf.control_flow_v2_enabled():
+        return False
+    here = tf.no_op()
+    is_compiled = "_xla_compile_id" in here.node_def.attr
+    return not (is_compiled or inside_of_control_flow(made_here=here))
 
 
 def switch(

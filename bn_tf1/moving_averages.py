@@ -21,15 +21,18 @@ Sources: TensorFlow's `assign_moving_average`; for `zero_debias` Kingma & Ba, "A
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import Arguments
 from bn_tf1.control_flow import inside_of_control_flow
+from bn_tf1.records import batch_norm_calls
 from bn_tf1.statistics import in_dtype
 
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
+_IN_GRADIENT = re.compile(r"_grad(_\d+)?(/|$)")
 
 
 class Updating(NamedTuple):
@@ -59,6 +62,11 @@ def updating(
             `tf.while_loop` or function body. Otherwise that is an error.
     """
     if arguments.update == "skip" or arguments.is_training is False:
+        return None
+    # tf.recompute_grad builds a layer again, below the name that tf.gradients gives the
+    # gradient of an operation: its updates were made with the first one.
+    scope = tf.get_default_graph().get_name_scope()
+    if _IN_GRADIENT.search(scope) and layer in {c.name for c in batch_norm_calls()}:
         return None
     rate = update_rate(arguments.decay, arguments.plan.dtype)
     if arguments.update == "in_place":
