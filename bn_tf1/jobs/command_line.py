@@ -28,7 +28,6 @@ from typing import Any, Callable, Sequence
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 
-from bn_tf1 import __version__
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.evaluation import (
@@ -39,6 +38,7 @@ from bn_tf1.jobs.evaluation import (
 from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, TrainingStopped
+from bn_tf1.version import VERSION
 
 _STOPPED = 75
 # The first that fits counts: a class stands before those it is derived from.
@@ -134,7 +134,7 @@ def _parse_flags(argv: Sequence[str], examples):
     except (flags.Error, ValueError) as error:
         _fail(str(error), 2)
     if flags.FLAGS.version:
-        print(f"bn_tf1 {__version__}, TensorFlow {tf.version.VERSION}")
+        print(f"bn_tf1 {VERSION}, TensorFlow {tf.version.VERSION}")
         sys.exit(0)
     if len(rest) > 1:
         _fail(_unexpected(argv, rest[1]), 2)
@@ -186,7 +186,9 @@ def _unexpected(argv, argument):
             f"unexpected argument {argument!r} behind --{before}: write "
             f"--{before}={argument}, or --no{before} to turn it off"
         )
-    return f"unexpected argument {argument!r}: every option is a --flag"
+    is_folder = os.path.isdir(argument)
+    hint = f": did you mean --model_dir={argument}?" if is_folder else ""
+    return f"unexpected argument {argument!r}: every option is a --flag{hint}"
 
 
 # How absl's messages go on behind a value that cannot be parsed, which may itself hold ": ".

@@ -344,6 +344,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
         ConfigError: a value is out of range, or differs from the earlier run's.
     """
     config = Config(**given)
+    check_folder("model_dir", config.model_dir)
     path = os.path.join(config.model_dir, CONFIG_FILE)
     if not os.path.exists(path):
         return config
@@ -359,6 +360,23 @@ def resolve(given: Mapping[str, Any]) -> Config:
     return dataclasses.replace(saved, **{**given, "model_dir": config.model_dir})
 
 
+def check_folder(name: str, path: str) -> None:
+    """Refuses a folder that cannot be there, since a file is in its place.
+
+    Raises:
+        ConfigError: `path` is a file, or is inside of one; `name` is its option.
+    """
+    place = path
+    while place and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if place and not os.path.isdir(place):
+        what = "which" if place == path else f"where {place}"
+        raise ConfigError(
+            f"--{name} is {path!r}, {what} is a file, but must be a folder, or the name "
+            "of a new one"
+        )
+
+
 def load(model_dir: str) -> Config:
     """Reads the configuration that a training run saved in `model_dir`.
 
@@ -368,7 +386,7 @@ def load(model_dir: str) -> Config:
     path = os.path.join(model_dir, CONFIG_FILE)
     try:
         with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+            values = _known_options(json.load(file))
         return Config(**{**_MEANT_BEFORE, **values, "model_dir": model_dir})
     except FileNotFoundError:
         raise ConfigError(
@@ -376,7 +394,22 @@ def load(model_dir: str) -> Config:
             "when a run begins"
         ) from None
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{path} is not a saved configuration: {error}") from error
+        raise ConfigError(
+            f"{path} is not a saved configuration: {error}; put a good copy back, or move "
+            "the file away and give train.py the flags that the run began with: it writes "
+            "the file anew"
+        ) from error
+
+
+def _known_options(values):
+    """What a config.json holds, if it is options of this version."""
+    if not isinstance(values, dict):
+        raise TypeError(f"it holds a {type(values).__name__}, but must hold an object")
+    known = {field.name for field in dataclasses.fields(Config)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"this version has no option {', '.join(unknown)}")
+    return values
 
 
 def save(config: Config) -> None:

@@ -136,6 +136,8 @@ def evaluate(request: Request) -> Iterator[Result]:
         bn_tf1.jobs.config.ConfigError: the model directory has no configuration.
         bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged.
     """
+    configuration.check_folder("model_dir", request.model_dir)
+    configuration.check_folder("eval_dir", _eval_dir(request))
     if _is_measured_to_the_end(request):
         return
     candidates = _candidates(request)
@@ -226,7 +228,7 @@ def _candidates(request) -> Iterator[SavedCheckpoint]:
         what = "that can be read " if listed else ""
         raise EvaluationError(
             f"--model_dir is {request.model_dir!r}, but there is no checkpoint {what}"
-            "in it: run train.py first"
+            f"in it: {_hint_of_runs(request.model_dir)}"
         )
     yield from _follow(request)
     state = f"no new checkpoint in {request.model_dir} for {request.timeout_secs:g} "
@@ -236,7 +238,25 @@ def _candidates(request) -> Iterator[SavedCheckpoint]:
     raise EvaluationTimeout(f"{state}; no process is training there")
 
 
+def _hint_of_runs(folder):
+    """Where runs are that may be meant by a folder that is none."""
+    above = os.path.dirname(os.path.abspath(folder))
+    if os.path.exists(os.path.join(above, configuration.CONFIG_FILE)):
+        return f"did you mean the folder above, --model_dir={os.path.relpath(above)}?"
+    inner = [
+        os.path.join(folder, name)
+        for name in sorted(os.listdir(folder))
+        if os.path.exists(os.path.join(folder, name, configuration.CONFIG_FILE))
+    ]
+    return f"there are runs in {', '.join(inner)}" if inner else "run train.py first"
+
+
 def _named_checkpoint(path):
+    if os.path.isdir(path) and not tf.io.gfile.exists(path + ".index"):
+        raise EvaluationError(
+            f"--checkpoint_path is {path!r}, which is a folder: give --model_dir={path} "
+            f"for its newest checkpoint, or one of its checkpoints; {_there_are(path)}"
+        )
     if not tf.io.gfile.exists(path + ".index"):
         raise EvaluationError(
             f"--checkpoint_path is {path!r}, but there is no {path}.index; "

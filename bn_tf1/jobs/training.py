@@ -15,6 +15,7 @@ import sys
 import time
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
@@ -48,6 +49,9 @@ _FILE_ERRORS = (
     tf.errors.ResourceExhaustedError,
     tf.errors.UnknownError,
 )
+
+# Of one tensor: places in it are counted in int32.
+_MAX_VALUES = 2**31
 
 
 class TrainingStopped(TrainingError):
@@ -88,6 +92,7 @@ def train(config: Config) -> TrainingResult:
     if config.keep_memory:
         allocator.keep_memory()
     dataset = network.open_split(config, "train")
+    _check_batch_size(config, dataset)
     test_dataset = network.open_split(config, "test")  # eval.py needs it
     checksum = datasets.checksum(dataset, test_dataset)
     lock = run_lock.hold(config.model_dir)
@@ -112,6 +117,15 @@ def train(config: Config) -> TrainingResult:
         raise _stopped(config, progress.step, signals.received)
     _warn_of_guessing(config, progress)
     return TrainingResult(progress.step, progress.recent_loss(), time.time() - start)
+
+
+def _check_batch_size(config, dataset):
+    values = int(np.prod(dataset.image_shape))
+    if config.batch_size * values >= _MAX_VALUES:
+        raise ConfigError(
+            f"--batch_size is {config.batch_size}, but of images of {values} values at most "
+            f"{(_MAX_VALUES - 1) // values} go into one batch"
+        )
 
 
 def _check_max_steps(config, newest):

@@ -165,3 +165,18 @@ def test_bfloat16_needs_tensorflow_2(monkeypatch):
         Config(precision="bfloat16")
     monkeypatch.setattr("tensorflow.compat.v1.version.VERSION", "2.21.0")
     assert Config(precision="bfloat16").precision == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--model_dir is .* is a file, but must"):
+        configuration.resolve({"model_dir": str(tmp_path / name)})
+
+
+def test_an_option_of_another_version_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"sede": 3}')
+    with pytest.raises(
+        ConfigError, match="no option sede; put a good copy back, or move"
+    ):
+        configuration.load(str(tmp_path))

@@ -248,3 +248,38 @@ def test_checkpoints_without_a_configuration_are_refused(trained, tmp_path):
     (copy / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"there is no .*config\.json"):
         list(evaluate(Request(str(copy), run_once=True)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"checkpoint_path": "{}/model.ckpt-41"},
+            "there are {}/model.ckpt-0, {}/model",
+        ),
+        ({"checkpoint_path": "{}"}, "which is a folder: give --model_dir={}"),
+        ({"model_dir": "{}/eval", "run_once": True}, "did you mean the folder above, "),
+        ({"model_dir": "{}/..", "run_once": True}, "there are runs in {}/../run"),
+        ({"model_dir": "{}/nowhere", "run_once": True}, "there is no such folder"),
+    ],
+)
+def test_a_mistyped_path_is_answered_with_those_that_are_there(
+    trained, tmp_path, options, words
+):
+    run = _copy(trained, tmp_path / "run")
+    (run / "eval").mkdir()
+    options = {
+        key: value.format(run) if isinstance(value, str) else value
+        for key, value in options.items()
+    }
+    with pytest.raises(EvaluationError) as error:
+        list(evaluate(Request(**{"model_dir": str(run), **options})))
+    assert words.replace("{}", str(run)) in str(error.value)
+
+
+def test_what_is_waited_for_is_told(trained, tmp_path, capsys):
+    with pytest.raises(EvaluationTimeout):
+        list(evaluate(Request(str(tmp_path / "nowhere"), timeout_secs=0.1)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("waiting for 0.1 s for the first checkpoint in ")
+    assert "there is no such folder yet: is --model_dir right?" in line

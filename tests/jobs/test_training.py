@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.jobs import models, network, training
-from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.training import TrainingError, train
 
@@ -309,3 +309,10 @@ def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"resuming {tmp_path} at step 6" in out
     assert "step 8/8" in out
+
+
+def test_a_batch_that_no_tensor_holds_is_refused_before_the_run_begins(tmp_path):
+    config = _config(tmp_path / "run", batch_size=2**27)
+    with pytest.raises(ConfigError, match="at most 33554431 go into one batch"):
+        train(config)
+    assert not (tmp_path / "run").exists()

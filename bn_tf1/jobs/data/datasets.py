@@ -264,7 +264,7 @@ def open_dataset(
         data_dir = _embedded_digits()
     if not data_dir:
         raise ValueError(
-            f"`data_dir` is {data_dir!r}, but the data set {name!r} needs it: give "
+            f"--data_dir is missing, but the data set {name!r} has files: give "
             f"--data_dir=FOLDER with {_expected_files(name, split)}"
         )
     if name in STREAMED:
@@ -463,8 +463,10 @@ def _describe_synthetic(split: str, synthetic: SyntheticImages) -> ImageDataset:
     num_values = synthetic.num_examples * synthetic.image_size**2 * synthetic.channels
     if num_values > image_files.MAX_FILE_BYTES:
         raise ValueError(
-            f"`synthetic` is {synthetic}, {num_values} bytes of pixels, but may be at "
-            f"most {image_files.MAX_FILE_BYTES}: take fewer or smaller images"
+            f"--synthetic_examples={synthetic.num_examples} images of "
+            f"--synthetic_size={synthetic.image_size} with "
+            f"--synthetic_channels={synthetic.channels} are {num_values} bytes of pixels, "
+            f"but may be at most {image_files.MAX_FILE_BYTES}: take fewer or smaller ones"
         )
     return ImageDataset(
         name="synthetic",

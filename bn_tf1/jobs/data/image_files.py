@@ -156,6 +156,12 @@ def _find_file(folders: list[str], names: list[str]) -> str:
     """Returns the path of the first of `names` that is a file in one of `folders`."""
     path = _first_file(folders, names)
     if path is None:
+        if not os.path.isdir(folders[0]):
+            is_file = os.path.exists(folders[0])
+            raise DataFileError(
+                f"{folders[0]} is {'a file' if is_file else 'not there'}, but must be the "
+                f"folder with {names[0]} and the other files of the data set (--data_dir)"
+            )
         raise DataFileError(
             f"{os.path.join(folders[0], names[0])}: expected this file, found none; "
             f"looked for {', '.join(names)} in {', '.join(folders)}"
@@ -218,7 +224,11 @@ def _read_idx_header(stream: _Stream, example_shape: tuple[int, ...]) -> int:
         offset = stream.offset
         (found,) = struct.unpack(">I", _read_exactly(stream, 4, "an image dimension"))
         if found != size:
-            raise stream.error(offset, f"an image dimension of {size}", found)
+            raise stream.error(
+                offset,
+                f"an image dimension of {size}",
+                f"{found}: are these the files of another --dataset?",
+            )
     return count
 
 

@@ -70,7 +70,7 @@ h2{font-size:1.2rem;margin:2rem 0 .6rem}p{margin:.3em 0}.soft{color:var(--soft)}
 grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}
 .small .plot svg,.small .ticks.y{height:7em}.small figcaption{font-size:.88em;
 overflow-wrap:anywhere}
-.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}
+.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr))}
 .facts{display:flex;flex-wrap:wrap;gap:.4rem 2rem;margin:1rem 0}
 .facts div{font-size:.85em;color:var(--soft)}
 .facts b{display:block;font-size:1.35rem;color:var(--ink)}
@@ -188,7 +188,8 @@ def _facts(run, name):
         if points:
             step, value = points[-1]
             place = f"{words}, step {step}"
-            facts.append(f"<div><b>{value:.4g}</b>{_escaped(place)}</div>")
+            figure = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+            facts.append(f"<div><b>{figure}</b>{_escaped(place)}</div>")
     title = f"<h2>{_escaped(name)}</h2>" if name else ""
     return title + (f'<div class="facts">{"".join(facts)}</div>' if facts else "")
 

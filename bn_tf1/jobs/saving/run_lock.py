@@ -35,7 +35,13 @@ def hold(model_dir: str) -> Iterator[None]:
         LockedError: another process holds it; the message names it.
         OSError: the folder cannot be made or written to.
     """
-    os.makedirs(model_dir, exist_ok=True)
+    try:
+        os.makedirs(model_dir, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"--model_dir is {model_dir!r}, but there can be no such folder: "
+            f"{error.strerror}"
+        ) from error
     lock = filelock.FileLock(os.path.join(model_dir, LOCK_FILE))
     try:
         lock.acquire(timeout=_PATIENCE_SECS)
