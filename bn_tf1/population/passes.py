@@ -83,17 +83,20 @@ class Passes(NamedTuple):
 
     def _pools(self, of, layers, probes: Sequence[Sequence[Probe]], fed):
         pools = [Pool() for _ in layers]
-        fetches = [[probe.tensors() for probe in row] for row in probes]
+        # A flat list: the session takes longer to unpack a nested one.
+        fetches = {t.name: t for row in probes for probe in row for t in probe.tensors()}
         count = 0
         feeds = itertools.islice(iter(self.batches), self.num_batches)
         for feed in self.watch(feeds, of):
             try:
-                values = self.session.run(fetches, {**feed, **fed})
+                values = self.session.run(list(fetches.values()), {**feed, **fed})
             except tf.errors.OutOfRangeError:  # an input pipeline is at its end
                 break
-            for pool, layer, row, found in zip(pools, layers, probes, values):
-                for probe, value in zip(row, found):
-                    pool.add(_checked(probe.batch(value), layer.name, count))
+            by_name = dict(zip(fetches, values))
+            for pool, layer, row in zip(pools, layers, probes):
+                for probe in row:
+                    found = probe.batch([by_name[t.name] for t in probe.tensors()])
+                    pool.add(_checked(found, layer.name, count))
             count += 1
         self._check(count, pools, layers)
         return pools

@@ -29,7 +29,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
 from bn_tf1.population.passes import Give, Passes, distance, unwatched
 from bn_tf1.population.pooling import PooledStatistics
-from bn_tf1.population.variable_cells import kept, runs_before, written_by
+from bn_tf1.population.variable_cells import kept, runs_before, write, written_by
 
 
 class RecalibratedLayer(NamedTuple):
@@ -253,9 +253,8 @@ def _assigning(session, layers, inference):
 
 
 def _write(session, layers, statistics):
-    for layer, values in zip(layers, statistics):
-        for cell, value in zip(layer.moving or (), values):
-            cell.write(session, value)
+    pairs = zip(layers, statistics)
+    write(session, {c: v for layer, s in pairs for c, v in zip(layer.moving or (), s)})
 
 
 def _recalibrated(passes, layers, skipped, fed, give, exact):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -42,10 +42,14 @@ class Cell(NamedTuple):
         """NumPy's dtype of its values."""
         return self.value.dtype.base_dtype.as_numpy_dtype
 
-    def write(self, session: tf.Session, value: Any) -> None:
-        """Gives it `value`, of the same number of elements."""
-        shaped = np.asarray(value, self.dtype).reshape(self.shape)
-        session.run(self.assignment, {self.assignment.inputs[1]: shaped})
+
+def write(session: tf.Session, values: Mapping[Cell, Any]) -> None:
+    """Gives the variables values of the same number of elements, all in one run."""
+    feed = {
+        cell.assignment.inputs[1]: np.asarray(value, cell.dtype).reshape(cell.shape)
+        for cell, value in values.items()
+    }
+    session.run([cell.assignment for cell in values], feed)
 
 
 def cell_of(variable: Any) -> Cell:
@@ -119,8 +123,7 @@ def kept(
     saved = {cell.name: value for cell, value in zip(cells, values)}
 
     def put_back():
-        for cell in cells:
-            cell.write(session, saved[cell.name])
+        write(session, {cell: saved[cell.name] for cell in cells})
 
     try:
         yield saved
