@@ -1,12 +1,9 @@
 """Recalibration of somebody's graph: a .meta file, a checkpoint of it, and examples.
 
-    1  the graph is read and its layers are recognised; nothing is imported yet
-    2  what computes their statistics is imported, and nothing else: no optimizer, no
-       loss; devices and stored shapes are left out, so that a graph of 1.15 runs on
-       every TensorFlow
-    3  batch norm is switched to training, and nothing else (`training_mode`)
-    4  a second import stands for inference, whether the graph has that mode or not: in
-       it the fused kernels take given statistics, and composed layers are fed them
+On protocol buffers, as for an export, the graph is set to inference, and dropout is taken
+out. Then every normalisation is given the mean and the variance of what it normalises,
+which can be fed: in one pass they are those of the batch, behind final statistics those of
+the population. Only what computes them is imported and run.
 
 A layer without moving statistics gets them, as variables beside its gamma and beta.
 
@@ -15,7 +12,6 @@ Contract: the source is only read, and the result written when all is measured.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 import numpy as np
@@ -28,21 +24,29 @@ from bn_tf1.checkpoints.reader_writer import (
     open_checkpoint,
     read_meta_graph,
 )
-from bn_tf1.graphs.layer_analysis import analyse
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
+from bn_tf1.graphs.rewriting.dropout_removal import remove_dropout
+from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, input_for, node_name
+from bn_tf1.graphs.rewriting.extraction import clean_attributes, drop_controls, extract
+from bn_tf1.graphs.rewriting.freezing import freeze
+from bn_tf1.graphs.rewriting.function_inlining import operation_definitions
+from bn_tf1.graphs.rewriting.inference_mode import set_inference_mode
+from bn_tf1.graphs.rewriting.moving_statistics import Statistics as Given
+from bn_tf1.graphs.rewriting.moving_statistics import normalise_with
 from bn_tf1.graphs.training_nodes import Conditions
-from bn_tf1.graphs.view import node_of, port_of, view_of
-from bn_tf1.population.measured_layers import MeasuredLayer, layer_names, recognised
-from bn_tf1.population.passes import Passes, unwatched
-from bn_tf1.population.pooling import PooledStatistics
-from bn_tf1.population.recalibrated_checkpoints import sources_of, write_recalibrated
-from bn_tf1.population.recalibration import (
-    Recalibration,
-    compared,
-    only_fed,
-    reached,
+from bn_tf1.graphs.view import node_of
+from bn_tf1.population.measured_layers import (
+    MeasuredCall,
+    MeasuredLayer,
+    channel_axis,
+    channels_of,
+    layer_names,
 )
-from bn_tf1.population.training_mode import training_mode
+from bn_tf1.population.passes import Passes, in_order, unwatched
+from bn_tf1.population.pooling import PooledStatistics
+from bn_tf1.population.probes import of_statistics
+from bn_tf1.population.recalibrated_checkpoints import sources_of, write_recalibrated
+from bn_tf1.population.recalibration import Recalibration, compared, measure, reached
 
 # Larger batches are nearer to the population, until they do not fit into memory.
 _MOST_EXAMPLES = 1024
@@ -54,7 +58,8 @@ class FedExamples(NamedTuple):
     """What is fed: `arrays` in batches along their first axes, `settings` always.
 
     Attributes:
-        arrays, settings: by name of a tensor, whose `:0` may be left out.
+        arrays: by name of a tensor, whose `:0` may be left out.
+        settings: values, or their text, by name of a placeholder or constant.
         num_examples: how many of them to use; None for all.
         batch_size: examples in a batch; None for as many as are good.
     """
@@ -64,24 +69,34 @@ class FedExamples(NamedTuple):
     num_examples: int | None = None
     batch_size: int | None = None
 
+    def count(self) -> int:
+        """The number of examples that are used.
+
+        Raises:
+            ValueError: there are none, or the arrays do not tell how many.
+        """
+        sizes = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(
+                f"the examples have first axes of {sizes}, but need one and the same"
+            )
+        (count,) = set(sizes.values())
+        if count == 0:
+            raise ValueError("the examples are none: their first axis is 0")
+        return min(count, self.num_examples or count)
+
 
 class _Batches(NamedTuple):
     """The feeds of a graph, as often as one iterates over them."""
 
     arrays: Mapping[tf.Tensor, np.ndarray]
-    settings: Mapping[tf.Tensor, Any]
     size: int
     count: int
-
-    def fed(self) -> list[tf.Tensor]:
-        """The tensors that every batch feeds."""
-        return [*self.arrays, *self.settings]
 
     def __iter__(self) -> Iterator[dict]:
         for start in range(0, self.count, self.size):
             end = min(start + self.size, self.count)
-            batch = {tensor: a[start:end] for tensor, a in self.arrays.items()}
-            yield {**batch, **self.settings}
+            yield {tensor: array[start:end] for tensor, array in self.arrays.items()}
 
 
 def recalibrate_graph(
@@ -113,345 +128,309 @@ def recalibrate_graph(
     """
     check_new(destination)
     source = open_checkpoint(checkpoint)
-    foreign = _Foreign(graph, source, ema)
+    network = _Network(graph, source, ema, examples)
     try:
-        report = foreign.recalibrated(examples, exact, watch)
+        report = network.recalibrated(exact, watch)
     except tf.errors.OpError as error:
         raise ValueError(f"{graph} cannot be run: {first_line(error)}") from error
     write_recalibrated(destination, source, report.values(), ema=ema)
     return report, tuple(n for n in report.values() if n not in source.shapes)
 
 
-class _Foreign:
-    """The graph in a .meta file, and its checkpoint."""
+class _Network:
+    """The graph in a .meta file, whose normalisations take what they are given."""
 
-    def __init__(self, path, checkpoint, ema):
+    def __init__(self, path, checkpoint, ema, examples):
         self._path = path
         self._checkpoint = checkpoint
         self._sources = sources_of(checkpoint, ema=ema)
-        self._graph_def = read_meta_graph(path).graph_def
-        self._view = view_of(self._graph_def)
-        self._conditions = Conditions(self._view)
-        self._found = analyse(self._view, self._conditions)
-        if not self._found:
+        self._examples = examples
+        meta = read_meta_graph(path)
+        graph = EditableGraph(meta.graph_def)
+        self._check_names(graph)
+        settings = {
+            name.partition(":")[0]: self._setting(graph, name, value)
+            for name, value in examples.settings.items()
+        }
+        mode = set_inference_mode(graph, settings, operation_definitions(meta))
+        if not mode.layers:
             raise ValueError(f"{path} has no batch-norm layer")
-        self._layers = dict(zip(layer_names(self._found), self._found))
-        self._mode = training_mode(self._view, self._conditions, self._found)
+        self._graph, self._view = mode.graph, mode.view
+        self._conditions = Conditions(self._view)
+        self._layers = dict(zip(layer_names(mode.layers), mode.layers))
+        self._inputs = self._imported_inputs()
+        # By the name of a layer: of each call what is fetched, and what it is given.
+        self._places = {
+            name: [self._given(layer, call) for call in layer.calls]
+            for name, layer in self._layers.items()
+        }
 
-    def recalibrated(self, examples, exact, watch):
+    def recalibrated(self, exact, watch):
         """Measures, and writes nothing."""
-        measured, skipped = self._in_training(examples, watch)
-        if exact:
-            skipped = {n: why for n, why in skipped.items() if n not in self._layers}
-        if not measured and not exact:
+        graph = tf.Graph()
+        with graph.as_default():
+            tf.import_graph_def(self._graph_def(), name="")
+        batches = self._batches(graph)
+        layers, skipped = reached(self._measured(graph), list(batches.arrays))
+        if not layers:
             reasons = "; ".join(f"layer {n!r}: {why}" for n, why in skipped.items())
             raise ValueError(
                 f"no layer of {self._path} can be measured: {reasons} (give inputs in the "
                 "examples or, if they are always the same, with --set)"
             )
-        measured = self._in_inference(measured, examples, exact, watch)
-        rows = []
-        for name, (after, count, mismatch) in measured.items():
-            found = self._layers[name]
-            after = PooledStatistics(
-                *(np.float64(np.float32(values)) for values in after)
+        layers = in_order(layers)
+        config = tf.ConfigProto(device_count={"GPU": 0})
+        with tf.Session(graph=graph, config=config) as session:
+            passes = Passes(session, batches, watch=watch)
+            found = measure(passes, layers, self._giving(graph, layers), exact=exact)
+        rows = [
+            compared(
+                layer.name,
+                self._variables(layer.name),
+                layer.epsilon,
+                self._before(layer.name),
+                *row,
             )
-            rows.append(
-                compared(
-                    name,
-                    self._variables(found),
-                    found.layer.epsilon or 0.0,
-                    self._before(found),
-                    after,
-                    count,
-                    mismatch,
-                )
-            )
+            for layer, *row in zip(layers, *found)
+        ]
         return Recalibration(tuple(rows), skipped)
 
-    def _in_training(self, examples, watch):
-        """(what was measured, by layer; by layer or call why it was not)."""
-        with self._imported(None) as network:
-            batches = self._batches(network.graph, examples)
-            layers, skipped = reached(network.layers, batches.fed())
-            passes = Passes(network.session, batches, watch=watch)
-            pools = passes.in_one_pass(layers) if layers else []
-        return {
-            layer.name: (pool.statistics, pool.count, None)
-            for layer, pool in zip(layers, pools)
-        }, skipped
+    # ----------------------------------------------------------------- what is asked for
 
-    def _in_inference(self, measured, examples, exact, watch):
-        """`measured` with the mismatches; anew, layer by layer, if `exact`."""
-        names = list(self._layers) if exact else list(measured)
-        given = _Given(self._view, {name: self._layers[name] for name in names})
-        with self._imported(given) as network:
-            batches = self._batches(network.graph, examples)
-            passes = Passes(network.session, batches, watch=watch)
-            layers = [layer for layer in network.layers if layer.name in names]
-            fed = batches.fed() + given.placeholders(network.graph)
-            layers = [only_fed(layer, fed) for layer in layers]
-            if exact:
-                layers = [layer for layer in layers if layer.calls]
-            if not (layers and all(layer.calls for layer in layers)):
-                return measured  # what they normalise cannot be fetched
+    def _check_names(self, graph):
+        for name in (*self._examples.arrays, *self._examples.settings):
+            if node_name(name) not in graph.nodes:
+                inputs = [n for n, v in graph.nodes.items() if "Placeholder" in v.op]
+                raise ValueError(
+                    f"{name!r} is no tensor of {self._path}: its inputs are "
+                    f"{', '.join(inputs) or 'none'}"
+                )
 
-            def give(statistics):
-                return given.fed(network.graph, layers, statistics)
+    def _setting(self, graph, name, value):
+        """The value of a setting, which may be text, as its node takes it."""
+        node = graph.nodes[node_name(name)]
+        if "Placeholder" not in node.op and node.op != "Const":
+            raise ValueError(f"{name} is set, but is a {node.op}, and no placeholder")
+        dtype = tf.as_dtype(node.attr["dtype"].type)
+        if isinstance(value, str) and dtype == tf.bool:
+            value = {"1": True, "true": True, "0": False, "false": False}.get(
+                value.lower(), value
+            )
+        try:
+            if isinstance(value, str) and dtype == tf.bool:
+                raise ValueError(value)
+            return dtype.as_numpy_dtype(value)
+        except ValueError:
+            raise ValueError(
+                f"{name} is set to {value!r}, but is a {dtype.name}"
+            ) from None
 
-            final = [
-                measured[layer.name][0]
-                if layer.name in measured
-                else self._before(self._layers[layer.name])
-                for layer in layers
+    def _batches(self, graph):
+        arrays = {}
+        for name, array in self._examples.arrays.items():
+            if node_name(name) in self._graph.nodes:  # others are not needed
+                tensor = name if ":" in name else f"{name}:0"
+                arrays[graph.get_tensor_by_name(tensor)] = array
+        count = self._examples.count()
+        return _Batches(arrays, _batch_size(arrays, count, self._examples), count)
+
+    # -------------------------------------------------------------------- what is changed
+
+    def _given(self, layer, call):
+        """(mean, variance, size, given mean, given variance), or why there are none."""
+        view, graph = self._view, self._graph
+        for predicate, _ in self._conditions.of(call.node):
+            if view.ops[node_of(predicate)] == "LoopCond":
+                return "it is inside of a loop"
+        found = self._whole_input(layer, call)
+        if found is None:
+            return "what it normalises is in a function, or its channels are not known"
+        x, axis, repeats = found
+        scope = f"{view.names[call.node]}/population"
+        measured = _moments(graph, scope, x, self._inputs[x], axis)
+        given = [
+            graph.add(
+                "PlaceholderWithDefault",
+                f"{scope}/{statistic}",
+                [source],
+                dtype=tf.float32,
+                shape=None,
+            )
+            for statistic, source in zip(STATISTICS, measured)
+        ]
+        taken = given
+        if repeats > 1:
+            times = graph.constant(f"{scope}/times", np.array([repeats], np.int32))
+            taken = [
+                graph.add("Tile", f"{name}/tiled", [name, times], T=tf.float32)
+                for name in given
             ]
-            counts = [measured[layer.name][1] for layer in layers if not exact]
-            if exact:
-                pools = passes.behind_final_statistics(layers, final, give)
-                final = [pool.statistics for pool in pools]
-                counts = [pool.count for pool in pools]
-            mismatches = passes.mismatches(layers, final, give)
+        try:
+            normalise_with(graph, view, call, Given(*taken))
+        except ValueError as error:
+            return str(error)
+        return (*measured, *given)
+
+    def _whole_input(self, layer, call):
+        """(what `call` normalises, its channel axis, how often they follow each other).
+
+        `bn_tf1` sees several pixels in a row as more channels; before that, they are one
+        pixel each.
+        """
+        channels = channels_of(self._view, layer)
+        wide = None
+        for number, name in enumerate(self._ways_in(call)):
+            x = self._inputs.get(name)
+            if x is None or x.shape.ndims is None:
+                break
+            sizes = x.shape.as_list()
+            axis = channel_axis(sizes, None if number else call.axes, channels)
+            if axis is None:
+                break
+            wide = wide or sizes[axis]
+            if channels in (None, sizes[axis]):
+                return name, axis, 1 if channels is None else wide // channels
+        return None
+
+    def _ways_in(self, call):
+        """What `call` normalises, and of what that is another shape."""
+        reference = call.x
+        for _ in range(6):
+            node = node_of(reference)
+            yield input_for(self._view, reference)
+            if self._view.ops[node] not in ("Reshape", "Identity"):
+                return
+            reference = self._view.inputs[node][0]
+
+    def _imported_inputs(self):
+        """By what they are called, what the layers normalise, for its shape and dtype."""
+        view, graph = self._view, self._graph.copy()
+        drop_controls(graph)
+        names = {
+            name
+            for layer in self._layers.values()
+            for call in layer.calls
+            if not view.body_of(node_of(call.x))
+            for name in self._ways_in(call)
+        }
+        extract(graph, sorted({node_name(name) for name in names}))
+        clean_attributes(graph)
+        with tf.Graph().as_default() as scratch:
+            tf.import_graph_def(graph.graph_def(), name="")
         return {
-            layer.name: row
-            for layer, row in zip(layers, zip(final, counts, mismatches))
+            name: scratch.get_tensor_by_name(name if ":" in name else f"{name}:0")
+            for name in names
         }
 
-    def _before(self, found):
+    def _graph_def(self):
+        graph = self._graph
+        drop_controls(graph)
+        remove_dropout(graph, [node_name(name) for name in self._examples.arrays])
+        wanted = [
+            name
+            for places in self._places.values()
+            for place in places
+            if not isinstance(place, str)
+            for name in place
+        ]
+        extract(graph, wanted)
+        freeze(graph, self._value)
+        clean_attributes(graph)
+        return graph.graph_def()
+
+    def _value(self, name):
+        if name in self._sources:
+            return self._checkpoint.read(self._sources[name])
+        if any(name in n for layer in self._layers for n in self._variables(layer)):
+            # A statistic that was never saved, and is not needed.
+            return np.zeros(self._shape(name), np.float32)
+        raise ValueError(f"{self._checkpoint.prefix} lacks {name} of {self._path}")
+
+    def _shape(self, name):
+        shape = self._view.attribute(self._view.find(name), "shape").shape
+        return [size.size for size in shape.dim]
+
+    # -------------------------------------------------------------------- what is measured
+
+    def _measured(self, graph):
+        """The layers, by those calls that are in inference mode where there are some."""
+        layers = []
+        for name, layer in self._layers.items():
+            calls = [
+                (call.mode == "inference", self._call(graph, place))
+                for call, place in zip(layer.calls, self._places[name])
+            ]
+            of_inference = [call for is_inference, call in calls if is_inference]
+            layers.append(
+                MeasuredLayer(
+                    name,
+                    None,
+                    tuple(of_inference or [call for _, call in calls]),
+                    layer.layer.epsilon or 0.0,
+                )
+            )
+        return layers
+
+    def _call(self, graph, place):
+        if isinstance(place, str):
+            return MeasuredCall(None, None, place)
+        mean, variance, size = (graph.get_tensor_by_name(f"{n}:0") for n in place[:3])
+        probe = of_statistics(mean, variance, size=size)
+        return MeasuredCall(probe, probe)
+
+    def _giving(self, graph, layers):
+        """Gives statistics to all calls of layers, by feeding them."""
+
+        def give(statistics):
+            return {
+                graph.get_tensor_by_name(f"{name}:0"): values
+                for layer, given in zip(layers, statistics)
+                for place in self._places[layer.name]
+                if not isinstance(place, str)
+                for name, values in zip(place[3:], given)
+            }
+
+        return give
+
+    def _variables(self, name):
+        """The names of its moving means and variances, made up where it has none."""
+        names = []
+        for role in STATISTICS:
+            nodes = self._layers[name].variables[role]
+            nodes = [node for node in nodes if self._view.ops[node] in VARIABLES]
+            own = sorted({variable_name(self._view, node) for node in nodes})
+            names.append(tuple(own) or (join(self._layers[name].layer.name, role),))
+        return tuple(names)
+
+    def _before(self, name):
         """Its statistics in the checkpoint; None where it has none there."""
-        names = [names[0] for names in self._variables(found)]
+        names = [names[0] for names in self._variables(name)]
         if not all(name in self._checkpoint.shapes for name in names):
             return None
         values = [np.float64(self._checkpoint.read(name)) for name in names]
         return PooledStatistics(*(value.reshape(-1) for value in values))
 
-    def _variables(self, found):
-        """The names of its moving means and variances, made up where it has none."""
-        names = []
-        for role in STATISTICS:
-            nodes = [n for n in found.variables[role] if self._view.ops[n] in VARIABLES]
-            own = sorted({variable_name(self._view, node) for node in nodes})
-            names.append(tuple(own) or (join(found.layer.name, role),))
-        return tuple(names)
 
-    # ------------------------------------------------------------------ what is imported
+def _moments(graph, name, x, tensor, axis):
+    """The names of the mean, the biased variance and the number of values of `x`.
 
-    @contextlib.contextmanager
-    def _imported(self, given):
-        graph_def = self._subgraph()
-        if given is not None:
-            given.rewrite(graph_def)
-        with tf.Graph().as_default() as graph:
-            tf.import_graph_def(graph_def, name="")
-            layers = recognised(
-                self._view, self._conditions, self._found, graph, moving=False
-            )
-            restore = self._restoring(graph)
-            config = tf.ConfigProto(device_count={"GPU": 0})
-            with tf.Session(config=config) as session:
-                session.run(restore)
-                yield _Network(graph, session, layers)
-
-    def _subgraph(self):
-        """What computes the layers, without what ties it to a machine or a version."""
-        view, wanted = self._view, set()
-        for layer in self._found:
-            for call in layer.calls:
-                node = call.node
-                while view.body_of(node):
-                    node = view.callers[view.body_of(node)][0]
-                wanted.add(view.names[node])
-        graph_def = tf.graph_util.extract_sub_graph(self._graph_def, sorted(wanted))
-        functions = [f.node_def for f in graph_def.library.function]
-        pivots = {view.names[n]: self._name(p) for n, p in self._mode.pivots.items()}
-        for node in graph_def.node:
-            if node.name in pivots:
-                node.input[0] = node.input[1] = pivots[node.name]
-        for nodes in (graph_def.node, *functions):
-            for node in nodes:
-                node.device = ""
-                for attribute in ("_class", "_output_shapes"):
-                    if attribute in node.attr:
-                        del node.attr[attribute]
-        return graph_def
-
-    def _restoring(self, graph):
-        """Operations that give the variables of `graph` their values."""
-        variables = [op for op in graph.get_operations() if op.type in VARIABLES]
-        moving = {n for f in self._found for names in self._variables(f) for n in names}
-        missing = [
-            op.name
-            for op in variables
-            if op.name not in self._sources and op.name not in moving
-        ]
-        if missing:
-            raise ValueError(
-                f"{self._checkpoint.prefix} lacks {', '.join(missing)} of {self._path}"
-            )
-        return [self._restored(op) for op in variables]
-
-    def _restored(self, op):
-        dtype = op.get_attr("dtype")
-        if op.name in self._sources:
-            (value,) = tf.raw_ops.RestoreV2(
-                prefix=self._checkpoint.prefix,
-                tensor_names=[self._sources[op.name]],
-                shape_and_slices=[""],
-                dtypes=[dtype],
-            )
-        else:  # a statistic that was never saved
-            value = tf.zeros(tf.TensorShape(op.get_attr("shape")), dtype)
-        if op.type == "VarHandleOp":
-            return tf.raw_ops.AssignVariableOp(resource=op.outputs[0], value=value)
-        return tf.raw_ops.Assign(ref=op.outputs[0], value=value).op
-
-    # ----------------------------------------------------------------------- what is fed
-
-    def _batches(self, graph, examples):
-        arrays = self._tensors(graph, examples.arrays)
-        settings = {
-            tensor: _setting(tensor, value)
-            for tensor, value in self._tensors(graph, examples.settings).items()
-        }
-        settings.update({t: a for t, a in arrays.items() if np.ndim(a) == 0})
-        arrays = {t: a for t, a in arrays.items() if np.ndim(a)}
-        count = self._count(examples)
-        for reference, value in self._mode.origins.items():
-            tensor = self._tensor(graph, reference)
-            if tensor is not None and tensor.op.type == "Placeholder":
-                settings.setdefault(tensor, not value)
-        for reference, value in self._mode.conditions.items():
-            tensor = self._tensor(graph, reference)
-            if tensor is not None:
-                settings[tensor] = value
-        return _Batches(arrays, settings, _batch_size(arrays, count, examples), count)
-
-    def _tensors(self, graph, values):
-        """Value by tensor; those that the layers do not depend on are left out."""
-        found = {}
-        for name, value in values.items():
-            node, _, port = name.partition(":")
-            if self._view.find(node) is None:
-                inputs = [
-                    self._view.names[n]
-                    for n, op in enumerate(self._view.ops)
-                    if op.startswith("Placeholder") and not self._view.body_of(n)
-                ]
-                raise ValueError(
-                    f"{name!r} is no tensor of {self._path}: its inputs are "
-                    f"{', '.join(inputs) or 'none'}"
-                )
-            try:
-                tensor = graph.get_tensor_by_name(f"{node}:{port or 0}")
-            except KeyError:
-                continue
-            found[tensor] = value
-        return found
-
-    def _tensor(self, graph, reference):
-        try:
-            return graph.get_tensor_by_name(self._name(reference))
-        except KeyError:
-            return None
-
-    def _name(self, reference):
-        return f"{self._view.names[node_of(reference)]}:{port_of(reference)}"
-
-    def _count(self, examples):
-        sizes = {
-            name: len(array)
-            for name, array in examples.arrays.items()
-            if np.ndim(array)
-        }
-        if len(set(sizes.values())) != 1:
-            raise ValueError(
-                f"the examples have first axes of {sizes}, but need one and the same"
-                if sizes
-                else "there are no examples: an array along whose first axis they lie"
-            )
-        (count,) = set(sizes.values())
-        if count == 0:
-            raise ValueError("the examples are none: their first axis is 0")
-        return min(count, examples.num_examples or count)
-
-
-class _Network(NamedTuple):
-    """An import of a graph, restored."""
-
-    graph: tf.Graph
-    session: Any
-    layers: list[MeasuredLayer]
-
-
-class _Given:
-    """PooledStatistics that are given to the layers of an import.
-
-    A fused kernel in training mode is made one of inference with placeholders for them;
-    where a layer takes statistics from elsewhere, what it takes is fed.
+    `tensor` tells its shape and dtype.
     """
+    dtype = tensor.dtype.base_dtype
+    if dtype not in (tf.float32, tf.float64):
+        x = graph.add("Cast", f"{name}/x", [x], SrcT=dtype, DstT=tf.float32)
+        dtype = tf.float32
+    axes = [a for a in range(tensor.shape.ndims) if a != axis]
+    axes = graph.constant(f"{name}/axes", np.array(axes, np.int32))
 
-    def __init__(self, view, found):
-        self._kernels = {}  # by the name of a fused node: its placeholders
-        self._places = {  # by the name of a layer: pairs of names of tensors
-            name: [self._place(view, call) for call in layer.calls]
-            for name, layer in found.items()
-        }
+    def mean(of, leaf, keep):
+        options = {"T": dtype, "Tidx": tf.int32, "keep_dims": keep}
+        return graph.add("Mean", f"{name}/{leaf}", [of, axes], **options)
 
-    def _place(self, view, call):
-        node = view.names[call.node]
-        if call.kind == "fused" and call.mode == "training":
-            self._kernels[node] = [f"{node}/recalibrated_{s}" for s in STATISTICS]
-            return [f"{name}:0" for name in self._kernels[node]]
-        references = call.mean, call.variance
-        return [f"{view.names[node_of(r)]}:{port_of(r)}" for r in references]
-
-    def rewrite(self, graph_def):
-        """Makes the fused kernels take what is given."""
-        for node in list(graph_def.node):
-            for i, name in enumerate(self._kernels.get(node.name, ())):
-                node.attr["is_training"].b = False
-                node.input[3 + i] = name
-                place = graph_def.node.add(name=name, op="Placeholder")
-                place.attr["dtype"].type = node.attr["U"].type or tf.float32
-                place.attr["shape"].shape.unknown_rank = True
-                if "exponential_avg_factor" in node.attr:
-                    del node.attr["exponential_avg_factor"]
-
-    def placeholders(self, graph):
-        """Those that `rewrite` made."""
-        names = [name for names in self._kernels.values() for name in names]
-        return [graph.get_tensor_by_name(f"{name}:0") for name in names]
-
-    def fed(self, graph, layers, statistics):
-        """The feed that gives `statistics` to `layers`."""
-        feed = {}
-        for layer, values in zip(layers, statistics):
-            for names in self._places[layer.name]:
-                for name, value in zip(names, values):
-                    tensor = graph.get_tensor_by_name(name)
-                    if tensor.shape.is_fully_defined():
-                        value = value.reshape(tensor.shape.as_list())
-                    feed[tensor] = value
-        return feed
-
-
-def _setting(tensor, value):
-    """The value of a setting, which may be text, as `tensor` takes it."""
-    if isinstance(value, str) and tensor.dtype.base_dtype == tf.bool:
-        known = {"1": True, "true": True, "0": False, "false": False}
-        if value.lower() not in known:
-            raise ValueError(
-                f"{tensor.name} is set to {value!r}, but is a bool: 0 or 1"
-            )
-        value = known[value.lower()]
-    dtype = tensor.dtype.base_dtype.as_numpy_dtype
-    try:
-        return np.full(
-            tensor.shape.as_list() if tensor.shape.ndims else [], value, dtype
-        )
-    except ValueError:
-        raise ValueError(
-            f"{tensor.name} is set to {value!r}, but is of {tensor.dtype.name}"
-        ) from None
+    kept = mean(x, "kept_mean", True)
+    squares = graph.add("SquaredDifference", f"{name}/squares", [x, kept], T=dtype)
+    size = graph.add("Size", f"{name}/size", [x], T=dtype, out_type=tf.int64)
+    return mean(x, "mean", False), mean(squares, "variance", False), size
 
 
 def _batch_size(arrays, count, examples):

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Sequence
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.dialects import statistic_role
 from bn_tf1.graphs.layer_analysis import Analysis, analyse
-from bn_tf1.graphs.node_values import leaves, same_values, static_shape
+from bn_tf1.graphs.node_values import leaves, same_values
 from bn_tf1.graphs.training_nodes import Conditions
 from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to, view_of
-from bn_tf1.population.probes import Input, Probe, of_input, of_statistics, with_switch
+from bn_tf1.population.probes import (
+    Input,
+    Probe,
+    of_input,
+    of_statistics,
+    size_of,
+    with_switch,
+)
 from bn_tf1.population.variable_cells import Cell, cell_of
 from bn_tf1.records import BatchNormCall, batch_norm_calls
 
@@ -35,12 +43,13 @@ class MeasuredCall(NamedTuple):
 
     Attributes:
         probe: how its batch statistics are had; None where they cannot be.
-        input: what it normalises; None where that cannot be fetched.
+        input: what it normalises, or a probe of that, which serves in any mode; None
+            where that cannot be fetched.
         obstacle: why there is no probe; "" where there is one.
     """
 
     probe: Probe | None
-    input: Input | None
+    input: Input | Probe | None
     obstacle: str = ""
 
 
@@ -128,7 +137,10 @@ def _recorded_call(call):
     if arguments.weights is None and arguments.ghost_batch_size is None:
         unbiased = arguments.ema_variance == "unbiased"
         probe = of_statistics(
-            call.batch_mean, call.batch_variance, call.x, unbiased=unbiased
+            call.batch_mean,
+            call.batch_variance,
+            size=size_of(call.x),
+            unbiased=unbiased,
         )
     else:  # what enters the moving average is no sum over the examples
         probe = of_input(source)
@@ -144,18 +156,23 @@ def _given_call(call):
     if x is None:
         x = _reduced(call)
     else:
-        source = Input(x, _axis_of(x.shape, call.batch_mean.shape.num_elements()))
-    return MeasuredCall(of_statistics(call.batch_mean, call.batch_variance, x), source)
+        channels = call.batch_mean.shape.num_elements()
+        source = Input(x, channel_axis(x.shape.as_list(), None, channels))
+    return MeasuredCall(
+        of_statistics(call.batch_mean, call.batch_variance, size=size_of(x)), source
+    )
 
 
-def _axis_of(shape, channels):
-    """The last axis of so many channels, which is not the first; None without one."""
-    fitting = [
-        axis
-        for axis in range(1, shape.ndims)
-        if tf.dimension_value(shape[axis]) == channels
-    ]
-    return fitting[-1] if fitting else None
+def channel_axis(
+    shape: Sequence[int | None], reduced: Sequence[int] | None, channels: int | None
+) -> int | None:
+    """The axis of `shape` that is not `reduced`, or else the last of `channels`."""
+    if reduced is not None:
+        kept = [axis for axis in range(len(shape)) if axis not in reduced]
+        if len(kept) == 1:
+            return kept[0]
+    fitting = [axis for axis in range(1, len(shape)) if shape[axis] == channels]
+    return fitting[-1] if fitting and channels is not None else None
 
 
 def _reduced(call):
@@ -184,15 +201,10 @@ def recognised(
     conditions: Conditions,
     found: Sequence[Analysis],
     graph: tf.Graph,
-    *,
-    moving: bool = True,
 ) -> list[MeasuredLayer]:
-    """The layers `found` in `view`, as tensors of `graph`, which holds the same nodes.
-
-    `moving` tells whether with the cells of their moving statistics.
-    """
+    """The layers `found` in `view`, as tensors of `graph`, which holds the same nodes."""
     return [
-        _Recognised(view, conditions, layer, graph).layer(name, moving)
+        _Recognised(view, conditions, layer, graph).layer(name)
         for name, layer in zip(layer_names(found), found)
     ]
 
@@ -215,14 +227,14 @@ class _Recognised:
         self._conditions = conditions
         self._analysis = analysis
         self._graph = graph
-        self._channels = _channels(view, analysis)
+        self._channels = channels_of(view, analysis)
 
-    def layer(self, name, moving):
+    def layer(self, name):
         calls = self._analysis.calls
         training = [call for call in calls if call.mode != "inference"]
         return MeasuredLayer(
             name,
-            self._moving() if moving else None,
+            self._moving(),
             tuple(self._call(call) for call in training or calls),
             self._analysis.layer.epsilon or 0.0,
             self._analysis.layer.decay,
@@ -249,7 +261,7 @@ class _Recognised:
         mean, variance, unbiased, branch = self._statistics(call)
         if mean is None or variance is None or not self._has_all_channels(mean):
             return MeasuredCall(of_input(source), source)
-        probe = of_statistics(mean, variance, source.x, unbiased=unbiased)
+        probe = of_statistics(mean, variance, size=size_of(source.x), unbiased=unbiased)
         if branch is not None:
             probe = with_switch(probe, mean, branch)
         return MeasuredCall(probe, source)
@@ -316,15 +328,8 @@ class _Recognised:
         x = self._tensor(reference)
         if x is None or x.shape.ndims is None:
             return None
-        axis = self._axis(x.shape, axes)
+        axis = channel_axis(x.shape.as_list(), axes, self._channels)
         return None if axis is None else Input(x, axis)
-
-    def _axis(self, shape, axes):
-        if axes is not None:
-            kept = [axis for axis in range(shape.ndims) if axis not in axes]
-            if len(kept) == 1:
-                return kept[0]
-        return _axis_of(shape, self._channels)
 
     def _tensor(self, reference):
         """The tensor, if it can be fetched."""
@@ -342,14 +347,12 @@ class _Recognised:
         )
 
 
-def _channels(view, analysis) -> int | None:
+def channels_of(view: GraphView, analysis: Analysis) -> int | None:
     """The number of channels, from the first variable whose shape is known."""
     for nodes in analysis.variables.values():
-        for node in nodes:
-            shape = static_shape(view, reference_to(node))
-            if shape is not None and None not in shape:
-                size = 1
-                for dimension in shape:
-                    size *= dimension
-                return size
+        # Of a variable by resource, the shape of its output is that of a handle.
+        shapes = [view.attribute(node, "shape") for node in nodes]
+        sizes = [[size.size for size in s.shape.dim] for s in shapes if s is not None]
+        if sizes and len(sizes) == len(nodes):
+            return int(sum(np.prod(size) for size in sizes))
     return None

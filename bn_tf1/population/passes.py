@@ -37,19 +37,17 @@ class Passes(NamedTuple):
         batches: the feeds; iterated once for each pass.
         num_batches: how many there must be; None for as many as there are.
         watch: called with the feeds of a pass and its name; gives them back.
-        fed: what is fed besides, in training mode.
     """
 
     session: Any
     batches: Iterable[Mapping[Any, Any]]
     num_batches: int | None = None
     watch: Callable = unwatched
-    fed: Mapping[Any, Any] = {}
 
     def in_one_pass(self, layers: Sequence[MeasuredLayer]) -> list[Pool]:
         """The batch statistics of all calls, pooled for each layer."""
         probes = [[call.probe for call in layer.calls] for layer in layers]
-        return self._pools("statistics", layers, probes, self.fed)
+        return self._pools("statistics", layers, probes, {})
 
     def behind_final_statistics(
         self,
@@ -57,13 +55,12 @@ class Passes(NamedTuple):
         first: Sequence[PooledStatistics],
         give: Give,
     ) -> list[Pool]:
-        """Layer by layer, in the order of the graph, beginning with statistics `first`."""
-        known, pools = list(first), [None] * len(layers)
-        for number, i in enumerate(_in_order(layers), 1):
-            name = f"layer {number} of {len(layers)}"
-            (pools[i],) = self._pools(
-                name, layers[i : i + 1], _input_probes(layers[i : i + 1]), give(known)
-            )
+        """Layer by layer, which are `in_order`, beginning with statistics `first`."""
+        known, pools = list(first), []
+        for i in range(len(layers)):
+            name = f"layer {i + 1} of {len(layers)}"
+            layer = layers[i : i + 1]
+            pools += self._pools(name, layer, _input_probes(layer), give(known))
             known[i] = pools[i].statistics
         return pools
 
@@ -84,7 +81,9 @@ class Passes(NamedTuple):
     def _pools(self, of, layers, probes: Sequence[Sequence[Probe]], fed):
         pools = [Pool() for _ in layers]
         # A flat list: the session takes longer to unpack a nested one.
-        fetches = {t.name: t for row in probes for probe in row for t in probe.tensors()}
+        fetches = {
+            t.name: t for row in probes for probe in row for t in probe.tensors()
+        }
         count = 0
         feeds = itertools.islice(iter(self.batches), self.num_batches)
         for feed in self.watch(feeds, of):
@@ -122,17 +121,21 @@ def distance(mean: np.ndarray, statistics: PooledStatistics, epsilon: float) -> 
     return float(np.max(np.where(np.isnan(distances), np.inf, distances)))
 
 
-def _in_order(layers):
-    """The indices of the layers, those first that are first in the graph."""
-    operations = layers[0].calls[0].input.x.graph.get_operations()
+def in_order(layers: Sequence[MeasuredLayer]) -> list[MeasuredLayer]:
+    """The layers, those first that are first in the graph."""
+    operations = layers[0].calls[0].probe.fetches[0].graph.get_operations()
     place = {op: number for number, op in enumerate(operations)}
-    return sorted(
-        range(len(layers)), key=lambda i: place[layers[i].calls[0].input.x.op]
-    )
+    return sorted(layers, key=lambda layer: place[layer.calls[0].probe.fetches[0].op])
 
 
 def _input_probes(layers):
-    return [[of_input(call.input) for call in layer.calls] for layer in layers]
+    return [
+        [
+            call.input if isinstance(call.input, Probe) else of_input(call.input)
+            for call in layer.calls
+        ]
+        for layer in layers
+    ]
 
 
 def _checked(batch, name, number):

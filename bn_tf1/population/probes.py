@@ -67,13 +67,13 @@ class Probe(NamedTuple):
 
 
 def of_statistics(
-    mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor, *, unbiased: bool = False
+    mean: tf.Tensor, variance: tf.Tensor, *, size: tf.Tensor, unbiased: bool = False
 ) -> Probe:
     """The probe of a layer that gives its batch statistics.
 
     Args:
         mean, variance: as many values as there are channels.
-        x: what they were computed from; only its size is used.
+        size: the number of values that they were computed from, or these themselves.
         unbiased: whether the variance was divided by N - 1.
     """
     mean, variance, is_fused = _of_fused(mean, variance)
@@ -86,7 +86,7 @@ def of_statistics(
             variance = variance * ((count - 1) / count)
         return BatchStatistics(count, PooledStatistics(mean, variance))
 
-    return Probe((mean, variance, _size(x)), read)
+    return Probe((mean, variance, size), read)
 
 
 def with_switch(probe: Probe, chosen: tf.Tensor, branch: int) -> Probe:
@@ -170,7 +170,7 @@ def _in_numpy(values, axes):
     )
 
 
-def _size(x):
+def size_of(x: tf.Tensor) -> tf.Tensor:
     """A tensor with the number of values of `x`; `x` itself where none can be made."""
     if x.graph.finalized:
         return x

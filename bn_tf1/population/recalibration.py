@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
-from bn_tf1.population.passes import Give, Passes, distance, unwatched
+from bn_tf1.population.passes import Give, Passes, distance, in_order, unwatched
 from bn_tf1.population.pooling import PooledStatistics
 from bn_tf1.population.variable_cells import kept, runs_before, write, written_by
 
@@ -161,6 +161,8 @@ def recalibrate(
     measured, skipped = reached(found, fed)
     if skipped and (layers is not None or not measured):
         raise ValueError("; ".join(f"layer {n!r}: {why}" for n, why in skipped.items()))
+    if exact:
+        measured = in_order(measured)
     passes = Passes(session, batches, num_batches, watch or unwatched)
     give = None
     if inference is not None:
@@ -205,16 +207,6 @@ def reached(
         if calls:
             measured.append(layer._replace(calls=tuple(calls)))
     return measured, obstacles
-
-
-def only_fed(layer: MeasuredLayer, fed: Sequence[tf.Tensor]) -> MeasuredLayer:
-    """`layer` with those calls whose input can be had when `fed` are fed."""
-    calls = [
-        call
-        for call in layer.calls
-        if call.input is not None and not _lacking([call.input.x], fed)
-    ]
-    return layer._replace(calls=tuple(calls))
 
 
 def _fetches(probes):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import bn_tf1
 from bn_tf1.population.imported_graphs import FedExamples, recalibrate_graph
 from bn_tf1.population.pooling import PooledStatistics
 from tests import FIXTURES
@@ -215,7 +216,7 @@ def test_a_fixed_batch_is_kept(tmp_path):
             _X,
             {"keep_prob": "much"},
             {},
-            "keep_prob:0 is set to 'much', but is of float",
+            "keep_prob is set to 'much', but is a float",
         ),
         (_X, {"keep_prob": "1", "is_training": "maybe"}, {}, "'maybe', but is a bool"),
         (_X[:0], None, {}, "the examples are none"),
@@ -231,3 +232,32 @@ def test_wrong_inputs_are_named_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         graph.recalibrate(x, settings, more=more)
     assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("kernel", ["fused", "composed"])
+def test_a_graph_of_ours_and_its_session_agree(tmp_path, start, control_flow, kernel):
+    """In one pass and exactly, behind a layer that sees pixels as channels."""
+    x = tf.placeholder(tf.float32, [None, 4, 4, 2], "x")
+    is_training = tf.placeholder(tf.bool, [])
+    y = bn_tf1.batch_norm(2 * x + 1, is_training, kernel=kernel, name="a")
+    y = tf.reshape(tf.nn.relu(y), [-1, 32])
+    bn_tf1.batch_norm(y, is_training, kernel=kernel, name="b", update="in_place")
+    session, prefix = start(), str(tmp_path / "old")
+    tf.train.Saver().save(session, prefix, write_state=False)
+    images = np.random.RandomState(0).normal(1, 2, [12, 4, 4, 2]).astype(np.float32)
+    feeds = [{x: images[i : i + 4], is_training: True} for i in (0, 4, 8)]
+    for exact in (False, True):
+        live = bn_tf1.recalibrate(
+            session, feeds, inference={is_training: False}, exact=exact
+        )
+        imported, _ = recalibrate_graph(
+            prefix + ".meta",
+            str(tmp_path / f"new_{exact}"),
+            checkpoint=prefix,
+            examples=FedExamples({"x": images}, batch_size=4),
+            exact=exact,
+        )
+        for one, other in zip(imported.layers, live.layers):
+            assert one.name == other.name
+            _close(one.after, other.after, 2e-6)
+            assert one.mismatch == pytest.approx(other.mismatch, rel=1e-3, abs=1e-6)
