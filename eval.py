@@ -18,6 +18,7 @@ with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
 
     from bn_tf1.jobs import command_line, diagnosis, evaluation
     from bn_tf1.jobs.config import Config, ConfigError
+    from bn_tf1.jobs.finished import exported_runs
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +51,13 @@ def define_flags():
         "test",
         ["test", "train"],
         "Part of the data set to evaluate on.",
+        module_name=what,
+    )
+    flags.DEFINE_string(
+        "exported",
+        None,
+        "A model that `python -m bn_tf1 export` made of the run: measures it, by the "
+        "runtime of its format, instead of a checkpoint.",
         module_name=what,
     )
     flags.DEFINE_boolean(
@@ -126,6 +134,13 @@ def main():
     model_dir, checkpoint_path = FLAGS.model_dir, _checkpoint_prefix()
     if checkpoint_path and not FLAGS["model_dir"].present:
         model_dir = os.path.dirname(checkpoint_path) or "."
+    if FLAGS.exported:
+        found = exported_runs.evaluate_exported(FLAGS.exported, model_dir, FLAGS.split)
+        print(
+            f"{found.path} ({found.format}): accuracy {found.accuracy:.4f}, loss "
+            f"{found.loss:.4f} on {found.examples} {found.split} examples"
+        )
+        return
     request = evaluation.Request(
         model_dir=model_dir,
         split=FLAGS.split,

@@ -38,7 +38,7 @@ _MODULES = {
     "convert": "bn_tf1.checkpoints.conversion",
     "divergence": "bn_tf1.population.divergence",
     "examine": "bn_tf1.doctor.examination",
-    "export": "bn_tf1.serving.exporting",
+    "export": "bn_tf1.jobs.finished.exported_runs",
     "install": "bn_tf1.installation.everything",
     "keep_memory": "bn_tf1.jobs.allocator",
     "lint": "bn_tf1.doctor.lint",

@@ -19,6 +19,7 @@ from bn_tf1.graphs.migrate import migrate_graph as migrate_graph
 from bn_tf1.installation.everything import install as install
 from bn_tf1.installation.everything import uninstall as uninstall
 from bn_tf1.jobs.allocator import keep_memory as keep_memory
+from bn_tf1.jobs.finished.exported_runs import export as export
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION as UPDATE_OPS_COLLECTION
 from bn_tf1.population.divergence import Divergence as Divergence
 from bn_tf1.population.divergence import LayerTensors as LayerTensors
@@ -26,7 +27,6 @@ from bn_tf1.population.divergence import divergence as divergence
 from bn_tf1.population.recalibration import recalibrate as recalibrate
 from bn_tf1.records import BatchNormCall as BatchNormCall
 from bn_tf1.records import batch_norm_calls as batch_norm_calls
-from bn_tf1.serving.exporting import export as export
 from bn_tf1.statistics import Renormalization as Renormalization
 from bn_tf1.workers.cluster import Workers as Workers
 from bn_tf1.workers.meeting import WorkersError as WorkersError

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fold batch norm into the weights before it, where it can be",
     )
     parser.add_argument(
+        "--preprocessing",
+        action="store_true",
+        help="of a run of train.py: let the model take stored pixels (uint8)",
+    )
+    parser.add_argument(
         "--batch",
         choices=("any", "keep"),
         help="the batch size: any number, or that of the graph; any where it can be",
@@ -88,7 +93,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bn_tf1.serving.exporting import export, list_interface
+    from bn_tf1.jobs.finished.exported_runs import export
+    from bn_tf1.serving.exporting import list_interface
 
     settings = dict(options.settings)
     if options.list:
@@ -106,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
             outputs=options.outputs,
             settings=settings,
             fold=options.fold,
+            preprocessing=options.preprocessing,
             batch=options.batch,
             examples=options.examples,
             time_limit_secs=options.time_limit,

@@ -58,7 +58,7 @@ class Examples(NamedTuple):
 
 
 def read_examples(
-    given: str | Mapping[str, Any] | None, inputs: Sequence[Candidate]
+    given: str | Mapping[str, Any] | np.ndarray | None, inputs: Sequence[Candidate]
 ) -> Examples:
     """The examples for `inputs`, of a .npz file or of arrays by name; or random ones.
 
@@ -67,6 +67,8 @@ def read_examples(
     """
     if given is None:
         return Examples(_random_examples(inputs), True)
+    if isinstance(given, np.ndarray):
+        given = {candidate.tensor: given for candidate in inputs}
     arrays = {canonical(name): np.asarray(a) for name, a in _arrays(given).items()}
     by_name = {canonical(c.tensor): c for c in inputs}
     found = {}

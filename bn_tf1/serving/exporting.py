@@ -19,7 +19,14 @@ from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.serving import model_formats
 from bn_tf1.serving.checking import Examples, Measured, measure, read_examples
 from bn_tf1.serving.isolated_run import Isolated
-from bn_tf1.serving.preparing import ExportError, Model, Wishes, interface_of, prepare
+from bn_tf1.serving.preparing import (
+    ExportError,
+    Model,
+    Wishes,
+    interface_of,
+    prepare,
+    with_stored_pixels,
+)
 from bn_tf1.serving.sources import open_source
 from bn_tf1.serving.writing import check_new, write_model
 
@@ -67,7 +74,9 @@ def export(
     settings: Mapping[str, Any] | None = None,
     fold: bool = False,
     batch: str | None = None,
-    examples: str | Mapping[str, np.ndarray] | None = None,
+    examples: str | Mapping[str, np.ndarray] | np.ndarray | None = None,
+    pixel_scale: float | None = None,
+    description: Mapping[str, Any] | None = None,
     time_limit_secs: float = _TIME_LIMIT_SECS,
 ) -> Export:
     """Makes a checked model for serving of somebody's training graph.
@@ -89,8 +98,12 @@ def export(
         fold: whether batch norm is folded into the weights before it, where it can be.
         batch: "any" for a batch size of any number, "keep" for that of the graph; by
             default any, where that can be done.
-        examples: arrays by name of an input, or a .npz file of them, whose first axis
-            is the batch; by default random numbers.
+        examples: arrays by name of an input, a .npz file of them, or one array for
+            every input; the first axis is the batch. Random numbers by default.
+        pixel_scale: for a model that takes stored pixels: its inputs become uint8, and
+            are multiplied by this.
+        description: what the .json file beside the model (in the directory of a
+            SavedModel: model.json) says, too.
         time_limit_secs: how long the checks, and the writing, may each take, in
             seconds.
 
@@ -106,13 +119,15 @@ def export(
     with Isolated(time_limit_secs) as isolated:
         opened = open_source(source, checkpoint)
         model = prepare(opened, Wishes(inputs, outputs, settings or {}))
+        if pixel_scale is not None:
+            model = with_stored_pixels(model, pixel_scale)
         given = read_examples(examples, model.inputs)
         unfolded = None
         if fold:
             unfolded = model.graph
             model = _folded(model)
         model, measured = _with_batch(model, unfolded, batch, given, isolated)
-        written = write_model(model, out, to, measured, isolated)
+        written = write_model(model, out, to, measured, isolated, description)
     return Export(
         out,
         to,

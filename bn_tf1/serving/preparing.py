@@ -6,6 +6,7 @@ import re
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.layer_analysis import Analysis
 from bn_tf1.graphs.node_values import ASSIGNMENTS
@@ -381,6 +382,30 @@ def _extracted(graph, inputs, outputs):
     sizes = [c.shape[0] for c in (*inputs, *outputs) if c.shape and c.shape[0]]
     size = sizes[0] if sizes else None
     return Model(graph, made_inputs, made_outputs, None, size, (), ())
+
+
+def with_stored_pixels(model: Model, scale: float) -> Model:
+    """The model with inputs of uint8, which are multiplied by `scale` in its graph."""
+    graphs = [
+        graph.copy() for graph in (model.graph, model.before) if graph is not None
+    ]
+    for graph in graphs:
+        factor = graph.constant("pixels/scale", np.float32(scale))
+        for candidate in model.inputs:
+            if candidate.dtype != tf.float32:
+                raise ExportError(f"the input {candidate} is no float32, as pixels are")
+            name = canonical(candidate.tensor)
+            types = {"SrcT": tf.uint8, "DstT": tf.float32}
+            cast = graph.add("Cast", "pixels/cast", [name], **types)
+            scaled = graph.add("Mul", "pixels/scaled", [cast, factor], T=tf.float32)
+            graph.redirect({name: scaled}, but=[cast])
+            graph.nodes[name].attr["dtype"].type = tf.uint8.as_datatype_enum
+    return model._replace(
+        graph=graphs[0],
+        before=graphs[1] if len(graphs) > 1 else None,
+        inputs=tuple(c._replace(dtype=tf.uint8) for c in model.inputs),
+        changed=(*model.changed, f"the inputs are stored pixels, times {scale:.6g}"),
+    )
 
 
 def _first_output(graph, candidate):
