@@ -418,8 +418,7 @@ CHECKS = (
         "Most often one layer is called many times in a training step, and its updates "
         "read one old value: N of them move it N (1 - decay) times the way to the batch, "
         "which from 2 on grows without bound. Update once in each step: "
-        'bn_tf1.batch_norm(x, is_training, update="skip") in the other calls, or '
-        "bn_tf1.make_train_op(loss, optimizer), which lets them follow one another. "
+        'bn_tf1.batch_norm(x, is_training, update="skip") in the other calls. '
         + _RECALIBRATE,
     ),
     Check(

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from bn_tf1.doctor.lint import lint, lint_facts
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.layer_analysis import find_layers
+from bn_tf1.graphs.reading import graph_files
+from bn_tf1.graphs.reading.text_graphs import binary_graph
 from bn_tf1.graphs.view import read_graph, view_of
 from tests import FIXTURES, ROOT
 from tests.graphs import graph_zoo
@@ -262,6 +264,42 @@ def test_text_is_read_as_well(tmp_path, graph):
     tf.train.write_graph(graph, str(tmp_path), "graph.pbtxt")
     path = os.path.join(str(tmp_path), "graph.pbtxt")
     assert [f.check for f in lint(path)] == [f.check for f in lint(graph)]
+
+
+@pytest.mark.parametrize("content", ["whole", "an unknown field", "cut off"])
+def test_large_text_is_read_as_small_text_is(tmp_path, graph, monkeypatch, content):
+    graph_zoo.training_graph(graph_zoo.with_nn, updates=[])
+    text = str(graph.as_graph_def())
+    text += {"whole": "", "an unknown field": "not_yet: 3", "cut off": "node {"}[
+        content
+    ]
+    path = written(tmp_path, text.encode())
+    slow = examine_or_error(path)
+    monkeypatch.setattr(graph_files, "_LARGE_TEXT_BYTES", 0)
+    assert examine_or_error(path) == slow
+    assert (binary_graph(text.encode()) is not None) == (content == "whole")
+
+
+def examine_or_error(path):
+    try:
+        return lint(path)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "node { " * 5000,
+        "node < " * 5000,
+        'node { name: "}}}}" ' * 5000,
+        "node { # }}}}\n" * 5000,
+        "node { name: '\\'}}}}' " * 5000,
+        'node { name: "\n}}}}" ' * 3 + "node {" * 5000,
+    ],
+)
+def test_deep_text_is_not_given_to_the_parser_of_tensorflow(text):
+    assert binary_graph(text.encode()) is None
 
 
 # ------------------------------------------------------------------- what all nodes share

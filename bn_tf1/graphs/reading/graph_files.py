@@ -38,11 +38,14 @@ from bn_tf1.graphs.reading.partial_parsing import (
     unparsed_graph,
     whole,
 )
+from bn_tf1.graphs.reading.text_graphs import binary_graph
 
-# Protocol buffers are no larger than 2 GiB. Their text is parsed in Python, about 1 MiB
-# in a second, so that it is bounded by time.
+# Protocol buffers are no larger than 2 GiB. What TensorFlow's parser refuses of a text is
+# parsed in Python, a few MiB in a second, so that it is bounded by time.
 MAX_BYTES = 2**31 - 1
 MAX_TEXT_BYTES = 2**27
+# Text from which TensorFlow's own parser is worth a session.
+_LARGE_TEXT_BYTES = 2**20
 # Numbers of fields: of a SavedModel, a MetaGraphDef and a GraphDef.
 _META_GRAPHS = 2
 _GRAPH_DEF = 2
@@ -129,6 +132,10 @@ def _from_text(data, kind, path):
             f"{path} has {len(data)} bytes of text, but at most {MAX_TEXT_BYTES} are "
             "parsed: give the binary file, such as the .meta of a checkpoint"
         )
+    if kind == "graph" and len(data) > _LARGE_TEXT_BYTES:
+        binary = binary_graph(data)
+        if binary is not None:
+            return _unparsed(kind, binary)
     message = _MESSAGES[kind]()
     try:
         # Fields of later versions are passed over, as in the binary format.
