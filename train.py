@@ -21,13 +21,17 @@ EXAMPLES = (
     "--model=resnet --model_dir=runs/resnet",
     "--dataset=mnist --data_dir=FOLDER --model_dir=runs/mnist",
     "--model_dir=runs/mnist --max_steps=2000   # goes on",
+    "--worker_hosts=a:2222,b:2222 --task_index=0   # on host a; 1 on host b",
 )
 
 
 def main():
     given = command_line.given(config.Config)
     run = config.resolve(given)
-    result = training.train(run)
+    workers = command_line.workers()
+    result = training.train(run, workers)
+    if workers is not None and not workers.is_chief:
+        return
     if result.loss is None:
         print(
             f"nothing to do: the run in {run.model_dir} is at step {result.step}, its last "
@@ -51,4 +55,5 @@ def _evaluation(model_dir):
 
 if __name__ == "__main__":
     command_line.define_fields(config.Config, config.group_of)
+    command_line.define_workers()
     command_line.run(main, EXAMPLES)

@@ -7,8 +7,11 @@ Exit codes:
     3: the evaluation saw no new checkpoint in time, and no process is training.
     4: the evaluation saw no new checkpoint in time, though a process is training.
     5: another process is training in the model directory.
+    69: another worker is gone, or did not come: start all of them again
+        (EX_UNAVAILABLE).
     75: a signal stopped the training, and every step is saved: run again to go on
         (EX_TEMPFAIL of sysexits.h).
+    76: the workers do not fit together (EX_PROTOCOL).
     130, 143: SIGINT or SIGTERM ended it, and nothing more was saved.
 
 An expected failure prints one line, not a traceback.
@@ -39,10 +42,13 @@ from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, TrainingStopped
 from bn_tf1.version import VERSION
+from bn_tf1.workers.cluster import Workers
+from bn_tf1.workers.meeting import WorkersError
 
 _STOPPED = 75
 # The first that fits counts: a class stands before those it is derived from.
 _EXIT_CODES = {
+    WorkersError: 1,  # it has its own
     SavingError: 1,
     ConfigError: 2,
     DataFileError: 1,
@@ -89,6 +95,57 @@ def given(config: type) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if flags.FLAGS[field.name].present
     }
+
+
+def define_workers() -> None:
+    """Defines the flags of a run on several hosts."""
+    group = "several workers"
+    flags.DEFINE_list(
+        "worker_hosts",
+        [],
+        "host:port of each worker, the chief's first; else as TF_CONFIG says.",
+        module_name=group,
+    )
+    flags.DEFINE_integer(
+        "task_index", 0, "Which of --worker_hosts this is.", module_name=group
+    )
+    flags.DEFINE_string(
+        "cluster_secret_file",
+        "",
+        "File with what only the workers know, the same for all: without it whoever "
+        "reaches the chief's port may join.",
+        module_name=group,
+    )
+    for name, default, text in (
+        ("join_secs", 60.0, "Seconds to wait for all workers."),
+        ("silence_secs", 10.0, "Seconds without a word after which a worker is lost."),
+        ("step_secs", 600.0, "Seconds without progress after which all workers end."),
+    ):
+        flags.DEFINE_float(name, default, text, module_name=group)
+
+
+def workers() -> Workers | None:
+    """As these flags or TF_CONFIG say; None for one process alone.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    values = flags.FLAGS
+    secret = b""
+    if values.cluster_secret_file:
+        with open(values.cluster_secret_file, "rb") as file:
+            secret = file.read(1 << 16).strip()
+    options = {"secret": secret}
+    for name in ("join_secs", "silence_secs", "step_secs"):
+        options[name] = values[name].value
+    try:
+        if values.worker_hosts:
+            found = Workers(values.worker_hosts, values.task_index, **options)
+        else:
+            found = Workers.from_environment(**options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return None if found is None or found.size == 1 else found
 
 
 def interpreter() -> list[str]:
@@ -227,7 +284,7 @@ def _run_main(main):
         sys.exit(_STOPPED)
     except tuple(_EXIT_CODES) as error:
         codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
-        _fail(str(error), codes[0])
+        _fail(str(error), getattr(error, "exit_code", codes[0]))
 
 
 def _fail(message, code):

@@ -216,6 +216,9 @@ class Config:
         choices=("batch", "moving"),
     )
     bn_update: bool = _option(True, "Updates the moving statistics in training.")
+    sync_batch_norm: bool = _option(
+        True, "With several workers, the statistics of a batch are those of all of it."
+    )
     bn_train_affine: bool = _option(True, "Trains gamma and beta.")
 
     lr_schedule: str = _option(
@@ -320,6 +323,10 @@ CHANGEABLE = frozenset(
 )
 
 
+# What may differ between the workers of one run.
+_OF_EACH_WORKER = ("model_dir", "data_dir", "keep_memory", "grace_secs")
+
+
 def group_of(name: str) -> str:
     """The group in which --help lists an option."""
     group = ""
@@ -418,6 +425,38 @@ def save(config: Config) -> None:
     path = os.path.join(config.model_dir, CONFIG_FILE)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     durable_files.replace_text(path, text)
+
+
+def as_chosen(config: Config, chosen: Mapping[str, Any]) -> Config:
+    """The configuration of a worker: the chief's, but for what each has for itself.
+
+    Args:
+        config: what this worker was started with.
+        chosen: the fields of the chief's.
+
+    Raises:
+        ConfigError: this worker was started with something else than the chief.
+    """
+    own = {name: getattr(config, name) for name in _OF_EACH_WORKER}
+    result = Config(**{**chosen, **own})
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value not in (field.default, getattr(result, field.name)):
+            raise ConfigError(
+                f"--{field.name} is {value!r}, but the chief has "
+                f"{getattr(result, field.name)!r}: give all workers the same flags"
+            )
+    return result
+
+
+def check_checksum(config: Config, checksum: str) -> None:
+    """Raises DataFileError if a worker's data are not the chief's."""
+    if config.data_checksum != checksum:
+        raise DataFileError(
+            f"{config.data_dir or config.dataset}: the data have the checksum "
+            f"{checksum or 'of no file'}, but those of the chief "
+            f"{config.data_checksum or 'of no file'}: give all workers the same"
+        )
 
 
 def with_checksum(config: Config, checksum: str) -> Config:

@@ -10,6 +10,7 @@ need is in `checkpoints`, `run_lock` and `stop_signals`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 import time
@@ -37,6 +38,7 @@ from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.training_run import Step, TrainingError
 from bn_tf1.train_op import make_train_op
+from bn_tf1.workers.cluster import Workers
 
 # What TensorFlow raises where a folder is gone, read-only or on a full disk, a file is
 # larger than allowed (OutOfRangeError), or the disk fails (UnknownError).
@@ -73,10 +75,16 @@ class TrainingResult(NamedTuple):
     seconds: float
 
 
-def train(config: Config) -> TrainingResult:
+def train(config: Config, workers: Workers | None = None) -> TrainingResult:
     """Trains as `config` says.
 
+    Args:
+        config: the configuration.
+        workers: those that share the work, each with its rows of every batch. The
+            chief's configuration counts; it alone reads and writes the model directory.
+
     Raises:
+        bn_tf1.workers.meeting.WorkersError: the workers did not come together.
         bn_tf1.jobs.saving.committing_saver.SavingError: there are checkpoints in the model
             directory, but none can be used.
         bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged, or the
@@ -95,22 +103,28 @@ def train(config: Config) -> TrainingResult:
     _check_batch_size(config, dataset)
     test_dataset = network.open_split(config, "test")  # eval.py needs it
     checksum = datasets.checksum(dataset, test_dataset)
+    if workers is not None and not workers.is_chief:
+        step, loss = _follow(config, dataset, checksum, workers)
+        return TrainingResult(step, loss, time.time() - start)
     lock = run_lock.hold(config.model_dir)
     with lock, stop_signals.caught(config.grace_secs) as signals:
         config = configuration.with_checksum(config, checksum)
         newest = committing_saver.recover(config.model_dir)
         _check_max_steps(config, newest)
         configuration.save(config)
-        with tf.Graph().as_default():
-            step = _build_step(config, dataset)
+        if workers is not None:
+            _check_rows(config, workers)
+            workers.join([newest.step if newest else 0, dataclasses.asdict(config)])
+        with _told(workers), tf.Graph().as_default():
+            step = _build_step(config, dataset, workers)
             if newest is not None:
                 committing_saver.check_fits(newest, tf.global_variables())
             progress = Progress(config)
-            started = training_run.started(config, step, newest, progress)
+            started = training_run.started(config, step, newest, progress, workers)
             named = dataset.failures_named()
             with _explained(config, progress), named, started as run:
-                while progress.step < config.max_steps and signals.received is None:
-                    run.make_step()
+                while progress.step < config.max_steps and run.goes_on(signals):
+                    run.make_step(signals)
     # Not before: all is saved, and no grace period ends it.
     LiveReport(config.model_dir).write()
     if progress.step < config.max_steps:
@@ -125,6 +139,42 @@ def _check_batch_size(config, dataset):
         raise ConfigError(
             f"--batch_size is {config.batch_size}, but of images of {values} values at most "
             f"{(_MAX_VALUES - 1) // values} go into one batch"
+        )
+
+
+@contextlib.contextmanager
+def _told(workers):
+    """Tells the other workers of an error."""
+    try:
+        yield
+    except Exception as error:
+        if workers is not None:
+            workers.fail(error)
+        raise
+
+
+def _follow(config, dataset, checksum, workers):
+    """The part of a worker that is not the chief: (last step, its loss)."""
+    with stop_signals.caught(config.grace_secs) as signals:
+        first_step, chosen = workers.join()
+        with _told(workers), tf.Graph().as_default():
+            config = configuration.as_chosen(config, chosen)
+            configuration.check_checksum(config, checksum)
+            step = _build_step(config, dataset, workers)
+            followed = training_run.followed(step, first_step, workers)
+            with dataset.failures_named(), followed as run:
+                while run.step < config.max_steps and run.goes_on(signals):
+                    run.make_step(signals)
+    if run.step < config.max_steps:
+        raise _stopped(config, run.step, signals.received)
+    return run.step, run.loss
+
+
+def _check_rows(config, workers):
+    if config.batch_size < workers.size:
+        raise ConfigError(
+            f"--batch_size is {config.batch_size}, but must be at least the number of "
+            f"workers, {workers.size}: it counts the images of all of them"
         )
 
 
@@ -168,28 +218,43 @@ def _warn_of_guessing(config, progress):
 
 
 def _stopped(config, step, signal_number):
-    name = signal.Signals(signal_number).name
+    name = "another worker"
+    if signal_number is not None:
+        name = signal.Signals(signal_number).name
     place = f"at step {step} of {config.max_steps}"
     return TrainingStopped(f"stopped by {name} {place}, saved; run it again to go on")
 
 
-def _build_step(config, dataset):
+def _build_step(config, dataset, workers=None):
     global_step = tf.train.get_or_create_global_step()
     first_step = tf.placeholder_with_default(tf.cast(global_step, tf.int64), [])
-    batches = _input(config, dataset, first_step)
+    batches = _input(config, dataset, first_step, workers)
     images, labels = batches.get_next()
-    objective = network.build(images, labels, True, config, dataset.num_classes)
+    sync = workers if config.sync_batch_norm else None
+    objective = network.build(
+        images, labels, True, config, dataset.num_classes, sync=sync
+    )
     penalty = tf.losses.get_regularization_loss()
-    loss = tf.reduce_mean(objective.losses)
+    loss, accuracy = tf.reduce_mean(objective.losses), tf.reduce_mean(objective.hits)
+    stop = stops = None
+    shared = {"loss": loss + penalty}
+    if workers is not None:
+        count = tf.shape(labels)[0]
+        shared = {"loss": loss, "workers": workers, "num_examples": count}
+        shared["penalty"] = penalty
+        stop = tf.placeholder_with_default(0.0, [])
+        part = tf.cast(count, tf.float32) * tf.stack([loss, accuracy, 1.0])
+        sums = workers.total(tf.concat([part, [stop]], 0))
+        loss, accuracy, stops = sums[0] / sums[2], sums[1] / sums[2], sums[3]
     total_loss = tf.add(loss, penalty, name="total_loss")
     learning_rate = _learning_rate(config, global_step)
     # Not `bn_tf1.make_train_op`: that looks at layers of other makers too, and the models
     # have none.
     train_op = make_train_op(
-        total_loss,
-        tf.train.MomentumOptimizer(learning_rate, config.momentum),
+        optimizer=tf.train.MomentumOptimizer(learning_rate, config.momentum),
         global_step=global_step,
         variables=fine_tuning.trained_variables(config),
+        **shared,
     )
     if config.weight_ema_decay:
         train_op = _averaging(train_op, config.weight_ema_decay, global_step)
@@ -200,10 +265,12 @@ def _build_step(config, dataset):
         loss=loss,
         penalty=penalty,
         labels=labels,
-        accuracy=tf.reduce_mean(objective.hits),
+        accuracy=accuracy,
         learning_rate=learning_rate,
         initialize_input=batches.initializer,
         first_step=first_step,
+        stop=stop,
+        stops=stops,
     )
     _add_summaries(step, config)
     return step
@@ -216,13 +283,14 @@ def _averaging(train_op, decay, global_step):
         return averages.apply(tf.trainable_variables())
 
 
-def _input(config, dataset, first_step):
+def _input(config, dataset, first_step, workers):
     batches = datasets.training_batches(
         dataset,
         config.batch_size,
         seed=config.seed,
         first_step=first_step,
         augment=config.augment,
+        rows=None if workers is None else workers.rows(config.batch_size),
     )
     return tf.data.make_initializable_iterator(batches)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -24,6 +24,8 @@ from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver, durable_files
 from bn_tf1.jobs.saving.committing_saver import CommittingSaver, SavedCheckpoint
+from bn_tf1.jobs.stop_signals import StopSignals
+from bn_tf1.workers.cluster import Workers
 
 GRAPH_FILE = "graph.pbtxt"
 
@@ -48,6 +50,9 @@ class Step(NamedTuple):
             restored.
         first_step: int64 scalar, the step at which the input begins; the global step
             where it is not fed.
+        stop: float32 scalar, 1 where this worker wants to stop after the step; None for
+            one alone.
+        stops: float32 scalar, how many workers do.
     """
 
     train_op: tf.Operation
@@ -60,11 +65,17 @@ class Step(NamedTuple):
     learning_rate: tf.Tensor
     initialize_input: tf.Operation
     first_step: tf.Tensor
+    stop: tf.Tensor | None = None
+    stops: tf.Tensor | None = None
 
 
 @contextlib.contextmanager
 def started(
-    config: Config, step: Step, newest: SavedCheckpoint | None, progress: Progress
+    config: Config,
+    step: Step,
+    newest: SavedCheckpoint | None,
+    progress: Progress,
+    workers: Workers | None = None,
 ) -> Iterator[TrainingRun]:
     """Starts a run of the default graph, which it finalizes, and saves it.
 
@@ -75,12 +86,14 @@ def started(
         step: the step, in the default graph.
         newest: what `checkpoints.recover` returned.
         progress: is told of each step.
+        workers: those that share the work; this is the chief.
     """
     saver = CommittingSaver(config.model_dir, config.keep_checkpoint_max, newest)
     initialize = tf.global_variables_initializer()
     summary = tf.summary.merge_all()
+    share = None if workers is None else workers.share(tf.global_variables())
     tf.get_default_graph().finalize()
-    with tf.Session() as session:
+    with tf.Session() if workers is None else workers.session() as session:
         if newest is None:
             # In one run: fed, the first step is not read before it is initialised.
             fetches = [initialize, step.initialize_input]
@@ -92,10 +105,79 @@ def started(
             saver.restore(session, newest.path)
             restored, _ = session.run([step.global_step, step.initialize_input])
             progress.begin(int(restored))
+        if share is not None:
+            session.run(share)
         run = TrainingRun(config, session, step, summary, saver, progress)
         run.save()
         yield run
         run.finish()
+
+
+class SharedStep:
+    """One step after the other, until this process, or some worker, is to stop."""
+
+    def __init__(self, session: tf.Session, step: Step, fetches: Mapping[str, Any]):
+        self._feeds = [] if step.stop is None else [step.stop]
+        if step.stop is not None:
+            fetches = {**fetches, "stops": step.stops}
+        self._run = session.make_callable(fetches, self._feeds)
+
+    def __call__(self, signals: StopSignals | None) -> dict[str, Any]:
+        wanted = [float(signals is not None and signals.received is not None)]
+        return self._run(*wanted[: len(self._feeds)])
+
+
+def goes_on(step: Step, results: Mapping[str, Any], signals: StopSignals) -> bool:
+    """Whether there is to be another step: what all workers agree on."""
+    if step.stop is None:
+        return signals.received is None
+    return not results.get("stops", 0)
+
+
+class FollowingRun:
+    """The steps of a worker that is not the chief.
+
+    Attributes:
+        step: the last global step that was made.
+        loss: its loss, of all workers; None before the first.
+    """
+
+    def __init__(self, session: tf.Session, step: Step, first_step: int):
+        self.step = first_step
+        self.loss = None
+        self._step = step
+        fetches = {"train_op": step.train_op, "total_loss": step.total_loss}
+        self._make = SharedStep(session, step, {**fetches, "loss": step.loss})
+        self._results: Mapping[str, Any] = {}
+
+    def goes_on(self, signals: StopSignals) -> bool:
+        """As the function of that name."""
+        return goes_on(self._step, self._results, signals)
+
+    def make_step(self, signals: StopSignals) -> None:
+        """Makes one step; raises TrainingError if the loss is not finite."""
+        self._results = self._make(signals)
+        self.step += 1
+        self.loss = float(self._results["loss"])
+        if not math.isfinite(self._results["total_loss"]):
+            raise TrainingError(f"the loss is not finite at step {self.step}")
+
+
+@contextlib.contextmanager
+def followed(step: Step, first_step: int, workers: Workers) -> Iterator[FollowingRun]:
+    """As `started`, of a worker that is not the chief: it gets the chief's variables."""
+    initialize = tf.global_variables_initializer()
+    share = workers.share(tf.global_variables())
+    tf.get_default_graph().finalize()
+    name = f"worker {workers.index} of {workers.size}"
+    with workers.session() as session:
+        print(f"{name} joined at step {first_step}", flush=True)
+        session.run(initialize)
+        session.run(share)
+        session.run(step.initialize_input)
+        run = FollowingRun(session, step, first_step)
+        yield run
+    print(f"{name} ended at step {run.step}", flush=True)
 
 
 class TrainingRun:
@@ -123,8 +205,12 @@ class TrainingRun:
         self._config = config
         self._session = session
         self._loss_name = step.total_loss.name
-        self._step = session.make_callable(fetches)
-        self._summarized_step = session.make_callable({**fetches, "summary": summary})
+        self._tensors = step
+        self._step = SharedStep(session, step, fetches)
+        self._summarized_step = SharedStep(
+            session, step, {**fetches, "summary": summary}
+        )
+        self._results: Mapping[str, Any] = {}
         self._saver = saver
         self._progress = progress
         self._writer = progress.writer
@@ -132,7 +218,11 @@ class TrainingRun:
         self._report = LiveReport(config.model_dir)
         self._saved_step = None
 
-    def make_step(self) -> None:
+    def goes_on(self, signals: StopSignals) -> bool:
+        """As the function of that name."""
+        return goes_on(self._tensors, self._results, signals)
+
+    def make_step(self, signals: StopSignals | None = None) -> None:
         """Makes one step, and what is due after it: reports, summaries, a checkpoint.
 
         Raises:
@@ -146,7 +236,8 @@ class TrainingRun:
             or step % self._config.summary_steps == 0
             or step == self._config.max_steps
         )
-        results = self._summarized_step() if is_summarized else self._step()
+        make = self._summarized_step if is_summarized else self._step
+        results = self._results = make(signals)
         self._progress.update(results)
         if is_summarized:
             self._writer.add_summary(results["summary"], self._progress.step)

@@ -214,9 +214,14 @@ class Workers:
                 f"TensorFlow's server cannot listen at {self.hosts[self.index]}: "
                 f"{error.message}"
             ) from error
-        return WorkerSession(
-            self.index, self._watch, self._server.target, graph, config
-        )
+        return WorkerSession(self, self._watch, self._server.target, graph, config)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others that this worker ends with `error`; a session does by itself."""
+        if self._watch is not None:
+            what = str(error).split("\n")[0]
+            name = type(error).__name__
+            self._watch.fail(f"worker {self.index} failed: {name}: {what}")
 
     # ---------------------------------------------------------- what they compute together
 

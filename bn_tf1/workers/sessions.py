@@ -32,10 +32,10 @@ class WorkerSession(tf.Session):
     """A session whose runs the watch over the workers knows of."""
 
     def __init__(
-        self, index: int, watch: Watch, target: str, graph: tf.Graph, config: Any
+        self, workers: Any, watch: Watch, target: str, graph: tf.Graph, config: Any
     ):
         super().__init__(target, graph=graph, config=config)
-        self._index = index
+        self._workers = workers
         self._watch = watch
         self._reached: dict[tuple, list[int]] = {}
 
@@ -54,8 +54,7 @@ class WorkerSession(tf.Session):
 
     def __exit__(self, kind, error, traceback):
         if kind is not None:
-            what = str(error).split("\n")[0]
-            self._watch.fail(f"worker {self._index} failed: {kind.__name__}: {what}")
+            self._workers.fail(error)
         return super().__exit__(kind, error, traceback)
 
     def close(self):

@@ -364,8 +364,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
 ):
     build = training._build_step
 
-    def spoilt(config, dataset):
-        step = build(config, dataset)
+    def spoilt(*arguments):
+        step = build(*arguments)
         is_late = tf.greater_equal(step.global_step, 4)
         late = tf.where(is_late, np.float32(loss), np.float32(0))
         return step._replace(total_loss=step.total_loss + late)

@@ -129,8 +129,8 @@ from bn_tf1.jobs.config import Config
 
 build = training._build_step
 
-def build_hung(config, dataset):
-    step = build(config, dataset)
+def build_hung(*arguments):
+    step = build(*arguments)
     say = tf.py_func(lambda: print("hanging", flush=True), [], [], stateful=True)
     with tf.control_dependencies([step.train_op, say]):
         hung = tf.FIFOQueue(1, tf.float32).dequeue()
