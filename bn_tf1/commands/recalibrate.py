@@ -11,6 +11,9 @@ or the .meta file of any library, with its checkpoint and examples.
 mismatch: in one pass a layer sees what batch statistics made of the layers
 before it; the mean that evaluation then meets differs from the one written by
 so many deviations. Larger batches make it smaller, --exact makes it 0.
+
+Exit codes: 0 it worked, 1 it failed, or the result has an error that the doctor
+finds.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.population.variable_cells import Cell, cell_of, kept, write
+
 
 class LayerTensors(NamedTuple):
     """A layer of another library; a `BatchNormCall` can be given as it is.
@@ -136,18 +138,17 @@ def divergence(
     feeds = list(feeds)
     grouped = _by_variable(layers)
     _check(grouped, feeds, metric)
-    variables = [v for calls in grouped for v in _variables(calls)]
-    saved = session.run(variables)
-    try:
+    cells = [cell_of(v) for calls in grouped for v in _variables(calls)]
+    with kept(session, cells) as saved:
         averaged = [_averaged(session, calls, feeds, training) for calls in grouped]
-        _assign(session, variables, saved)  # an update in place may have moved them
-        moving = list(zip(saved[0::2], saved[1::2]))
+        # An update in place may have moved them.
+        write(session, {cell: saved[cell.name] for cell in cells})
+        values = [saved[cell.name] for cell in cells]
+        moving = list(zip(values[0::2], values[1::2]))
         if metric is None:
             return Divergence(_ranked(grouped, moving, averaged, epsilon))
-        bench = _Bench(session, feeds, metric, variables, training, inference)
+        bench = _Bench(session, feeds, metric, cells, training, inference)
         return _with_metric(bench, grouped, moving, averaged, epsilon)
-    finally:
-        _assign(session, variables, saved)
 
 
 def _by_variable(layers):
@@ -189,21 +190,13 @@ def _averaged(session, calls, feeds, training):
     return np.mean(runs, axis=0)
 
 
-def _assign(session, variables, values):
-    for variable, value in zip(variables, values):
-        # The variable's own initializer takes the value without a new operation.
-        initializer = variable.initializer
-        shaped = np.asarray(value).reshape(variable.shape.as_list())
-        session.run(initializer, {initializer.inputs[1]: shaped})
-
-
 class _Bench(NamedTuple):
     """Measures the metric with any statistics."""
 
     session: Any
     feeds: Sequence[Mapping[Any, Any]]
     metric: Any
-    variables: Sequence[Any]
+    cells: Sequence[Cell]
     training: Mapping[Any, Any]
     inference: Mapping[Any, Any]
 
@@ -214,7 +207,7 @@ class _Bench(NamedTuple):
     def of_statistics(self, statistics):
         """The metric with (mean, variance) for each layer."""
         values = [value for pair in statistics for value in pair]
-        _assign(self.session, self.variables, values)
+        write(self.session, dict(zip(self.cells, values)))
         return self.of_batches(self.inference)
 
 

@@ -76,6 +76,10 @@ class FedExamples(NamedTuple):
             ValueError: there are none, or the arrays do not tell how many.
         """
         sizes = {name: len(array) for name, array in self.arrays.items()}
+        if not sizes:
+            raise ValueError(
+                "the examples have no array, along whose first axis they lie"
+            )
         if len(set(sizes.values())) != 1:
             raise ValueError(
                 f"the examples have first axes of {sizes}, but need one and the same"
@@ -128,6 +132,11 @@ def recalibrate_graph(
     """
     check_new(destination)
     source = open_checkpoint(checkpoint)
+    scalars = {n: array for n, array in examples.arrays.items() if not np.ndim(array)}
+    examples = examples._replace(
+        arrays={n: array for n, array in examples.arrays.items() if np.ndim(array)},
+        settings={**scalars, **examples.settings},
+    )
     network = _Network(graph, source, ema, examples)
     try:
         report = network.recalibrated(exact, watch)

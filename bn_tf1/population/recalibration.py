@@ -99,7 +99,7 @@ class Recalibration(NamedTuple):
             )
             for row in rows
         ]
-        lines += [f"left as it was: {n}: {why}" for n, why in self.skipped.items()]
+        lines += [f"not measured: {n}: {why}" for n, why in self.skipped.items()]
         return "\n".join(lines)
 
 

@@ -241,6 +241,6 @@ def test_what_no_batch_reaches_is_named(session):
     report = recalibrate(session, batches)
     assert [layer.name for layer in report.layers] == ["fed"]
     assert report.skipped == {"other": "no batch feeds b"}
-    assert str(report).endswith("left as it was: other: no batch feeds b")
+    assert str(report).endswith("not measured: other: no batch feeds b")
     with pytest.raises(ValueError, match="layer 'other': no batch feeds b"):
         recalibrate(session, batches, layers=bn_tf1.batch_norm_calls())
