@@ -37,6 +37,7 @@ STYLE = """
 .plot svg{display:block;width:100%;height:11em;border:1px solid var(--rule)}
 .plot path{fill:none}.plot path,.box path{vector-effect:non-scaling-stroke}
 .plot .grid{stroke:var(--rule)}.plot .band{stroke:none;opacity:.18}
+.plot .dot{stroke-width:7px;stroke-linecap:round}
 .plot .line{stroke-width:1.6px}.plot .faint{stroke-width:1px;opacity:.55}
 .plot .line:hover,.plot .faint:hover{stroke-width:4px;opacity:1}
 .ticks span{position:absolute;font-size:.75em;color:var(--soft);white-space:nowrap}
@@ -221,6 +222,9 @@ def _curve(series, x, y):
     kind = "faint" if series.is_faint else "line"
     title = f"<title>{_escaped(series.name)}</title>" if series.name else ""
     shape = _path(series.points, x, y)
+    if len(series.points) == 1 and shape:
+        # One point has no line: a stroke of no length with round ends is a dot.
+        kind, shape = "dot", shape + "h0"
     return f'{drawn}<path class="{kind} s{series.colour}" d="{shape}">{title}</path>'
 
 
