@@ -168,7 +168,7 @@ def measure(
     size = model.batch_size or _EXAMPLES
     full = examples.batch(size)
     is_fixed = any(c.shape and c.shape[0] for c in model.inputs) or any(
-        c.shape and c.shape[0] == model.batch_size for c in model.outputs
+        c.shape and c.shape[0] and c.shape[0] == model.batch_size for c in model.outputs
     )
     singles = [] if is_fixed else [examples.single(i) for i in range(_SINGLES)]
     _, outputs = model.names()

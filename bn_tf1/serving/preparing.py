@@ -66,6 +66,7 @@ class Model(NamedTuple):
         before: the same outputs as the graph of the source has them, with the mode set
             and constants for variables, but nothing else changed; None where it has no
             inference mode.
+        keys: what the source's signature calls inputs and outputs, by their names.
         batch_size: that of the source; None where it takes any.
         changed: what was done, a sentence each.
         left: what was left as it was, and why, a sentence each.
@@ -75,6 +76,7 @@ class Model(NamedTuple):
     inputs: tuple[Candidate, ...]
     outputs: tuple[Candidate, ...]
     before: EditableGraph | None
+    keys: Mapping[str, str]
     batch_size: int | None
     changed: tuple[str, ...]
     left: tuple[str, ...]
@@ -109,7 +111,7 @@ def prepare(source: Source, wishes: Wishes) -> Model:
     """
     served = _served_tensors(source)
     wished = wishes.outputs or [name for name, _ in served[1]]
-    mode = _set_mode(source, wishes, [node_name(canonical(n)) for n in wished])
+    mode = _set_mode(source, wishes, wished)
     graph = mode.graph
     interface = _Interface(mode, wishes, served)
     outputs = interface.outputs()
@@ -139,7 +141,12 @@ def prepare(source: Source, wishes: Wishes) -> Model:
     for model in filter(None, (made.graph, before)):
         _freeze(model, source)
         clean_attributes(model)
-    return made._replace(before=before, changed=tuple(changed))
+    served_keys = {graph.tensor(name): key for pairs in served for name, key in pairs}
+    keys = {
+        canonical(now.tensor): served_keys.get(canonical(then.tensor))
+        for then, now in zip((*inputs, *outputs), (*made.inputs, *made.outputs))
+    }
+    return made._replace(before=before, keys=keys, changed=tuple(changed))
 
 
 def _set_mode(source, wishes, outputs):
@@ -237,7 +244,7 @@ class _Interface:
         return tuple(self._candidate(name, "inputs") for name in names)
 
     def _candidate(self, name, flag):
-        tensor = canonical(name)
+        tensor = self._mode.graph.tensor(name)
         node = self._view.find(tensor)
         if node is None:
             found = getattr(self.found(), flag)
@@ -249,9 +256,18 @@ class _Interface:
         return candidate_of(self._view, reference_to(node, port_in(tensor)))
 
     def data(self, outputs):
-        """The nodes that data comes in by, as far as they are needed."""
+        """The nodes that data comes in by, as far as they are needed.
+
+        A placeholder of any rank, as keep_prob often is one, is data where none other is.
+        """
         needed = self._mode.graph.ancestors(outputs)
-        return [name for name in needed if self._is_source(name)]
+        found = [name for name in needed if self._is_source(name)]
+        nodes = self._mode.graph.nodes
+        return [
+            name
+            for name in found
+            if nodes[name].op in PIPELINES or nodes[name].attr["shape"].shape.dim
+        ] or found
 
     def _is_source(self, name):
         node = self._mode.graph.nodes[name]
@@ -381,7 +397,7 @@ def _extracted(graph, inputs, outputs):
     extract(graph, [node_name(c.tensor) for c in made_outputs])
     sizes = [c.shape[0] for c in (*inputs, *outputs) if c.shape and c.shape[0]]
     size = sizes[0] if sizes else None
-    return Model(graph, made_inputs, made_outputs, None, size, (), ())
+    return Model(graph, made_inputs, made_outputs, None, {}, size, (), ())
 
 
 def with_stored_pixels(model: Model, scale: float) -> Model:

@@ -82,8 +82,8 @@ def _written(model, made, kind, measured, isolated):
         inputs=inputs,
         outputs=outputs,
         shapes=[list(c.shape) if c.shape is not None else None for c in model.inputs],
-        input_keys=list(zip(_keys(inputs), inputs)),
-        output_keys=list(zip(_keys(outputs), outputs)),
+        input_keys=list(zip(_keys(model, inputs), inputs)),
+        output_keys=list(zip(_keys(model, outputs), outputs)),
     )
     isolated.run(kind, made, [measured.feed], outputs)
     try:
@@ -105,8 +105,11 @@ def _written(model, made, kind, measured, isolated):
     return worst
 
 
-def _keys(names):
-    """The names in the signature: without scopes, where that is clear."""
+def _keys(model, names):
+    """The names in the signature: the source's, or without scopes where that is clear."""
+    known = [model.keys.get(name) for name in names]
+    if None not in known:
+        return known
     leaves = [name.rpartition("/")[2] for name in names]
     if len(set(leaves)) == len(leaves):
         return leaves

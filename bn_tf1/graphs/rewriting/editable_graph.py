@@ -22,6 +22,7 @@ class EditableGraph:
         nodes: NodeDef by name, in the order of the graph.
         functions: FunctionDef by name.
         versions: the VersionDef of the graph.
+        aliases: what gives now what a tensor gave whose node is gone, such as a call.
     """
 
     def __init__(self, graph_def: tf.GraphDef):
@@ -31,6 +32,7 @@ class EditableGraph:
         self.nodes = {node.name: node for node in copy.node}
         self.functions = {f.signature.name: f for f in copy.library.function}
         self.versions = copy.versions
+        self.aliases: dict[str, str] = {}
 
     def graph_def(self) -> tf.GraphDef:
         """The graph, with the functions that it calls."""
@@ -48,7 +50,16 @@ class EditableGraph:
 
     def copy(self) -> EditableGraph:
         """A graph of its own."""
-        return EditableGraph(self.graph_def())
+        made = EditableGraph(self.graph_def())
+        made.aliases.update(self.aliases)
+        return made
+
+    def tensor(self, name: str) -> str:
+        """The input that takes the tensor `name`, or what gives its value now."""
+        name = canonical(name)
+        while name in self.aliases:
+            name = self.aliases[name]
+        return name
 
     def view(self) -> GraphView:
         """The graph as it is now, indexed."""

@@ -92,6 +92,7 @@ class _Inliner:
             function = node.attr["f"].func.name if node.op in _CALLS else node.op
             outputs = self._expand(function, name, inputs, awaited)
         targets = {tensor_name(name, port): to for port, to in enumerate(outputs)}
+        self._graph.aliases.update(targets)
         # Who waited for the call waits for what it gives.
         targets[f"^{name}"] = f"^{node_name(outputs[0])}" if outputs else f"^{name}"
         self._graph.redirect(targets)

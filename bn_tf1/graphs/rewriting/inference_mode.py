@@ -65,7 +65,7 @@ def set_inference_mode(
         graph: is changed.
         values: values by name that are known already.
         definitions: OpDef by operation, see `inline_functions`.
-        outputs: names of nodes; without any, all layers count.
+        outputs: names of tensors; without any, all layers count.
 
     Returns:
         The `Mode`. Layers without a switch still take the batch's statistics in it.
@@ -74,11 +74,11 @@ def set_inference_mode(
         bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
     """
     outputs = list(outputs)
-    resolve(graph, values, definitions, outputs)
+    resolve(graph, values, definitions, map(node_name, outputs))
     view = graph.view()
     conditions = Conditions(view)
     layers = analyse(view, conditions)
-    needed = _needed(view, outputs)
+    needed = _needed(graph, view, outputs)
     wanted = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
     sources = _sources(view, conditions, wanted)[:_MAX_SOURCES]
     if not sources:
@@ -99,17 +99,17 @@ def set_inference_mode(
 def _tried(graph, values, definitions, outputs):
     """How much still takes the batch's statistics or draws noise, and the `Mode`."""
     trial = graph.copy()
-    resolve(trial, values, definitions, outputs)
+    resolve(trial, values, definitions, map(node_name, outputs))
     view = trial.view()
     layers = analyse(view, Conditions(view))
-    needed = _needed(view, outputs)
+    needed = _needed(trial, view, outputs)
     left = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
-    missing = sum(name not in trial.nodes for name in outputs)
+    missing = sum(node_name(trial.tensor(t)) not in trial.nodes for t in outputs)
     return (missing, len(left)), Mode(trial, values, view, tuple(layers))
 
 
-def _needed(view, outputs):
-    nodes = [view.find(name) for name in outputs]
+def _needed(graph, view, outputs):
+    nodes = [view.find(graph.tensor(tensor)) for tensor in outputs]
     nodes = [node for node in nodes if node is not None]
     return ancestors(view, nodes) if nodes else None
 
@@ -172,8 +172,3 @@ def _placeholders(view, predicate):
             yield node
         elif view.ops[node] in _LOGIC:
             pending += [node_of(reference) for reference in view.inputs[node]]
-
-
-def named_nodes(tensors: Iterable[str]) -> list[str]:
-    """The nodes that tensors belong to."""
-    return [node_name(tensor) for tensor in tensors]

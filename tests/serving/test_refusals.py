@@ -1,0 +1,141 @@
+"""Graphs of which no model can be made that is surely right: a sentence, and nothing else.
+
+Each is a training graph with one fault, built here; `prepare` must refuse it by name.
+"""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.serving.preparing import Wishes, prepare
+from bn_tf1.serving.sources import open_source
+from tests.graphs.graph_zoo import convolution, images, loss_of, make_train_op, with_nn
+
+
+def saved(folder, build, saver=tf.train.Saver):
+    """The .meta file of a training graph; `build` gives the activations."""
+    prefix = str(folder / "model.ckpt")
+    with tf.Graph().as_default(), tf.Session() as session:
+        make_train_op(loss_of(build()))
+        session.run(tf.global_variables_initializer())
+        saver().save(session, prefix)
+    return prefix + ".meta"
+
+
+def refused(meta, **wishes):
+    with pytest.raises(ValueError) as error:
+        wishes.setdefault("outputs", ["logits/logits"])
+        prepare(open_source(meta), Wishes(**wishes))
+    assert "\n" not in str(error.value).split("\n  ")[0]
+    return str(error.value)
+
+
+def plain():
+    return with_nn(convolution(images()), True)
+
+
+def without_updates():
+    x = convolution(images())
+    mean, variance = tf.nn.moments(x, [0, 1, 2])
+    gamma = tf.get_variable("bn/gamma", [4], initializer=tf.ones_initializer())
+    return tf.nn.batch_normalization(x, mean, variance, None, gamma, 1e-3)
+
+
+def test_a_layer_without_moving_statistics(tmp_path):
+    told = refused(saved(tmp_path, without_updates))
+    assert "bn take the statistics of the batch" in told
+    assert "--recalibrate" in told
+
+
+def test_variables_that_are_not_in_the_checkpoint(tmp_path):
+    def of_trainable():
+        return tf.train.Saver(tf.trainable_variables())
+
+    told = refused(saved(tmp_path, plain, of_trainable))
+    assert "bn/moving_mean, bn/moving_variance" in told
+    assert "--checkpoint" in told
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    meta = saved(tmp_path, plain)
+    for path in tmp_path.glob("model.ckpt.*"):
+        if path.suffix != ".meta":
+            path.unlink()
+    assert "no checkpoint beside it, and 6 variables" in refused(meta)
+
+
+def test_an_output_that_depends_on_a_label(tmp_path):
+    outputs = ["sparse_softmax_cross_entropy_loss/xentropy/xentropy"]
+    told = refused(saved(tmp_path, plain), outputs=outputs)
+    assert "depend on labels int64 [?], which looks like a label" in told
+
+
+def test_a_python_function(tmp_path):
+    def build():
+        x = tf.py_func(lambda v: v, [convolution(images())], tf.float32, name="mine")
+        return with_nn(tf.ensure_shape(x, [8, 5, 5, 4]), True)
+
+    told = refused(saved(tmp_path, build))
+    assert "'mine', a Python function" in told
+    assert "--inputs mine" in told
+
+
+def test_noise_that_nothing_turns_off(tmp_path):
+    def build():
+        y = plain()
+        return y + tf.random_normal(tf.shape(y), name="noise")
+
+    assert "random numbers ('noise/RandomStandardNormal'" in refused(
+        saved(tmp_path, build)
+    )
+
+
+def test_a_number_that_nobody_gives(tmp_path):
+    def build():
+        return plain() * tf.placeholder(tf.float32, [], name="temperature")
+
+    meta = saved(tmp_path, build)
+    assert "`--set temperature=VALUE`" in refused(meta)
+    model = prepare(
+        open_source(meta), Wishes(None, ["logits/logits"], {"temperature": 2})
+    )
+    assert [c.tensor for c in model.inputs] == ["images:0"]
+
+
+@pytest.mark.parametrize(
+    "wishes, told",
+    [
+        ({"outputs": ["logit"]}, "`--outputs logit` names no tensor"),
+        ({"inputs": ["image"]}, "`--inputs image` names no tensor"),
+        ({"inputs": ["labels"]}, "`--inputs labels:0`: no output needs it"),
+        ({"settings": {"keep": 1}}, "`--set keep` names no placeholder"),
+    ],
+)
+def test_names_that_there_are_not(wishes, told, tmp_path):
+    assert told in refused(saved(tmp_path, plain), **wishes)
+
+
+def dropped(y):
+    keep = tf.placeholder(tf.float32, name="keep_prob")
+    return tf.nn.dropout(y, rate=1 - keep)
+
+
+def test_dropout_goes_and_its_placeholder_with_it(tmp_path):
+    model = prepare(
+        open_source(saved(tmp_path, lambda: dropped(plain()))),
+        Wishes(outputs=["logits/logits"]),
+    )
+    assert [c.tensor for c in model.inputs] == ["images:0"]
+    assert any("dropout is taken out" in text for text in model.changed)
+
+
+def test_an_input_queue_is_cut(tmp_path):
+    def build():
+        queue = tf.FIFOQueue(8, [tf.float32], [[5, 5, 3]], name="queue")
+        queue.enqueue_many(tf.constant(np.zeros([8, 5, 5, 3], np.float32)))
+        return with_nn(convolution(queue.dequeue_many(8, name="batch")), True)
+
+    model = prepare(
+        open_source(saved(tmp_path, build)), Wishes(outputs=["logits/logits"])
+    )
+    assert [str(c) for c in model.inputs] == ["batch float32 [8, 5, 5, 3]"]
