@@ -26,7 +26,7 @@ from bn_tf1.graphs.node_values import (
 )
 from bn_tf1.graphs.recognition.normalizations import Normalization, find_normalizations
 from bn_tf1.graphs.recognition.rectified import is_rectified
-from bn_tf1.graphs.training_nodes import Conditions
+from bn_tf1.graphs.training_nodes import Conditions, is_gradient
 from bn_tf1.graphs.update_operations import (
     Update,
     debiased_variable,
@@ -306,7 +306,10 @@ def _analysis(view, calls, resolved, updates):
         layout=next((call.layout for call in calls if call.layout), ""),
         mode=_common_mode(calls),
         node=view.names[first.node],
-        is_rectified=all(is_rectified(view, call) for call in calls),
+        # What computes a gradient may look like the layer, and is none of its calls.
+        is_rectified=all(
+            is_rectified(view, call) or is_gradient(view, call.node) for call in calls
+        ),
         **names,
     )
     return Analysis(layer, tuple(calls), variables, own, {})

@@ -55,6 +55,12 @@ def test_what_follows_a_layer(maker, name):
     assert only_layer().is_rectified is expected
 
 
+@pytest.mark.parametrize("maker", ["ours", "ours_composed", "with_nn"])
+def test_the_arithmetic_of_a_gradient_is_no_call(maker):
+    graph_zoo.training_graph(graph_zoo.MAKERS[maker])
+    assert only_layer().is_rectified
+
+
 @pytest.mark.parametrize("maker", ["ours", "with_fused_kernel", "with_nn"])
 def test_both_branches_of_a_switch_and_the_gradients(maker, control_flow):
     if control_flow == "control_flow_v2":
