@@ -8,6 +8,9 @@ outputs 3 and 4 the shape [C], 2.x the shape [0]. The import (2.21) then fails w
 GraphDef for output #3". The stored shapes are a note, not part of the computation, so
 they are removed from these gradients, in the graph and in its function library.
 
+Layers of `bn_tf1` get TensorFlow's own gradients, so that a program which has not imported
+`bn_tf1` can go on training them (`rewriting.native_gradients`).
+
 Contract: nothing else is changed. The result is really imported, in a scratch graph,
 before it is written; on 1.15 that shows less than on 2.x, which is where it counts.
 """
@@ -25,6 +28,7 @@ from bn_tf1.checkpoints.reader_writer import (
     first_line,
     read_meta_graph,
 )
+from bn_tf1.graphs.rewriting.native_gradients import give_native_gradients
 
 _GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
 _ATTRIBUTE = "_output_shapes"
@@ -40,15 +44,19 @@ class Migration(NamedTuple):
     Attributes:
         changed: names of the nodes whose stored shapes were removed, those of a
             function as function:node.
+        native: names of the nodes, of layers of `bn_tf1`, that have TensorFlow's own
+            gradient now.
         tensorflow: the version that imported the result.
     """
 
     changed: tuple[str, ...]
     tensorflow: str
+    native: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"removed {_ATTRIBUTE} of {name}" for name in self.changed]
-        if not self.changed:
+        lines += [f"gave {name} TensorFlow's own gradient" for name in self.native]
+        if not (self.changed or self.native):
             lines.append("nothing had to be changed")
         lines.append(f"TensorFlow {self.tensorflow} imports the result")
         return "\n".join(lines)
@@ -73,6 +81,7 @@ def migrate_graph(source: str, destination: str) -> Migration:
     meta = read_meta_graph(source)
     _check_new(destination)
     changed = _remove_stored_shapes(meta.graph_def)
+    native = give_native_gradients(meta)
     content = meta.SerializeToString()
     # The import of 2.x writes into what it is given.
     _check_importable(tf.MetaGraphDef.FromString(content), source)
@@ -83,7 +92,7 @@ def migrate_graph(source: str, destination: str) -> Migration:
         raise CheckpointError(
             f"{destination} cannot be written: {error.strerror}"
         ) from error
-    return Migration(tuple(changed), tf.version.VERSION)
+    return Migration(tuple(changed), tf.version.VERSION, tuple(native))
 
 
 def _check_new(destination):
