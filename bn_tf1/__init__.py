@@ -27,6 +27,7 @@ _MODULES = {
     "LayerTensors": "bn_tf1.population.divergence",
     "Renormalization": "bn_tf1.statistics",
     "RestoreReport": "bn_tf1.checkpoints.restore",
+    "SafeSaver": "bn_tf1.jobs.saving.safe_saver",
     "StatisticsHook": "bn_tf1.doctor.statistics_watch",
     "UPDATE_OPS_COLLECTION": "bn_tf1.moving_averages",
     "Workers": "bn_tf1.workers.cluster",

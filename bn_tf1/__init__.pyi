@@ -20,6 +20,7 @@ from bn_tf1.installation.everything import install as install
 from bn_tf1.installation.everything import uninstall as uninstall
 from bn_tf1.jobs.allocator import keep_memory as keep_memory
 from bn_tf1.jobs.finished.exported_runs import export as export
+from bn_tf1.jobs.saving.safe_saver import SafeSaver as SafeSaver
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION as UPDATE_OPS_COLLECTION
 from bn_tf1.population.divergence import Divergence as Divergence
 from bn_tf1.population.divergence import LayerTensors as LayerTensors
