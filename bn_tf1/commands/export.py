@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fold batch norm into the weights before it, where it can be",
     )
     parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="compute the statistics of all layers anew, over --examples",
+    )
+    parser.add_argument(
         "--preprocessing",
         action="store_true",
         help="of a run of train.py: let the model take stored pixels (uint8)",
@@ -113,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
             settings=settings,
             fold=options.fold,
             preprocessing=options.preprocessing,
+            recalibrate=options.recalibrate,
             batch=options.batch,
             examples=options.examples,
             time_limit_secs=options.time_limit,

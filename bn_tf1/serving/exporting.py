@@ -19,9 +19,11 @@ from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.serving import model_formats
 from bn_tf1.serving.checking import Examples, Measured, measure, read_examples
 from bn_tf1.serving.isolated_run import Isolated
+from bn_tf1.serving.new_statistics import take_new_statistics, with_new_statistics
 from bn_tf1.serving.preparing import (
     ExportError,
     Model,
+    NewLayer,
     Wishes,
     interface_of,
     prepare,
@@ -75,6 +77,7 @@ def export(
     fold: bool = False,
     batch: str | None = None,
     examples: str | Mapping[str, np.ndarray] | np.ndarray | None = None,
+    recalibrate: bool = False,
     pixel_scale: float | None = None,
     description: Mapping[str, Any] | None = None,
     time_limit_secs: float = _TIME_LIMIT_SECS,
@@ -100,6 +103,8 @@ def export(
             default any, where that can be done.
         examples: arrays by name of an input, a .npz file of them, or one array for
             every input; the first axis is the batch. Random numbers by default.
+        recalibrate: whether the statistics are computed anew, over all of `examples`,
+            layer by layer.
         pixel_scale: for a model that takes stored pixels: its inputs become uint8, and
             are multiplied by this.
         description: what the .json file beside the model (in the directory of a
@@ -116,12 +121,21 @@ def export(
         ValueError: a file is missing or damaged, or an argument wrong.
     """
     _check_arguments(out, to, batch)
+    if recalibrate and examples is None:
+        raise ExportError("`recalibrate` needs `examples` to compute statistics over")
     with Isolated(time_limit_secs) as isolated:
         opened = open_source(source, checkpoint)
-        model = prepare(opened, Wishes(inputs, outputs, settings or {}))
+        wishes = Wishes(inputs, outputs, settings or {})
+        new: list[NewLayer] = []
+        if recalibrate:
+            model = prepare(opened, wishes, _noting_down(new))
+        else:
+            model = prepare(opened, wishes)
         if pixel_scale is not None:
             model = with_stored_pixels(model, pixel_scale)
         given = read_examples(examples, model.inputs)
+        if new:
+            model = with_new_statistics(model, new, given, isolated)
         unfolded = None
         if fold:
             unfolded = model.graph
@@ -137,6 +151,16 @@ def export(
         model.left,
         (*measured.notes, written),
     )
+
+
+def _noting_down(new):
+    """`take_new_statistics`, for `prepare`, which asks for names."""
+
+    def take(graph, view, layers):
+        new.extend(take_new_statistics(graph, view, layers))
+        return [layer.name for layer in new]
+
+    return take
 
 
 def _check_arguments(out, to, batch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -89,6 +89,24 @@ class Model(NamedTuple):
         )
 
 
+class NewLayer(NamedTuple):
+    """A layer whose statistics are to be computed.
+
+    Attributes:
+        name: the layer.
+        constants: the names of those that hold its mean and variance.
+        x: the input of nodes that it normalises.
+        axes: the axes of `x` that are reduced.
+        dtype: the dtype of `x`.
+    """
+
+    name: str
+    constants: tuple[str, ...]
+    x: str
+    axes: tuple[int, ...]
+    dtype: tf.DType
+
+
 class Wishes(NamedTuple):
     """What a user says of a graph; see `export`."""
 
@@ -103,8 +121,18 @@ def interface_of(source: Source, settings: Mapping[str, Any]) -> tuple[Interface
     return find_interface(mode.view, mode.values), mode
 
 
-def prepare(source: Source, wishes: Wishes) -> Model:
+def prepare(
+    source: Source,
+    wishes: Wishes,
+    take_statistics: Callable[..., list[str]] = take_moving_statistics,
+) -> Model:
     """Makes the graph that is served.
+
+    Args:
+        source: the source.
+        wishes: what is asked of it.
+        take_statistics: called with the graph, its view and the layers that the outputs
+            need: gives them statistics, and returns the names of those that it changed.
 
     Raises:
         ExportError: that cannot be done; the error names the node and what to do.
@@ -118,11 +146,11 @@ def prepare(source: Source, wishes: Wishes) -> Model:
     names = [node_name(canonical(c.tensor)) for c in outputs]
     drop_controls(graph)
     changed = _mode_notes(mode, wishes)
-    baked = take_moving_statistics(graph, mode.view, _needed_layers(mode, names))
+    baked = take_statistics(graph, mode.view, _needed_layers(mode, names))
     if baked:
         changed.append(
-            f"{len(baked)} layers without an inference mode take their moving "
-            f"statistics: {_some(baked)}"
+            f"{len(baked)} layers take statistics that they did not take in the graph: "
+            f"{_some(baked)}"
         )
     given = [canonical(c.tensor) for c in interface.asked_inputs()]
     dropped = remove_dropout(

@@ -76,3 +76,31 @@ def test_the_list_tells_inputs_labels_outputs_and_mode(trained, capsys):
     assert "inputs:\n  images float32 [8, 5, 5, 3]" in printed
     assert "labels:\n  labels int64 [?]" in printed
     assert "outputs:\n  logits/logits float32 [8, 3]" in printed
+
+
+def test_recalibrated_on_the_way(trained, tmp_path):
+    """The statistics are those of all examples, whatever the batches; float64 NumPy."""
+    prefix, examples, _ = trained
+    out = tmp_path / "model.pb"
+    made = bn_tf1.export(
+        prefix,
+        str(out),
+        to="frozen",
+        outputs=["logits/logits", "conv/Conv2D"],
+        examples=examples,
+        recalibrate=True,
+    )
+    assert "1 layers have statistics of 8 examples" in made.changed
+    graph_def = tf.GraphDef.FromString(out.read_bytes())
+    x = np.load(examples)["images"]
+    (y,) = run_graph(graph_def, {"images": x}, ["conv/Conv2D"])
+    constants = {
+        node.name: tf.make_ndarray(node.attr["value"].tensor)
+        for node in graph_def.node
+        if "of_examples" in node.name
+    }
+    y = y.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(constants["bn/of_examples/mean"], y.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        constants["bn/of_examples/variance"], y.var(0), rtol=1e-5
+    )

@@ -1,0 +1,177 @@
+"""Statistics computed anew for a model, over the examples that are given.
+
+Layer by layer, in the order in which the data passes them, each with all before it
+normalised by their new statistics: what a layer gets is then the population that it will
+be served. A network that never had moving statistics gets them in the same way.
+
+Mean and biased variance over all examples, combined from batches in float64. Source of
+the combination: Chan, Golub & LeVeque, 1979.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.graphs.layer_analysis import Analysis
+from bn_tf1.graphs.node_values import static_shape
+from bn_tf1.graphs.rewriting.editable_graph import (
+    EditableGraph,
+    input_for,
+    node_name,
+)
+from bn_tf1.graphs.rewriting.moving_statistics import Statistics, normalise_with
+from bn_tf1.graphs.view import GraphView, reference_to
+from bn_tf1.serving.checking import Examples
+from bn_tf1.serving.isolated_run import Isolated, IsolatedError
+from bn_tf1.serving.preparing import ExportError, Model, NewLayer
+
+_BATCH_SIZE = 32
+
+
+class _Population(NamedTuple):
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+    def joined(self, other: _Population) -> _Population:
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        return _Population(
+            count,
+            self.mean + apart * other.count / count,
+            self.squares
+            + other.squares
+            + apart**2 * (self.count * other.count / count),
+        )
+
+
+def with_new_statistics(
+    model: Model, layers: Sequence[NewLayer], examples: Examples, isolated: Isolated
+) -> Model:
+    """The model with statistics of `examples`.
+
+    Args:
+        model: a model whose `layers` take constants, to be computed.
+        layers: the layers.
+        examples: what the statistics are those of; all of it.
+        isolated: runs the model.
+
+    Raises:
+        ExportError: it cannot be run, or a value is not finite.
+    """
+    graph = model.graph.copy()
+    for layer in _in_order(graph, layers):
+        population = _measured(graph, layer, model, examples, isolated)
+        variance = population.squares / population.count
+        for name, value in zip(layer.constants, (population.mean, variance)):
+            if not np.all(np.isfinite(value)):
+                raise ExportError(
+                    f"the statistics of {layer.name} over the examples are not finite"
+                )
+            graph.make_constant(name, value.astype(np.float32))
+    count = max(len(array) for array in examples.arrays.values() if array.ndim)
+    note = f"{len(layers)} layers have statistics of {count} examples"
+    return model._replace(graph=graph, changed=(*model.changed, note))
+
+
+def _in_order(graph, layers):
+    """The layers, each after those that its input depends on."""
+    depth = {}
+    for layer in layers:
+        needed = graph.ancestors([node_name(layer.x)])
+        depth[layer.name] = sum(other.constants[0] in needed for other in layers)
+    return sorted(layers, key=lambda layer: depth[layer.name])
+
+
+def _measured(graph, layer, model, examples, isolated):
+    trial = graph.copy()
+    mean, variance, shape = _with_moments(trial, layer)
+    outputs = [mean, variance, shape]
+    count = max(len(array) for array in examples.arrays.values() if array.ndim)
+    size = model.batch_size or min(_BATCH_SIZE, count)
+    whole = examples.batch(-(-count // size) * size if model.batch_size else count)
+    feeds = [
+        {k: a[start : start + size] if a.ndim else a for k, a in whole.items()}
+        for start in range(0, count, size)
+    ]
+    trial_bytes = trial.graph_def().SerializeToString()
+    isolated.run("frozen", trial_bytes, feeds, outputs)
+    try:
+        (runs,) = isolated.results()
+    except IsolatedError as error:
+        raise ExportError(str(error)) from error
+    if isinstance(runs, IsolatedError):
+        raise ExportError(str(runs)) from runs
+    joined = None
+    for batch_mean, batch_variance, sizes in runs:
+        number = int(np.prod(sizes) // batch_mean.size)
+        own = _Population(
+            number,
+            batch_mean.reshape(-1).astype(np.float64),
+            batch_variance.reshape(-1).astype(np.float64) * number,
+        )
+        joined = own if joined is None else joined.joined(own)
+    return joined
+
+
+def _with_moments(graph, layer):
+    """Adds the mean, variance and shape of what a layer normalises, in float64."""
+    scope = f"{layer.name}/moments_of_examples"
+    x = graph.add("Cast", f"{scope}/x", [layer.x], SrcT=layer.dtype, DstT=tf.float64)
+    axes = graph.constant(f"{scope}/axes", np.array(layer.axes, np.int32))
+    types = {"T": tf.float64, "Tidx": tf.int32}
+    mean = graph.add("Mean", f"{scope}/mean", [x, axes], keep_dims=True, **types)
+    apart = graph.add("SquaredDifference", f"{scope}/apart", [x, mean], T=tf.float64)
+    variance = graph.add(
+        "Mean", f"{scope}/variance", [apart, axes], keep_dims=True, **types
+    )
+    shape = graph.add("Shape", f"{scope}/shape", [x], T=tf.float64, out_type=tf.int64)
+    return mean, variance, shape
+
+
+def take_new_statistics(
+    graph: EditableGraph, view: GraphView, layers: Sequence[Analysis]
+) -> list[NewLayer]:
+    """Lets the layers take constants, which are to be computed.
+
+    Raises:
+        ExportError: the shape of what one normalises is not known.
+    """
+    found = []
+    for analysis in layers:
+        if len(analysis.calls) != 1:
+            raise ExportError(
+                f"{analysis.layer.name} is called {len(analysis.calls)} times: it cannot "
+                "be recalibrated on the way; use `python -m bn_tf1 recalibrate`"
+            )
+        (call,) = analysis.calls
+        shape = static_shape(view, call.x)
+        name = analysis.layer.name
+        channels = _channels(view, analysis, call, shape)
+        if shape is None or channels is None:
+            raise ExportError(f"the shape of what {name} normalises is not known")
+        axis = 1 if call.layout == "NCHW" else len(shape) - 1
+        constants = tuple(
+            graph.constant(f"{name}/of_examples/{role}", np.full(channels, fill, "f4"))
+            for role, fill in (("mean", 0), ("variance", 1))
+        )
+        normalise_with(graph, view, call, Statistics(*constants))
+        axes = tuple(i for i in range(len(shape)) if i != axis)
+        found.append(
+            NewLayer(name, constants, input_for(view, call.x), axes, tf.float32)
+        )
+    return found
+
+
+def _channels(view, analysis, call, shape):
+    for role in ("gamma", "beta", "moving_mean"):
+        for node in analysis.variables[role][:1]:
+            own = static_shape(view, reference_to(node))
+            if own and None not in own:
+                return int(np.prod(own))
+    if shape is None:
+        return None
+    return shape[1 if call.layout == "NCHW" else -1]
