@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.dialects import AVERAGE
-from bn_tf1.checkpoints.reader_writer import check_new, open_checkpoint
+from bn_tf1.checkpoints.reader_writer import open_checkpoint
 from bn_tf1.checkpoints.restore import restore
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import network
@@ -28,7 +28,7 @@ from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.saving import committing_saver
 from bn_tf1.population.passes import unwatched
-from bn_tf1.population.recalibrated_checkpoints import write_recalibrated
+from bn_tf1.population.recalibrated_checkpoints import check_free, write_recalibrated
 from bn_tf1.population.recalibration import Recalibration, recalibrate
 
 BATCH_SIZE = 1024
@@ -90,7 +90,13 @@ def recalibrate_run(
         measured = _measured(
             config, source, num_examples, batch_size, ema, exact, watch
         )
-        write_recalibrated(destination, source, measured.report.values(), ema=ema)
+        write_recalibrated(
+            destination,
+            source,
+            measured.report.values(),
+            graph=source.prefix + ".meta",
+            ema=ema,
+        )
         _complete_folder(destination, config)
     return measured
 
@@ -109,7 +115,7 @@ def _folder_for(destination, config):
     made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
     try:
-        check_new(destination)
+        check_free(destination)
         has_config = os.path.exists(os.path.join(folder, configuration.CONFIG_FILE))
         if has_config and not _is_same_run(configuration.load(folder), config):
             raise ConfigError(

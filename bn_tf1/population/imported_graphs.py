@@ -19,7 +19,6 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.dialects import STATISTICS, join
 from bn_tf1.checkpoints.reader_writer import (
-    check_new,
     first_line,
     open_checkpoint,
     read_meta_graph,
@@ -45,7 +44,11 @@ from bn_tf1.population.measured_layers import (
 from bn_tf1.population.passes import Passes, in_order, unwatched
 from bn_tf1.population.pooling import PooledStatistics
 from bn_tf1.population.probes import of_statistics
-from bn_tf1.population.recalibrated_checkpoints import sources_of, write_recalibrated
+from bn_tf1.population.recalibrated_checkpoints import (
+    check_free,
+    sources_of,
+    write_recalibrated,
+)
 from bn_tf1.population.recalibration import Recalibration, compared, measure, reached
 
 # Larger batches are nearer to the population, until they do not fit into memory.
@@ -130,7 +133,7 @@ def recalibrate_graph(
         ValueError: a file cannot be read, an input is unknown or missing, a layer has
             statistics that are not finite, or there is none.
     """
-    check_new(destination)
+    check_free(destination)
     source = open_checkpoint(checkpoint)
     scalars = {n: array for n, array in examples.arrays.items() if not np.ndim(array)}
     examples = examples._replace(
@@ -142,7 +145,7 @@ def recalibrate_graph(
         report = network.recalibrated(exact, watch)
     except tf.errors.OpError as error:
         raise ValueError(f"{graph} cannot be run: {first_line(error)}") from error
-    write_recalibrated(destination, source, report.values(), ema=ema)
+    write_recalibrated(destination, source, report.values(), graph=graph, ema=ema)
     return report, tuple(n for n in report.values() if n not in source.shapes)
 
 

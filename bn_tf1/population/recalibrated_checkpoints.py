@@ -8,13 +8,21 @@ is read back and compared.
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Mapping
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.dialects import AVERAGE, find_shadows
-from bn_tf1.checkpoints.reader_writer import Checkpoint, Entry, write_checkpoint
+from bn_tf1.checkpoints.reader_writer import (
+    Checkpoint,
+    CheckpointError,
+    Entry,
+    check_new,
+    write_checkpoint,
+)
 
 
 def sources_of(checkpoint: Checkpoint, *, ema: bool) -> dict[str, str]:
@@ -34,14 +42,24 @@ def sources_of(checkpoint: Checkpoint, *, ema: bool) -> dict[str, str]:
     return sources
 
 
+def check_free(destination: str) -> None:
+    """Raises CheckpointError unless a checkpoint and its graph can be made there."""
+    check_new(destination)
+    if os.path.exists(destination + ".meta"):
+        raise CheckpointError(f"{destination}.meta exists, and nothing is written over")
+
+
 def write_recalibrated(
     destination: str,
     checkpoint: Checkpoint,
     statistics: Mapping[str, np.ndarray],
     *,
+    graph: str,
     ema: bool = False,
 ) -> None:
     """Writes `checkpoint` with `statistics`, arrays by name, to `destination`.
+
+    The file `graph`, if there is one, is copied beside it, as a `tf.train.Saver` has it.
 
     Raises:
         CheckpointError: as `write_checkpoint`.
@@ -59,3 +77,5 @@ def write_recalibrated(
         array = values.reshape(shape).astype(dtype.as_numpy_dtype)
         entries.append(Entry(name, tuple(shape), dtype, None, array))
     write_checkpoint(destination, checkpoint, entries)
+    if os.path.exists(graph):
+        shutil.copyfile(graph, destination + ".meta")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -118,7 +119,6 @@ def test_averages_are_measured_with_statistics_of_their_own(averaged, tmp_path):
         )
     newest = f"{averaged}/model.ckpt-4"
     assert _accuracy(newest, tmp_path, weight_ema=True) == run.after
-    assert _accuracy(newest, tmp_path) == run.before or run.before != run.after
 
 
 def test_a_run_without_averages_has_none_to_measure(stopped, tmp_path):
@@ -135,6 +135,9 @@ def test_the_command_for_a_graph_of_any_library(tmp_path, capsys):
     assert _main(*command) == 0
     printed = capsys.readouterr().out
     assert "batch_normalization_1" in printed and "read it back" in printed
+    assert (tmp_path / "new.meta").read_bytes() == pathlib.Path(
+        f"{prefix}.meta"
+    ).read_bytes()
     assert _main(*command) == 1
     assert "nothing is written over" in capsys.readouterr().err
     (tmp_path / "bad.npz").write_bytes(b"PK no such thing")

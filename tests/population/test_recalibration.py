@@ -232,6 +232,27 @@ def test_layer_tensors_and_an_input_pipeline(session):
         _close(actual, expected)
 
 
+_AVERAGED = {} if graph_zoo.IS_1 else {"exponential_avg_factor": 0.5}
+
+
+@pytest.mark.parametrize("options", [{}, _AVERAGED], ids=["of_batch", "averaged"])
+def test_the_outputs_of_the_fused_kernel(session, options):
+    """Its second output is unbiased, or averaged; the biased one is meant."""
+    x = tf.placeholder(tf.float32, [None, 2, 1, 2])
+    mean, variance = tf.get_variable("m", [2]), tf.get_variable("v", [2])
+    if options:
+        options = {**options, "mean": tf.ones([2]), "variance": tf.ones([2])}
+    _, *statistics = tf.nn.fused_batch_norm(
+        x, tf.ones([2]), tf.zeros([2]), is_training=True, **options
+    )
+    session.run(tf.global_variables_initializer())
+    batches = _batches([1, 4, 2], [2, 1, 2])
+    layer = LayerTensors("fused", mean, variance, *statistics)
+    recalibrate(session, [{x: batch} for batch in batches], layers=[layer])
+    for actual, expected in zip(session.run([mean, variance]), _population(batches)):
+        _close(actual, expected, 2e-6)
+
+
 def test_what_no_batch_reaches_is_named(session):
     fed, other = (tf.placeholder(tf.float32, [None, 2], name) for name in "ab")
     for name, x in (("fed", fed), ("other", other)):
