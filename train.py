@@ -15,6 +15,7 @@ from bn_tf1 import quiet_start
 
 with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
     from bn_tf1.jobs import command_line, config, training
+    from bn_tf1.jobs.reporting import run_page
 
 EXAMPLES = (
     "",
@@ -40,10 +41,14 @@ def main():
     else:
         print(
             f"done: step {result.step}, loss {result.loss:.4f}, {result.seconds:.1f} "
-            f"seconds; curves in {os.path.join(run.model_dir, 'report.html')}; "
-            "evaluate with:"
+            "seconds"
         )
+        print(f"curves in {_report(run.model_dir)}; evaluate with:")
         print(_evaluation(run.model_dir))
+
+
+def _report(model_dir):
+    return os.path.join(model_dir, run_page.REPORT_FILE)
 
 
 def _evaluation(model_dir):

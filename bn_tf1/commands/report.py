@@ -37,6 +37,11 @@ def run(options: argparse.Namespace) -> int:
         runs.append(run_page.read_run(options.compare))
         name = "comparison.html"
     path = options.output or os.path.join(options.model_dir, name)
-    run_page.write_page(path, runs)
+    try:
+        run_page.write_page(path, runs)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.strerror}; name another file with --output"
+        ) from error
     print(f"wrote {path}")
     return 0

@@ -59,12 +59,12 @@ def test_train_without_a_flag_trains_on_the_digits(default_run):
     folder, trained, _ = default_run
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr == ""
-    *progress, done, command = trained.stdout.splitlines()
+    *progress, done, curves, command = trained.stdout.splitlines()
     assert progress[0].startswith("step 100/1000: loss ")
-    assert re.fullmatch(
-        r"done: step 1000, loss \d\.\d{4}, \d+\.\d seconds; curves in "
-        r"runs/default/report\.html; evaluate with:",
-        done,
+    assert re.fullmatch(r"done: step 1000, loss \d\.\d{4}, \d+\.\d seconds", done)
+    assert curves == "curves in runs/default/report.html; evaluate with:"
+    assert "<figcaption>Loss</figcaption>" in (
+        (folder / "runs" / "default" / "report.html").read_text(encoding="utf-8")
     )
     typed = subprocess.check_output(command, shell=True, cwd=str(folder), text=True)
     assert typed.startswith("step 1000: accuracy 0.9")

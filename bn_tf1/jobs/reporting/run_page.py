@@ -35,9 +35,9 @@ _OWN = {
     "loss": ("Loss", "cross-entropy in nats, without the penalty"),
     "accuracy": ("Accuracy", "share of examples"),
     "accuracy_top5": ("Top-5 accuracy", "share of examples"),
-    "penalty": ("L2 penalty", "nats"),
     "learning_rate": ("Learning rate", ""),
     "examples_per_second": ("Speed", "training examples per second"),
+    "penalty": ("L2 penalty", "nats"),
 }
 # Of a layer: title, vertical axis, and its curves by the end of their tag.
 _OF_LAYERS = (
@@ -101,7 +101,8 @@ def read_run(folder: str) -> RunCurves:
         ValueError: there is no such folder, or no event file with a scalar in it.
     """
     if not os.path.isdir(folder):
-        raise ValueError(f"there is no folder {folder}: give the folder of a run")
+        what = "a file" if os.path.exists(folder) else "not there"
+        raise ValueError(f"{folder} is {what}: give the folder of a run")
     curves = curves_of(folder)
     if not curves:
         inner = [

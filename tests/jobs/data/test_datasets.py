@@ -485,7 +485,9 @@ def test_synthetic_seed(take):
     ],
 )
 def test_data_dir_is_needed(name, files):
-    with pytest.raises(ValueError, match="`data_dir` is None.*--data_dir.*" + files):
+    with pytest.raises(
+        ValueError, match="--data_dir is missing.*--data_dir=FOLDER.*" + files
+    ):
         datasets.open_dataset(name, "train")
 
 

@@ -75,7 +75,7 @@ def _write_events(folder, curves, *, restarted_at=None):
 def test_a_run_leaves_a_page_with_everything_in_it(trained):
     _, before, page = trained
     text = " ".join(_Text(page).words)
-    assert _titles(page)[:4] == ["Loss", "Accuracy", "L2 penalty", "Learning rate"]
+    assert _titles(page)[:4] == ["Loss", "Accuracy", "Learning rate", "Speed"]
     for layer in ("layer1", "layer2", "layer3"):
         for statistic in ("mean", "deviation", "distance of the batch"):
             assert f"{layer}: {statistic}" in _titles(page)
@@ -148,12 +148,22 @@ def test_a_torn_tail_and_garbage_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nowhere", "there is no folder"), ("runs", "there are runs in it: {}/runs/a")],
+    [
+        ("nowhere", "nowhere is not there: give"),
+        ("runs", "there are runs in it: {}/runs/a"),
+    ],
 )
 def test_a_folder_without_curves_is_told(tmp_path, capsys, name, words):
     _write_events(tmp_path / "runs" / "a" / "train", {"loss": [(1, 1.0)]})
     assert main(["report", str(tmp_path / name)]) == 1
     assert words.format(tmp_path) in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path, capsys):
+    _write_events(tmp_path, {"loss": [(1, 1.0)]})
+    output = str(tmp_path / "nowhere" / "x.html")
+    assert main(["report", str(tmp_path), "--output", output]) == 1
+    assert f"report: {output} cannot be written: No such" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written_costs_a_warning(tmp_path, capsys):
