@@ -4,6 +4,7 @@ import ast
 import collections
 import importlib
 import pydoc
+import re
 import subprocess
 import sys
 import types
@@ -80,6 +81,24 @@ def test_no_folder_has_more_modules_than_one_keeps_in_the_head():
         path.parent for path in MODULES if path.stem != "__init__"
     )
     assert not {folder: n for folder, n in counts.items() if n > MOST_MODULES}
+
+
+@pytest.mark.parametrize(
+    "first_page",
+    [
+        path
+        for path in MODULES
+        # README.md and bn_tf1/README.md list what is in the package itself, and in
+        # `commands` each module is the command of its name.
+        if path.name == "__init__.py" and path.parent.name not in ("bn_tf1", "commands")
+    ],
+    ids=dotted_name,
+)
+def test_a_room_says_what_it_holds(first_page):
+    text = ast.get_docstring(ast.parse(first_page.read_text(encoding="utf-8")))
+    inside = {path.stem for path in first_page.parent.glob("*.py")} - {"__init__"}
+    inside |= {path.parent.name for path in first_page.parent.glob("*/__init__.py")}
+    assert not {name for name in inside if not re.search(rf"\b{name}\b", text)}
 
 
 def test_no_room_holds_more_than_a_third_of_the_house():

@@ -8,6 +8,8 @@
     train_directories/   the files of a run, and its history
     examination          one path of any kind; `audit` for programs
     layer_rows           its layers, as the reports show them
+    training_lint        what a train op warns of; `make_train_op` for programs
+    statistics_watch     a training of any library, watched while it runs
     reports/             an examination on a terminal, as a page, for programs
 
 What judges is here; what only reads is in `checkpoints` and `graphs`.

@@ -5,6 +5,7 @@ preparing       the graph that is served, made of it by `graphs.rewriting`
 checking        what must hold before anything is written
 writing         a model on its place, whole or not at all
 exporting       the way from one to the other, in order
+new_statistics  recalibration over the examples that are given
 isolated_run    foreign graphs run elsewhere, for a limited time
 model_formats   frozen, SavedModel, TFLite, ONNX: written and run
 """

@@ -6,6 +6,14 @@ variable, no collection and no mode.
 The seam: whatever returns a `Moments` for a batch can be put in the place of
 `batch_moments`, and in front of `normalize_with_moments`; each way of computing them has
 its own module. What computes what is decided in `plan` alone.
+
+    plan                                   kernel, view and layout of a tensor
+    fused, composed                        the two ways; `channels` is their arithmetic
+    moments, output, output_gradients      what goes from one to the other
+    weighted, ghost_batches, joint         a mask; parts of a batch; several batches
+    renormalization                        batch renormalisation
+    constant, folded                       statistics that do not come from the batch
+    registered_gradients                   the names of gradients by hand
 """
 
 from bn_tf1.statistics.composed import batch_moments, normalize_with_moments

@@ -10,6 +10,9 @@
     dropout_removal       noise that is for training
     any_batch             batch sizes written into shapes
     freezing              variables become constants
+    folding               into the weights of what comes before; `affine_values`
+    native_gradients      TensorFlow's own in the place of ours
+    packed_views          undone, where `bn_tf1` saw several neighbours as one
 
 No graph is imported into TensorFlow or run.
 """

@@ -1,1 +1,10 @@
-"""Image data sets: files checked to the last byte, and pipelines that resume at any step."""
+"""Image data sets: files checked to the last byte, and pipelines that resume at any step.
+
+datasets                        pipelines that resume at any step
+image_files                     IDX and CIFAR files, checked to the last byte
+image_folders                   <class>/*.jpg
+record_shards, record_writer    TFRecords: read, and made
+encoded_images                  JPEG and PNG: checked, decoded, augmented
+streamed                        what does not fit in memory
+array_batches                   each example once, as arrays
+"""

@@ -1,1 +1,4 @@
-"""What is done with a run that is over."""
+"""What is done with a run that is over.
+
+exported_runs    a run as a model for serving
+"""
