@@ -85,11 +85,12 @@ def row_of(
             epsilon=layer.epsilon,
             mode=layer.mode,
             layout=layer.layout,
+            channels=layer.channels,
         )
     if found is None:
         return row
     sizes = [values.size for values in found.values.values()]
-    row = row._replace(channels=max(sizes, default=None))
+    row = row._replace(channels=max(sizes, default=row.channels))
     spreads = _spreads(found, step)
     if spreads is None:
         return row

@@ -70,6 +70,7 @@ class GraphLayer(NamedTuple):
             "switched" (both, by a condition or by separate calls) or "unknown".
         node: name of the node that normalises.
         is_rectified: whether a ReLU takes the output, and nothing else does.
+        channels: the size of its variables; None where the graph does not tell.
     """
 
     name: str
@@ -85,6 +86,7 @@ class GraphLayer(NamedTuple):
     mode: str
     node: str
     is_rectified: bool = False
+    channels: int | None = None
 
 
 class Analysis(NamedTuple):
@@ -310,9 +312,33 @@ def _analysis(view, calls, resolved, updates):
         is_rectified=all(
             is_rectified(view, call) or is_gradient(view, call.node) for call in calls
         ),
+        channels=_channels(view, variables),
         **names,
     )
     return Analysis(layer, tuple(calls), variables, own, {})
+
+
+def _channels(view, variables):
+    """The number of values of a variable, its parts together."""
+    for nodes in filter(None, variables.values()):
+        name = variable_name(view, nodes[0])
+        parts = [node for node in nodes if variable_name(view, node) == name]
+        sizes = [_size_of(view, node) for node in parts]
+        if None not in sizes:
+            return sum(sizes)
+    return None
+
+
+def _size_of(view, node):
+    if view.ops[node] not in VARIABLES:
+        return constant_size(view, node)
+    shape = view.attribute(node, "shape")  # that of a handle's values, too
+    if shape is None or shape.shape.unknown_rank:
+        return None
+    count = 1
+    for size in shape.shape.dim:
+        count *= size.size
+    return count if count >= 0 else None
 
 
 def _is_surely_one(view, calls):

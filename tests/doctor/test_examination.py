@@ -236,7 +236,7 @@ def test_layers_with_other_findings_or_settings_are_rows_of_their_own():
         ["64", "0.99"],
     ]
     assert ["!", "block_*/bn", "30", "64", "0.99"] in table
-    assert "... and 22 more layers; --all lists each" in text
+    assert "... and 27 more layers; --all lists each" in text
 
 
 @pytest.mark.parametrize("columns", [44, 60, 80, 1000])

@@ -62,6 +62,7 @@ def test_every_maker_in_every_mode(
     assert (layer.name, layer.kind, layer.mode) == ("bn", kind, mode)
     assert (layer.gamma, layer.beta) == (gamma, beta)
     assert layer.epsilon == pytest.approx(epsilon, rel=1e-6)
+    assert layer.channels == graph_zoo.CHANNELS
     if mean is not None:
         assert (layer.moving_mean, layer.moving_variance) == (mean, variance)
     else:

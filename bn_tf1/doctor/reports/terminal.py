@@ -24,9 +24,11 @@ from bn_tf1.doctor.reports.grouping import (
 
 _WIDTH = 96
 _LEAST_WIDTH = 40
-# So many layers have a row each, and so many are told of a finding, unless all are.
+# So many layers have a row each, and so many places are told of a finding, or, where
+# there are more, the first few; unless all are asked for.
 _MAX_ROWS = 12
 _MAX_LAYERS = 8
+_FEW = 3
 _LEAST_NAME = 16
 # Told in a sentence where they are the same for all layers, or find no room.
 _SETTINGS = ("kind", "epsilon", "decay", "mode")
@@ -197,7 +199,8 @@ class _Report:
         times = f", {len(group)} times" if len(group) > 1 else ""
         head = f"{first.gravity} ({first.certainty}): {first.check}{times}"
         yield self.painted(printable(head), first.gravity)
-        told = group if self._every else group[:_MAX_LAYERS]
+        are_many = len(group) > _MAX_LAYERS and not self._every
+        told = group[:_FEW] if are_many else group
         for what, places in places_by_text(told, path).items():
             for place in places:
                 yield from _wrapped("where", place, self._width)

@@ -8,6 +8,7 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algorit
 
 from __future__ import annotations
 
+from bn_tf1.graphs.node_values import origin
 from bn_tf1.graphs.recognition.arithmetic import ROOTS, match_composed
 from bn_tf1.graphs.recognition.fused_kernels import FUSED_CONVOLUTIONS, match_fused
 from bn_tf1.graphs.recognition.normalization_match import Normalization
@@ -18,7 +19,7 @@ from bn_tf1.graphs.view import GraphView
 def find_normalizations(view: GraphView) -> list[Normalization]:
     """All places of `view` where a batch norm normalises, in the order of the nodes."""
     examined = _examined_bodies(view)
-    found, inner = [], set()
+    found, own, inner = [], [], set()
     for body in examined:
         for node in range(view.bodies[body].first, view.bodies[body].end):
             op = view.ops[node]
@@ -28,13 +29,25 @@ def find_normalizations(view: GraphView) -> list[Normalization]:
                 match = match_fused(view, node)
             elif op == "IdentityN":
                 match = match_own(view, node)
+                own += [match] if match is not None else []
                 inner.update(own_kernels(view, node))
             else:
                 continue
             if match is not None:
                 found.append(match)
-    # A kernel may compute the output for the moments that were composed, or a gradient.
-    return [match for match in found if match.node not in inner]
+    # The arithmetic below one of ours, and that of its gradient, takes its statistics; a
+    # kernel may compute the output for the moments that were composed, or a gradient.
+    variances = {origin(view, match.variance) for match in own}
+    return [
+        match
+        for match in found
+        if match in own or not (match.node in inner or _takes(view, match, variances))
+    ]
+
+
+def _takes(view, match, variances):
+    is_composed = match.kind == "composed" and match.variance is not None
+    return is_composed and origin(view, match.variance) in variances
 
 
 def _examined_bodies(view):
