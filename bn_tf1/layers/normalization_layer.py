@@ -87,6 +87,8 @@ def batch_normalization(
     fused: bool | None = None,
     virtual_batch_size: int | None = None,
     adjustment: Any = None,
+    *,
+    sync: Any = None,
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.layers.batch_normalization`.
 
@@ -124,6 +126,7 @@ def batch_normalization(
         trainable=trainable,
         virtual_batch_size=virtual_batch_size,
         adjustment=adjustment,
+        sync=sync,
         name=name,
         _reuse=reuse,
         _scope=name,
@@ -160,6 +163,7 @@ class BatchNormalization(LegacyLayer):
         adjustment: a function from the shape of the inputs, a tensor, to a scale and an
             offset for the normalised values, before gamma and beta, in training only.
         name: the variable scope, a string or a `tf.VariableScope`.
+        sync: as for `bn_tf1.batch_norm`; the original has no such thing.
         **kwargs: `dtype`, that of the layer; by default that of its first input.
 
     Raises:
@@ -196,6 +200,8 @@ class BatchNormalization(LegacyLayer):
         virtual_batch_size: int | None = None,
         adjustment: Any = None,
         name: Any = None,
+        *,
+        sync: Any = None,
         **kwargs: Any,
     ):
         super().__init__(trainable=trainable, name=name, **kwargs)
@@ -227,6 +233,7 @@ class BatchNormalization(LegacyLayer):
         self.renorm = renorm
         self.virtual_batch_size = virtual_batch_size
         self.adjustment = adjustment
+        self.sync = sync
         self.fused = True if fused is None else fused
         if renorm:
             self.renorm_clipping = checked_clipping(renorm_clipping or {})
@@ -282,6 +289,7 @@ class BatchNormalization(LegacyLayer):
             ghost_batch_size=self.virtual_batch_size,
             renorm=self._renormalization(),
             adjustment=self.adjustment,
+            sync=self.sync,
             ema_variance="unbiased"
             if self.fused and self._bessels_correction_test_only
             else "biased",

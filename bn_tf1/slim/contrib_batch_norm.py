@@ -113,6 +113,8 @@ def batch_norm(
     renorm_clipping: dict | None = None,
     renorm_decay: float = 0.99,
     adjustment: Any = None,
+    *,
+    sync: Any = None,
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.contrib.layers.batch_norm`.
 
@@ -151,6 +153,7 @@ def batch_norm(
             keeps.
         adjustment: a function from the shape of `inputs`, a tensor, to a scale and an
             offset for the normalised values, before beta and gamma, in training only.
+        sync: as for `bn_tf1.batch_norm`; the original has no such thing.
 
     Returns:
         A tensor of the shape and dtype of `inputs`.
@@ -190,6 +193,7 @@ def batch_norm(
         weights=_checked_weights(batch_weights, x),
         renorm=_renormalization(renorm, renorm_clipping, renorm_decay),
         adjustment=adjustment,
+        sync=sync,
         zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
         ema_variance="unbiased" if way.unbiased else "biased",
         update="skip" if skips else "in_place" if in_place else "collection",

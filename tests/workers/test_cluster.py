@@ -10,6 +10,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1.workers import collectives
 from bn_tf1.workers.cluster import Workers
 from bn_tf1.workers.meeting import LOST
 from tests import ROOT
@@ -129,6 +130,24 @@ def test_what_joint_statistics_refuse(options, error, message):
     options = {"sync": Workers(["a:1"], 0), **options}
     with pytest.raises(error, match=message):
         bn_tf1.batch_norm(x, True, **options)
+
+
+@pytest.mark.parametrize(
+    "drop_in",
+    [
+        lambda x, sync: bn_tf1.layers.batch_normalization(x, training=True, sync=sync),
+        lambda x, sync: bn_tf1.slim.batch_norm(x, is_training=True, sync=sync),
+    ],
+)
+def test_the_drop_ins_join_statistics_too(drop_in):
+    x = tf.placeholder(tf.float32, [8, 4])
+    y = drop_in(x, Workers(["a:1", "b:1"], 0))
+    tf.gradients(y, x)
+    held = collectives.listed(tf.get_default_graph())
+    assert [text.split(" in ")[0] for text in held] == [
+        "CollectiveGather 1 of float32 [18], 2",
+        "CollectiveGather 2 of float32 [16], 2",
+    ]
 
 
 def test_second_derivatives_are_refused():
