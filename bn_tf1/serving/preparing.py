@@ -398,6 +398,13 @@ def _is_default(graph, name):
     )
 
 
+def _is_fed(graph, name):
+    """Whether data comes in at a node, so that nothing before it is needed."""
+    op = graph.nodes[name].op
+    is_default = op == "PlaceholderWithDefault" and not _is_default(graph, name)
+    return op in PIPELINES or is_default
+
+
 def _needed_up_to(graph, outputs, cut):
     """The nodes that the outputs need when the tensors `cut` are given."""
     found = set(outputs)
@@ -408,7 +415,7 @@ def _needed_up_to(graph, outputs, cut):
             if name in found or name not in graph.nodes:
                 continue
             found.add(name)
-            if source not in cut:
+            if source not in cut and not _is_fed(graph, name):
                 pending.append(name)
     return found
 
