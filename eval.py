@@ -92,6 +92,7 @@ def define_flags():
         False,
         "Measures the averages of the weights that train.py --weight_ema_decay keeps, "
         "with statistics that are computed for them over the training set.",
+        module_name=what,
     )
 
 

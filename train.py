@@ -22,7 +22,7 @@ EXAMPLES = (
     "--model=resnet --model_dir=runs/resnet",
     "--dataset=mnist --data_dir=FOLDER --model_dir=runs/mnist",
     "--model_dir=runs/mnist --max_steps=2000   # goes on",
-    "--worker_hosts=a:2222,b:2222 --task_index=0   # on host a; 1 on host b",
+    "--worker_hosts=a:2222,b:2222 --task_index=0",
 )
 
 

@@ -204,9 +204,9 @@ def _help(description, examples):
     program = f"python {sys.argv[0]}"
     lines = [f"usage: {program} [--flag=value ...]", "", description.strip()]
     for group, members in flags.FLAGS.flags_by_module_dict().items():
-        members = [flag for flag in members if not _is_foreign(group)]
+        members = [] if group.startswith("absl") else [*filter(_is_own, members)]
         if members:
-            lines += ["", f"{group}:"]
+            lines += ["", f"{'more' if group == sys.argv[0] else group}:"]
         for flag in members:
             lines += _flag_help(flag, width)
     lines += ["", "examples:"]
@@ -214,9 +214,9 @@ def _help(description, examples):
     return "\n".join(lines)
 
 
-def _is_foreign(group):
-    """Whether a group is absl's or that of an alias: those have the names of modules."""
-    return group in sys.modules or group.endswith(".py") or group.startswith("absl.")
+def _is_own(flag):
+    """Whether a flag has a meaning of its own, which a second name of one has not."""
+    return not flag.help.startswith("Alias for --")
 
 
 def _flag_help(flag, width):

@@ -254,7 +254,10 @@ def test_help_lists_each_flag_in_its_group_with_its_meaning():
             result.stdout
         )
         assert field.metadata["help"].split()[0] in result.stdout
-    assert _run("eval.py", "--help").returncode == 0
+    result = _run("eval.py", "--help")
+    assert result.returncode == 0
+    assert "--[no]weight_ema\n" in result.stdout
+    assert "train_dir" not in result.stdout and "alsologtostderr" not in result.stdout
 
 
 def test_a_finished_run_says_how_to_go_on(default_run):

@@ -116,7 +116,9 @@ def read_run(folder: str) -> RunCurves:
             f"{folder} has no event file (*tfevents*) with a scalar in it, nor has a "
             f"folder in it{runs}"
         )
-    return RunCurves(folder, {_role(name): c for name, c in curves.items()})
+    # What lies in the run's own folder is of its training, unless that has one.
+    own = "." if TRAIN_FOLDER in curves else TRAIN_FOLDER
+    return RunCurves(folder, {name or own: c for name, c in curves.items()})
 
 
 def write_page(path: str, runs: Sequence[RunCurves]) -> None:
@@ -156,11 +158,6 @@ def page(runs: Sequence[RunCurves]) -> str:
         parts += _verdict(run, name if len(runs) > 1 else "")
     parts.append("</body></html>")
     return "\n".join(parts) + "\n"
-
-
-def _role(folder):
-    """What a folder's curves are called: those in the run's own are of its training."""
-    return folder or TRAIN_FOLDER
 
 
 def _short_names(folders):
