@@ -145,8 +145,9 @@ def batch_norm(
             is then one of all of them. (`bn_tf1/workers/README.md`)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
-            operations again: choose for one of the calls `update="skip"` where the
-            statistics shall follow the other alone.
+            operations again, which `make_train_op` runs in the order of the calls: choose
+            for one of the calls `update="skip"` where the statistics shall follow the
+            other alone.
 
     Returns:
         A tensor of the shape and dtype of `x`, or a list of them.

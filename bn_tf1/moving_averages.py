@@ -91,6 +91,7 @@ def update_moving_average(
     apply: bool | tf.Tensor = True,
     zero_debias: bool = False,
     rate: tf.Tensor | None = None,
+    is_shared: bool = False,
 ) -> tf.Operation:
     """Makes the operation that moves `variable` towards `value`.
 
@@ -107,6 +108,9 @@ def update_moving_average(
             after a restore replaces the average by `value`.
         rate: what `applied_rate` gave for this decay, dtype and `apply`, where several
             variables share it.
+        is_shared: whether other operations move the variable in the same step, in any
+            order: then it is moved under one lock, so that N of them which read the same
+            old value do not move it N times as far.
 
     Returns:
         The operation.
@@ -116,8 +120,9 @@ def update_moving_average(
     if rate is None:
         rate = applied_rate(update_rate(decay, variable.dtype.base_dtype), apply)
     if zero_debias:
-        return _zero_debiased_update(variable, value, rate, decay, apply)
-    return _plain_update(variable, value, rate, apply)
+        return _zero_debiased_update(variable, value, rate, decay, apply, is_shared)
+    update = _locked_update if is_shared else _plain_update
+    return update(variable, value, rate, apply)
 
 
 def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -152,6 +157,31 @@ def _plain_update(variable, value, rate, apply):
         return variable.assign_sub(change, name=scope).op
 
 
+def _locked_update(variable, value, rate, apply):
+    """variable <- (variable + odds * value) / (1 + odds), with odds = rate / (1 - rate).
+
+    TensorFlow has this as a step of proximal gradient descent, and nothing else that reads
+    and writes under one lock.
+    """
+    with tf.name_scope("AssignMovingAvg") as scope:
+        # A decay of 0 comes out as near to it as float32 can tell.
+        odds = rate / tf.maximum(1 - rate, 1e-12)
+        zero = tf.zeros_like(rate)
+        step = {
+            "alpha": zero + 1,
+            "l1": zero,
+            "l2": odds,
+            # Exactly 0 where the rate is, even if the value is NaN.
+            "delta": -tf.math.multiply_no_nan(value, odds),
+            "use_locking": True,
+            "name": scope,
+        }
+        handle = variable.op.outputs[0]
+        if handle.dtype == tf.resource:
+            return tf.raw_ops.ResourceApplyProximalGradientDescent(var=handle, **step)
+        return tf.raw_ops.ApplyProximalGradientDescent(var=handle, **step).op
+
+
 def assign_moving_value(
     variable: Any, value: tf.Tensor, *, apply: bool | tf.Tensor = True
 ) -> tf.Operation:
@@ -167,7 +197,7 @@ def assign_moving_value(
         return variable.assign(value, name=scope).op
 
 
-def _zero_debiased_update(variable, value, rate, decay, apply):
+def _zero_debiased_update(variable, value, rate, decay, apply, is_shared):
     """Written out because TensorFlow's own cannot hold its step counter still."""
     dtype = variable.dtype.base_dtype
     zeros = tf.zeros_initializer()
@@ -176,7 +206,8 @@ def _zero_debiased_update(variable, value, rate, decay, apply):
             "biased", variable.shape, dtype, zeros, trainable=False
         )
         local_step = tf.get_variable("local_step", [], dtype, zeros, trainable=False)
-    accumulate = _plain_update(biased, value, rate, apply)
+    update = _locked_update if is_shared else _plain_update
+    accumulate = update(biased, value, rate, apply)
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)
     with tf.control_dependencies([accumulate, count]):
         correction = 1 - tf.pow(in_dtype(decay, dtype), local_step.read_value())

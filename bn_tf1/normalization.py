@@ -81,17 +81,16 @@ def normalize_and_update(
         updating: how it updates its statistics, decided just before; None if it does not.
         layer: the layer's variable scope, for errors and records.
     """
-    updates, to_collect = (), ()
     if arguments.kernel == "recipe":
-        y, mean, variance, updates = _by_recipe(x, variables, arguments, updating)
+        normalized, updates = _by_recipe(x, variables, arguments, updating)
     else:
         # A scope of its own leaves the layer's names to the output and the updates.
         with tf.name_scope("normalize"):
-            normalized = _normalize(x, variables, arguments, layer)
-            y, mean, variance, _ = normalized
-        if updating is not None:
-            updates = _update_operations(x, variables, normalized, arguments, updating)
+            normalized, updates = _normalize(x, variables, arguments, layer), ()
+    y, mean, variance, _ = normalized
+    to_collect = ()
     if updating is not None:
+        updates = _made_updates(updates, x, variables, normalized, arguments, updating)
         if not updating.in_place:
             to_collect = updates
         elif updates:
@@ -133,7 +132,7 @@ def _by_recipe(x, variables, arguments, updating):
         updates = recipe.updates_of(
             moving, (mean, variance), decay, arguments.is_training
         )
-    return tf.cast(y, x.dtype), mean, variance, tuple(updates)
+    return statistics.BatchOutput(tf.cast(y, x.dtype), mean, variance), tuple(updates)
 
 
 def _normalize(x, variables, arguments, layer):
@@ -146,7 +145,10 @@ def _normalize(x, variables, arguments, layer):
     # if it is itself in a loop; and where a variable is read in it, it cannot be frozen.
     if plan.kernel == "composed" and is_training is not False:
         wide = statistics.statistics_dtype(dtype)
-        x = each(lambda tower: tf.cast(tower, wide), x)
+        if arguments.towers:
+            x = each(lambda tower: tf.cast(tower, wide), x)
+        else:
+            x = tf.cast(x, wide)
         first = x[0] if arguments.towers else x
         if wide != dtype.base_dtype:
             plan = _plan_of(first, arguments)
@@ -220,11 +222,13 @@ def _normalize(x, variables, arguments, layer):
         moving[:2],
         takes_inputs_alone=arguments.is_plain,
     )
-    for y, like in zip(
-        *((normalized.y, x) if arguments.towers else ([normalized.y], [x]))
-    ):
-        y.set_shape(like.shape)
-    return normalized._replace(y=each(lambda y: tf.cast(y, dtype), normalized.y))
+    if arguments.towers:
+        y = each(lambda y: tf.cast(y, dtype), normalized.y)
+        for tower, like in zip(y, x):
+            tower.set_shape(like.shape)
+        return normalized._replace(y=y)
+    normalized.y.set_shape(x.shape)
+    return normalized._replace(y=tf.cast(normalized.y, dtype))
 
 
 def _plan_of(x, arguments):
@@ -318,7 +322,28 @@ def _with_several_values(x, axes, layer, is_training):
         return tf.identity(x)
 
 
-def _update_operations(x, variables, normalized, arguments, updating):
+def _made_updates(made, x, variables, normalized, arguments, updating):
+    """The operations of the updates, `made` or made here, which a train op can order."""
+    graph_state = tf.get_collection_ref(records.COLLECTED_KEY)
+    if not graph_state:
+        graph_state.append({})
+    calls = graph_state[0].setdefault(variables.moving_mean.name, [])
+    operands = x, variables, normalized, arguments, updating
+    made = made or _update_operations(*operands, is_shared=bool(calls))
+    if not updating.in_place:
+        again = functools.partial(_updates_again, tf.get_variable_scope(), *operands)
+        calls.append(records.CollectedUpdates(made, again))
+    return made
+
+
+def _updates_again(scope, *operands):
+    with tf.variable_scope(
+        scope, reuse=True, auxiliary_name_scope=False
+    ), tf.name_scope("updates_in_order"):
+        return _update_operations(*operands, is_shared=False)
+
+
+def _update_operations(x, variables, normalized, arguments, updating, is_shared):
     _, mean, variance, count = normalized
     conditions = [arguments.is_training, arguments.trainable]
     if arguments.skip_nonfinite:
@@ -333,18 +358,16 @@ def _update_operations(x, variables, normalized, arguments, updating):
     for condition in others:
         apply = tf.logical_and(apply, condition)
     rate = applied_rate(updating.rate, apply)
+    how = {"apply": apply, "rate": rate, "is_shared": is_shared}
     if arguments.renorm is not None:
-        return _renormalized_updates(
-            variables, mean, variance, arguments, apply=apply, rate=rate
-        )
+        return _renormalized_updates(variables, mean, variance, arguments, **how)
     return tuple(
         update_moving_average(
             getattr(variables, key),
             value,
             arguments.decay,
-            apply=apply,
             zero_debias=key in arguments.zero_debias,
-            rate=rate,
+            **how,
         )
         for key, value in (("moving_mean", mean), ("moving_variance", variance))
     )
@@ -356,7 +379,9 @@ def _renormalized_updates(variables, mean, variance, arguments, **how):
     # Whoever runs either of the two operations updates these, too.
     with tf.control_dependencies(
         [
-            update_moving_average(moving, value, arguments.renorm.decay, apply=apply)
+            update_moving_average(
+                moving, value, arguments.renorm.decay, **{**how, "rate": None}
+            )
             for moving, value in (
                 (variables.renorm_mean, mean),
                 (variables.renorm_stddev, stddev),

@@ -8,13 +8,27 @@ serialised with it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
 # A tuple, as TensorFlow's own per-graph Python state uses: `export_meta_graph` writes
 # only collections whose key is a string, and warns of what it cannot write.
 CALLS_KEY = ("bn_tf1_batch_norm_calls",)
+# One dict: by the name of a moving mean, the `CollectedUpdates` of each call.
+COLLECTED_KEY = ("bn_tf1_collected_updates",)
+
+
+class CollectedUpdates(NamedTuple):
+    """The updates of one call that a train op must run.
+
+    Attributes:
+        operations: the operations.
+        again: makes operations that do the same, for a train op to run in an order.
+    """
+
+    operations: tuple[tf.Operation, ...]
+    again: Callable[[], tuple[tf.Operation, ...]]
 
 
 class BatchNormCall(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
-from bn_tf1.records import batch_norm_calls
+from bn_tf1.records import COLLECTED_KEY, batch_norm_calls
 
 
 def make_train_op(
@@ -40,7 +40,8 @@ def make_train_op(
         variables: the variables to train, all trainable ones by default.
         clip_norm: positive bound of the global norm of the gradients, in the unit of
             the gradients; None for no bound.
-        update_ops: operations or tensors that run before the gradients are applied;
+        update_ops: operations or tensors that run before the gradients are applied,
+            those of several calls of a layer in the order of the calls;
             by default what is in `UPDATE_OPS_COLLECTION` of the graph of `loss`. Of a
             layer that is called several times, as in towers, those of one call do.
         ignored_layers: variable scopes of batch-norm layers whose updates this train
@@ -85,6 +86,7 @@ def make_train_op(
     _check_all_updates_run(roots, graph, ignored_layers, are_chosen)
 
     with graph.as_default():
+        update_ops = _in_order(update_ops, graph)
         if workers is None:
             pairs = _gradients(loss, optimizer, variables)
         else:
@@ -143,6 +145,27 @@ def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
                 ", ".join(sorted(repr(op.name) for op in forgotten)),
             )
         )
+
+
+def _in_order(update_ops, graph):
+    """`update_ops`; those of several calls of a layer one after the other.
+
+    All at once, they would read the same old value, and N of them move it N times as far.
+    They are made again: an operation cannot be told later what to wait for, and from the
+    start, the update of one call must not wait for the input of another.
+    """
+    for calls in (graph.get_collection(COLLECTED_KEY) or [{}])[0].values():
+        chosen = [call for call in calls if set(call.operations) <= set(update_ops)]
+        if len(chosen) < 2:
+            continue
+        replaced = {operation for call in chosen for operation in call.operations}
+        update_ops = [op for op in update_ops if op not in replaced]
+        before = []
+        for call in chosen:
+            with tf.control_dependencies(before):
+                before = list(call.again())
+        update_ops += before
+    return update_ops
 
 
 def ancestors(operations: Iterable[tf.Operation]) -> set:

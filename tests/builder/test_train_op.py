@@ -373,3 +373,95 @@ def test_update_ops_from_another_graph():
     with pytest.raises(ValueError) as caught:
         bn_tf1.make_train_op(loss, make_optimizer(), update_ops=updates + [stray])
     assert_says(caught, "`update_ops`", "stray", "graph")
+
+
+# ------------------------------------------------------------ several calls of one layer
+
+CALLS, DECAY = 20, 0.8
+STEPS = [
+    np.random.RandomState(k).normal(k / 3, 1 + k / 9, [6, 3]).astype(np.float32)
+    for k in range(CALLS)
+]
+SHARED_LAYERS = {
+    "batch_norm": lambda x, reuse: bn_tf1.batch_norm(
+        x, True, decay=DECAY, name="bn", reuse=reuse
+    ),
+    "zero_debias": lambda x, reuse: bn_tf1.batch_norm(
+        x, True, decay=DECAY, name="bn", reuse=reuse, zero_debias=True
+    ),
+    "recipe": lambda x, reuse: bn_tf1.batch_norm(
+        x, True, decay=DECAY, name="bn", reuse=reuse, kernel="recipe"
+    ),
+    "layers": lambda x, reuse: bn_tf1.layers.batch_normalization(
+        x, momentum=DECAY, name="bn", reuse=reuse, training=True
+    ),
+    "slim": lambda x, reuse: bn_tf1.slim.batch_norm(
+        x, DECAY, scope="bn", reuse=reuse, scale=True, fused=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SHARED_LAYERS))
+def test_calls_of_one_layer_update_it_in_their_order(
+    name, start, variable, variable_kind
+):
+    """As of the items of a sequence: each moves what the one before it left."""
+    ys = [
+        SHARED_LAYERS[name](tf.constant(batch), k > 0 or None)
+        for k, batch in enumerate(STEPS)
+    ]
+    loss = tf.add_n([make_loss(y) for y in ys])
+    train_op = bn_tf1.make_train_op(loss, tf.train.GradientDescentOptimizer(0.0))
+    mean, variance = np.zeros(3), np.ones(3)
+    for batch in STEPS:
+        moments = reference.moments(batch.astype(np.float64))
+        mean = DECAY * mean + (1 - DECAY) * moments.mean
+        variance = DECAY * variance + (1 - DECAY) * moments.variance
+    if name == "zero_debias":
+        mean, variance = (
+            (value - DECAY**CALLS * first) / (1 - DECAY**CALLS)
+            for value, first in ((mean, 0.0), (variance, 1.0))
+        )
+    session = start()
+    session.run(train_op)
+    for role, expected in (("moving_mean", mean), ("moving_variance", variance)):
+        np.testing.assert_allclose(
+            session.run(variable(f"bn/{role}")), expected, rtol=2e-5
+        )
+
+
+@pytest.mark.parametrize("name", sorted(set(SHARED_LAYERS) - {"recipe"}))
+def test_run_by_hand_they_stay_among_the_batches(name, start, variable, variable_kind):
+    """In no order, 20 updates of one old value would move it 4 times the way."""
+    for k, batch in enumerate(STEPS):
+        SHARED_LAYERS[name](tf.constant(batch), k > 0 or None)
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    assert len(updates) == 2 * CALLS
+    session = start()
+    for _ in range(60):
+        session.run(updates)
+    mean = session.run(variable("bn/moving_mean"))
+    variance = session.run(variable("bn/moving_variance"))
+    means, variances = zip(*((b.mean(0), b.var(0)) for b in STEPS))
+    assert np.all((np.min(means, 0) < mean) & (mean < np.max(means, 0)))
+    # The drop-in's is unbiased, 6 / 5 of that.
+    assert np.all(
+        (np.min(variances, 0) < variance) & (variance < 1.2 * np.max(variances, 0))
+    )
+
+
+def test_the_update_of_a_call_needs_no_other_calls_input(start, variable):
+    """They are ordered when the train op is made, and not before."""
+    x = [tf.placeholder(tf.float32, [6, 3]) for _ in range(2)]
+    ys = [make_layer(t, name="bn", reuse=tf.AUTO_REUSE) for t in x]
+    updates = bn_tf1.batch_norm_calls()[1].updates
+    session = start()
+    session.run(updates, {x[1]: STEPS[3]})
+    mean = session.run(variable("bn/moving_mean"))
+    np.testing.assert_allclose(mean, STEPS[3].mean(0), rtol=1e-5)
+    train_op = bn_tf1.make_train_op(
+        make_loss(ys[0]) + make_loss(ys[1]), make_optimizer()
+    )
+    session.run(train_op, dict(zip(x, STEPS)))
+    mean = session.run(variable("bn/moving_mean"))
+    np.testing.assert_allclose(mean, STEPS[1].mean(0), rtol=1e-5)
