@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.population.measured_layers import MeasuredLayer
+from bn_tf1.population.packed_fetches import PackedFetches
 from bn_tf1.population.pooling import Pool, PooledStatistics
 from bn_tf1.population.probes import Probe, of_input
 
@@ -80,22 +81,22 @@ class Passes(NamedTuple):
 
     def _pools(self, of, layers, probes: Sequence[Sequence[Probe]], fed):
         pools = [Pool() for _ in layers]
-        # A flat list: the session takes longer to unpack a nested one.
-        fetches = {
-            t.name: t for row in probes for probe in row for t in probe.tensors()
-        }
+        packed = PackedFetches(
+            tensor for row in probes for probe in row for tensor in probe.tensors()
+        )
         count = 0
         feeds = itertools.islice(iter(self.batches), self.num_batches)
         for feed in self.watch(feeds, of):
             try:
-                values = self.session.run(list(fetches.values()), {**feed, **fed})
+                values = self.session.run(packed.fetches, {**feed, **fed})
             except tf.errors.OutOfRangeError:  # an input pipeline is at its end
                 break
-            by_name = dict(zip(fetches, values))
+            by_name = packed.by_name(values)
+            is_finite = all(np.all(np.isfinite(value)) for value in values)
             for pool, layer, row in zip(pools, layers, probes):
                 for probe in row:
                     found = probe.batch([by_name[t.name] for t in probe.tensors()])
-                    pool.add(_checked(found, layer.name, count))
+                    pool.add(_checked(found, layer.name, count, is_finite))
             count += 1
         self._check(count, pools, layers)
         return pools
@@ -138,13 +139,15 @@ def _input_probes(layers):
     ]
 
 
-def _checked(batch, name, number):
+def _checked(batch, name, number, is_finite):
     if batch is None:
         raise ValueError(
             f"batch {number} runs the layer {name!r} with its moving statistics: "
             "`batches` must switch the network to training, as {is_training: True} does"
         )
-    if batch.count and not all(np.all(np.isfinite(v)) for v in batch.statistics):
+    if is_finite or not batch.count:
+        return batch
+    if not all(np.all(np.isfinite(v)) for v in batch.statistics):
         raise ValueError(
             f"batch {number} has statistics of the layer {name!r} that are not finite; "
             "nothing was written"

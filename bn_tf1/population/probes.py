@@ -127,7 +127,7 @@ def of_input(source: Input) -> Probe:
         weights = () if source.weights is None else (source.weights,)
         return Probe((x, *weights), lambda values: _in_numpy(values, axes))
     key = "moments", x.name, axes, getattr(source.weights, "name", None)
-    made = _made_once(x, key, lambda: _moments(source, axes))
+    made = made_once(x.graph, key, lambda: _moments(source, axes))
 
     def read(values):
         mean, variance, count = (np.float64(v) for v in values)
@@ -174,15 +174,18 @@ def size_of(x: tf.Tensor) -> tf.Tensor:
     """A tensor with the number of values of `x`; `x` itself where none can be made."""
     if x.graph.finalized:
         return x
-    return _made_once(x, ("size", x.name), lambda: (tf.size(x, out_type=tf.int64),))[0]
+    return made_once(
+        x.graph, ("size", x.name), lambda: (tf.size(x, out_type=tf.int64),)
+    )[0]
 
 
-def _made_once(x, key, make):
-    collection = x.graph.get_collection_ref(_MADE_KEY)
+def made_once(graph: tf.Graph, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` made in `graph`, outside of all conditions, the first time for `key`."""
+    collection = graph.get_collection_ref(_MADE_KEY)
     if not collection:
         collection.append({})
     made = collection[0]
     if key not in made:
-        with x.graph.as_default(), tf.control_dependencies(None):
+        with graph.as_default(), tf.control_dependencies(None):
             made[key] = make()
     return made[key]
