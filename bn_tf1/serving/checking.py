@@ -24,6 +24,9 @@ from bn_tf1.serving.preparing import ExportError, Model
 TOLERANCE = 1e-5
 _FOLDED_TOLERANCE = 1e-4
 _BATCH_TOLERANCE = 1e-4
+_ROUNDING = 2e-7
+_AMPLIFIED = 30
+_MOST_ALLOWED = 1e-2
 _EXAMPLES = 4
 _SINGLES = 2
 _GUESSED_SIZES = {4: 64, 5: 16, 3: 16, 2: 16}
@@ -172,7 +175,8 @@ def measure(
     )
     singles = [] if is_fixed else [examples.single(i) for i in range(_SINGLES)]
     _, outputs = model.names()
-    isolated.run("frozen", _bytes(model.graph), [full, full, *singles], outputs)
+    feeds = [full, full, _nudged(full), *singles]
+    isolated.run("frozen", _bytes(model.graph), feeds, outputs)
     if unfolded is not None:
         isolated.run("frozen", _bytes(unfolded), [full], outputs)
     if model.before is not None:
@@ -184,15 +188,31 @@ def measure(
     if isinstance(own, IsolatedError):
         raise ExportError(str(own)) from own
     notes = [_examples_note(examples, size), _repeatable(outputs, own)]
+    # A network that amplifies the rounding of its input amplifies that of its layers.
+    rounding = max(difference(a, b) for a, b in zip(own[2], own[0]))
+    rounding = min(_AMPLIFIED * rounding, _MOST_ALLOWED)
     if model.before is not None:
-        notes.append(_as_before(outputs, own[0], others.pop()))
+        notes.append(_as_before(outputs, own[0], others.pop(), rounding))
     else:
         notes.append("the graph before had no inference mode: there is no comparison")
     if others:
-        notes.append(_as_unfolded(outputs, own[0], others.pop()))
+        notes.append(_as_unfolded(outputs, own[0], others.pop(), rounding))
     if singles:
-        notes.append(_by_itself(outputs, own[0], own[2:], size))
+        notes.append(_by_itself(outputs, own[0], own[3:], size, rounding))
     return Measured(full, own[0], tuple(notes))
+
+
+def _nudged(feed):
+    """The examples, each number changed by about the rounding of float32."""
+    random = np.random.RandomState(1)
+    return {
+        name: (array * (1 + _ROUNDING * random.choice([-1, 1], array.shape))).astype(
+            array.dtype
+        )
+        if array.dtype.kind == "f"
+        else array
+        for name, array in feed.items()
+    }
 
 
 def _bytes(graph):
@@ -246,27 +266,28 @@ def _repeatable(names, own):
     return "two runs give the same"
 
 
-def _as_before(names, own, before):
+def _as_before(names, own, before, rounding):
     if isinstance(before, IsolatedError):
         return f"the graph before could not be run: there is no comparison ({before})"
     if any(difference(a, b) > TOLERANCE for a, b in zip(*before)):
         return "the graph before draws random numbers: there is no comparison"
-    worst = _compared(
-        names, own, before[0], TOLERANCE, "the outputs and those of the graph before"
-    )
+    allowed = max(TOLERANCE, rounding)
+    what = "the outputs and those of the graph before"
+    worst = _compared(names, own, before[0], allowed, what)
     return f"the outputs are those of the graph before, to {worst:.1e} of their scale"
 
 
-def _as_unfolded(names, own, unfolded):
+def _as_unfolded(names, own, unfolded, rounding):
     if isinstance(unfolded, IsolatedError):
         raise ExportError(str(unfolded)) from unfolded
+    allowed = max(_FOLDED_TOLERANCE, rounding)
     worst = _compared(
-        names, own, unfolded[0], _FOLDED_TOLERANCE, "the outputs of the folded graph"
+        names, own, unfolded[0], allowed, "the outputs of the folded graph"
     )
     return f"folding changed the outputs by {worst:.1e} of their scale"
 
 
-def _by_itself(names, full, singles, size):
+def _by_itself(names, full, singles, size, rounding):
     worst, checked = 0.0, 0
     for position, name in enumerate(names):
         output = full[position]
@@ -285,7 +306,7 @@ def _by_itself(names, full, singles, size):
             if output.dtype.kind in "fc":
                 own_scale = np.abs(output[index]).max() or 1.0
                 apart = apart * own_scale / (scale or 1.0)
-            if apart > _BATCH_TOLERANCE:
+            if apart > max(_BATCH_TOLERANCE, rounding):
                 raise ExportError(
                     f"the prediction for an example depends on the rest of its batch: "
                     f"{name} changes by {apart:.1e} of its scale when it is alone; a "
