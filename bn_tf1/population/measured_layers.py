@@ -86,7 +86,11 @@ def given_layers(layers: Sequence[Any]) -> list[MeasuredLayer]:
         MeasuredLayer(
             calls[0].name,
             (cell_of(calls[0].moving_mean), cell_of(calls[0].moving_variance)),
-            tuple(_given_call(call) for call in _in_training(calls)),
+            tuple(
+                measured
+                for call in _in_training(calls)
+                for measured in _given_calls(call)
+            ),
             getattr(getattr(calls[0], "arguments", None), "epsilon", 0.0),
             _constant_decay(calls[0]),
         )
@@ -129,38 +133,38 @@ def layers_of(graph: tf.Graph) -> list[MeasuredLayer]:
 # ------------------------------------------------------------------------ what is given
 
 
-def _recorded_call(call):
+def _recorded_call(call, x):
     arguments = call.arguments
-    source = Input(call.x, arguments.plan.axes, arguments.weights)
+    source = Input(x, arguments.plan.axes, arguments.weights)
     if call.batch_mean is None:
         return MeasuredCall(None, source, "it was built with is_training=False")
-    if arguments.weights is None and arguments.ghost_batch_size is None:
+    rich = (arguments.weights, arguments.ghost_batch_size)
+    if rich == (None, None) and x is call.x:
         unbiased = arguments.ema_variance == "unbiased"
+        size = size_of(x)
         probe = of_statistics(
-            call.batch_mean,
-            call.batch_variance,
-            size=size_of(call.x),
-            unbiased=unbiased,
+            call.batch_mean, call.batch_variance, size=size, unbiased=unbiased
         )
-    else:  # what enters the moving average is no sum over the examples
+    else:  # what enters the moving average is not the statistic of `x` alone
         probe = of_input(source)
     if tf.is_tensor(arguments.is_training):
         probe = probe._replace(switch=arguments.is_training)
     return MeasuredCall(probe, source)
 
 
-def _given_call(call):
+def _given_calls(call):
     if isinstance(call, BatchNormCall):
-        return _recorded_call(call)
+        towers = call.x if isinstance(call.x, list) else [call.x]
+        return [_recorded_call(call, x) for x in towers]
     source, x = None, call.x
     if x is None:
         x = _reduced(call)
     else:
         channels = call.batch_mean.shape.num_elements()
         source = Input(x, channel_axis(x.shape.as_list(), None, channels))
-    return MeasuredCall(
-        of_statistics(call.batch_mean, call.batch_variance, size=size_of(x)), source
-    )
+    size = size_of(x)
+    probe = of_statistics(call.batch_mean, call.batch_variance, size=size)
+    return [MeasuredCall(probe, source)]
 
 
 def channel_axis(

@@ -180,6 +180,7 @@ def test_weights_ghost_batches_and_several_calls(session, finalized):
     bn_tf1.batch_norm(x, True, ema_variance="unbiased", name="unbiased")
     bn_tf1.batch_norm(x, True, name="shared")
     bn_tf1.batch_norm(3 * x, True, name="shared", reuse=True)
+    bn_tf1.batch_norm([x, 5 * x], True, name="towers")
     session.run(tf.global_variables_initializer())
     if finalized:
         session.graph.finalize()
@@ -190,6 +191,7 @@ def test_weights_ghost_batches_and_several_calls(session, finalized):
         "ghost": batches,
         "unbiased": batches,
         "shared": batches + [3 * b for b in batches],
+        "towers": batches + [5 * b for b in batches],
     }
     assert {layer.name for layer in report.layers} == set(populations)
     for layer in report.layers:
