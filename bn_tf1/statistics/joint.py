@@ -23,15 +23,17 @@ from bn_tf1.statistics.composed import batch_moments, normalize_fixed
 from bn_tf1.statistics.moments import Moments, count_of
 from bn_tf1.statistics.plan import channels_for_arithmetic
 from bn_tf1.statistics.registered_gradients import (
+    NORMALIZE_PART,
+    PART_MOMENTS,
     gradient_of,
     settings_of,
     with_gradient,
 )
 from bn_tf1.statistics.weighted import weighted_moments
 
-_PART_MOMENTS = "bn_tf1.part_moments"
-_NORMALIZE_PART = "bn_tf1.normalize_part"
-_NO_SECOND = "batch norm with statistics of several batches has no second derivatives"
+NO_SECOND_DERIVATIVES = (
+    "batch norm with statistics of several batches has no second derivatives"
+)
 
 
 def part_moments(
@@ -57,12 +59,12 @@ def part_moments(
         for statistic in (moments.mean, moments.variance)
     )
     mean, variance = with_gradient(
-        _PART_MOMENTS, [mean, variance], [x, count, *own], (0.0, channels.axes)
+        PART_MOMENTS, [mean, variance], [x, count, *own], (0.0, channels.axes)
     )
     return Moments(mean, variance, count)
 
 
-@gradient_of(_PART_MOMENTS)
+@gradient_of(PART_MOMENTS)
 def _part_gradients(operation, dmean, dvariance, *_):
     # A gradient is built outside of the device of its layer.
     with tf.device(operation.inputs[3].device):
@@ -149,10 +151,10 @@ def normalize_part(
     beta = tf.zeros_like(mean) if beta is None else beta
     y = normalize_fixed(x, mean, variance, gamma, beta, channels, epsilon=epsilon)
     inputs = [x, mean, variance, gamma, beta]
-    return with_gradient(_NORMALIZE_PART, [y], inputs, (epsilon, channels.axes))[0]
+    return with_gradient(NORMALIZE_PART, [y], inputs, (epsilon, channels.axes))[0]
 
 
-@gradient_of(_NORMALIZE_PART)
+@gradient_of(NORMALIZE_PART)
 def _gradients(operation, dy, *_):
     with tf.device(operation.inputs[2].device):
         return _output_slopes(operation, dy)
@@ -194,4 +196,4 @@ def _output_slopes(operation, dy):
 
 
 def _once(slope):
-    return tf.raw_ops.PreventGradient(input=slope, message=_NO_SECOND)
+    return tf.raw_ops.PreventGradient(input=slope, message=NO_SECOND_DERIVATIVES)

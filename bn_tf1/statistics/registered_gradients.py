@@ -18,7 +18,9 @@ import tensorflow.compat.v1 as tf
 
 # Of an IdentityN, as `with_gradient` makes it.
 NORMALIZE_BATCH = "bn_tf1.normalize_batch"
+NORMALIZE_PART = "bn_tf1.normalize_part"
 OUTPUT_GRADIENTS = "bn_tf1.output_gradients"
+PART_MOMENTS = "bn_tf1.part_moments"
 SUM_OF_SQUARES = "bn_tf1.sum_of_squares"
 # Of a fused kernel.
 FUSED_BATCH = "bn_tf1.fused_batch"

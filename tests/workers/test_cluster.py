@@ -10,6 +10,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1.doctor.lint import lint_facts
+from bn_tf1.graphs.facts import Facts
+from bn_tf1.graphs.view import view_of
 from bn_tf1.workers import collectives
 from bn_tf1.workers.cluster import Workers
 from bn_tf1.workers.meeting import LOST
@@ -148,6 +151,24 @@ def test_the_drop_ins_join_statistics_too(drop_in):
         "CollectiveGather 1 of float32 [18], 2",
         "CollectiveGather 2 of float32 [16], 2",
     ]
+
+
+@pytest.mark.parametrize(
+    "towers, weighted", [(False, False), (False, True), (True, False)]
+)
+def test_the_doctor_knows_joint_statistics(towers, weighted):
+    x = tf.placeholder(tf.float32, [8, 6, 6, 4])
+    kernel = tf.get_variable("kernel", [1, 1, 4, 4])
+    x = tf.nn.conv2d(x, kernel, [1, 1, 1, 1], "SAME")
+    workers = Workers(["a:1", "b:1"], 0)
+    options = {"weights": tf.ones([8])} if weighted else {}
+    y = bn_tf1.batch_norm([x, x] if towers else x, True, sync=workers, **options)
+    loss = tf.reduce_mean(tf.square(y))
+    bn_tf1.make_train_op(loss, tf.train.AdamOptimizer(1e-3), workers=workers)
+    facts = Facts(view_of(tf.get_default_graph()))
+    (layer,) = facts.graph_layers()
+    assert (layer.name, layer.mode, layer.decay) == ("batch_norm", "training", 0.99)
+    assert not [f for f in lint_facts(facts) if f.gravity != "note"]
 
 
 def test_second_derivatives_are_refused():

@@ -12,7 +12,11 @@ from bn_tf1.graphs.node_values import origin
 from bn_tf1.graphs.recognition.arithmetic import ROOTS, match_composed
 from bn_tf1.graphs.recognition.fused_kernels import FUSED_CONVOLUTIONS, match_fused
 from bn_tf1.graphs.recognition.normalization_match import Normalization
-from bn_tf1.graphs.recognition.own_layers import match_own, own_kernels
+from bn_tf1.graphs.recognition.own_layers import (
+    gradient_kernels,
+    match_own,
+    own_kernels,
+)
 from bn_tf1.graphs.view import GraphView
 
 
@@ -31,6 +35,9 @@ def find_normalizations(view: GraphView) -> list[Normalization]:
                 match = match_own(view, node)
                 own += [match] if match is not None else []
                 inner.update(own_kernels(view, node))
+            elif op == "PreventGradient":
+                inner.update(gradient_kernels(view, node))
+                continue
             else:
                 continue
             if match is not None:

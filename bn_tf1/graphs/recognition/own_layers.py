@@ -19,7 +19,12 @@ from bn_tf1.graphs.node_values import (
 from bn_tf1.graphs.recognition.batch_statistics import layout_of, through_casts
 from bn_tf1.graphs.recognition.normalization_match import Normalization
 from bn_tf1.graphs.view import GraphView, node_of
-from bn_tf1.statistics.registered_gradients import NORMALIZE_BATCH, OUTPUT_GRADIENTS
+from bn_tf1.statistics.joint import NO_SECOND_DERIVATIVES
+from bn_tf1.statistics.registered_gradients import (
+    NORMALIZE_BATCH,
+    NORMALIZE_PART,
+    OUTPUT_GRADIENTS,
+)
 
 # Graphs of 0.1.0 have the settings in the name of the gradient. To go with 1.0.
 _OF_0_1 = re.compile(r"(bn_tf1\.\w+)\((?:axes=\(([\d, ]+)\), epsilon=([-+.\de]+))?\)$")
@@ -31,7 +36,7 @@ def _own_gradient(view: GraphView, node: int) -> tuple[str, Any, int] | None:
     if attribute is None:
         return None
     name, inputs = attribute.s.decode("utf-8", "replace"), view.inputs[node]
-    outputs = {NORMALIZE_BATCH: 1, OUTPUT_GRADIENTS: 3}
+    outputs = {NORMALIZE_BATCH: 1, NORMALIZE_PART: 1, OUTPUT_GRADIENTS: 3}
     old = _OF_0_1.match(name)
     if old and old.group(1) in outputs and old.group(2):
         axes = [int(axis) for axis in old.group(2).split(",") if axis.strip()]
@@ -48,7 +53,7 @@ def match_own(view: GraphView, node: int) -> Normalization | None:
     """The batch norm that the IdentityN at `node` stands for, or None."""
     name, settings, first = _own_gradient(view, node) or (None, (), 0)
     is_whole = len(settings) > 1 and len(view.inputs[node]) >= first + 5
-    if name != NORMALIZE_BATCH or not is_whole:
+    if name not in (NORMALIZE_BATCH, NORMALIZE_PART) or not is_whole:
         return None
     x, mean, variance, gamma, beta = view.inputs[node][first : first + 5]
     epsilon, *channels = settings
@@ -72,6 +77,19 @@ def match_own(view: GraphView, node: int) -> Normalization | None:
         "training",
         axes,
     )
+
+
+def gradient_kernels(view: GraphView, node: int) -> set[int]:
+    """The fused kernels in the gradients of joint statistics, which end in a node that
+    prevents second ones."""
+    message = view.attribute(node, "message")
+    if message is None or message.s.decode("utf-8", "replace") != NO_SECOND_DERIVATIVES:
+        return set()
+    reference = through_casts(view, view.inputs[node][0])
+    if view.ops[node_of(reference)] == "Mul":  # the weights
+        reference = through_casts(view, view.inputs[node_of(reference)][0])
+    kernel = node_of(reference)
+    return {kernel} if is_fused(view.ops[kernel]) else set()
 
 
 def own_kernels(view: GraphView, node: int) -> set[int]:
