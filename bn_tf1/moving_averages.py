@@ -30,8 +30,10 @@ from bn_tf1.arguments import Arguments
 from bn_tf1.control_flow import inside_of_control_flow
 from bn_tf1.records import batch_norm_calls
 from bn_tf1.statistics import in_dtype
+from bn_tf1.variables import OF_STATISTICS
 
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
+_OF_REPLICA = re.compile(r"/replica_\d+$")
 _IN_GRADIENT = re.compile(r"_grad(_\d+)?(/|$)")
 
 
@@ -201,11 +203,12 @@ def _zero_debiased_update(variable, value, rate, decay, apply, is_shared):
     """Written out because TensorFlow's own cannot hold its step counter still."""
     dtype = variable.dtype.base_dtype
     zeros = tf.zeros_initializer()
-    with tf.variable_scope(variable.op.name):
-        biased = tf.get_variable(
-            "biased", variable.shape, dtype, zeros, trainable=False
+    # Under a strategy, TensorFlow names the parts of a variable itself.
+    with tf.variable_scope(_OF_REPLICA.sub("", variable.op.name)):
+        biased, local_step = (
+            tf.get_variable(name, shape, dtype, zeros, trainable=False, **OF_STATISTICS)
+            for name, shape in (("biased", variable.shape), ("local_step", []))
         )
-        local_step = tf.get_variable("local_step", [], dtype, zeros, trainable=False)
     update = _locked_update if is_shared else _plain_update
     accumulate = update(biased, value, rate, apply)
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)

@@ -24,6 +24,12 @@ INITIALIZERS = {
     "moving_variance": tf.ones_initializer,
 }
 LEARNED = ("gamma", "beta")
+# Of statistics, under a strategy for several devices: each moves its own, and what is read
+# and saved is their mean.
+OF_STATISTICS = {
+    "synchronization": tf.VariableSynchronization.ON_READ,
+    "aggregation": tf.VariableAggregation.MEAN,
+}
 
 
 class LayerVariables(NamedTuple):
@@ -123,6 +129,7 @@ def own_variables(
             dtype,
             initializer,
             trainable=key in LEARNED and trainable is not False,
+            **({} if key in LEARNED else OF_STATISTICS),
             **{option: (values or {}).get(key) for option, values in by_name.items()},
         )
 

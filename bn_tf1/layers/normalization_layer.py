@@ -51,7 +51,12 @@ from bn_tf1.drop_in import (
 from bn_tf1.layers.legacy_layer import InputSpec, LegacyLayer
 from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
-from bn_tf1.variables import LEARNED, LayerVariables, make_variables
+from bn_tf1.variables import (
+    LEARNED,
+    OF_STATISTICS,
+    LayerVariables,
+    make_variables,
+)
 
 _ZEROS = tf.zeros_initializer()
 _ONES = tf.ones_initializer()
@@ -363,8 +368,7 @@ class BatchNormalization(LegacyLayer):
                     dtype,
                     initializer,
                     trainable=False,
-                    synchronization=tf.VariableSynchronization.ON_READ,
-                    aggregation=tf.VariableAggregation.MEAN,
+                    **OF_STATISTICS,
                 )
 
         return make

@@ -66,7 +66,7 @@ from bn_tf1.drop_in import (
 from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.slim.arg_scopes import obeys_arg_scopes
-from bn_tf1.variables import LEARNED, make_variables
+from bn_tf1.variables import LEARNED, OF_STATISTICS, make_variables
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
 _CALLED = {"weights": "batch_weights"}
@@ -298,7 +298,7 @@ def _variable_maker(plan, regularizers, trainable):
                 trainable=trainable is not False,
             )
         with unpartitioned(tf.get_variable_scope()):
-            return get(key, initializer, trainable=False)
+            return get(key, initializer, trainable=False, **OF_STATISTICS)
 
     return make
 

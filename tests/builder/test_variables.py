@@ -210,6 +210,8 @@ def test_batch_norm_calls(graph, variable):
         "batch_mean",
         "batch_variance",
         "updates",
+        "x",
+        "arguments",
     )
     for name in NAMES:
         assert getattr(calls[0], name) is variable("first/" + name)
