@@ -216,7 +216,7 @@ def _nudged(feed):
 
 
 def _bytes(graph):
-    return graph.graph_def().SerializeToString()
+    return graph.portable_graph_def().SerializeToString()
 
 
 def _examples_note(examples, size):

@@ -97,7 +97,7 @@ def _measured(graph, layer, model, examples, isolated):
         {k: a[start : start + size] if a.ndim else a for k, a in whole.items()}
         for start in range(0, count, size)
     ]
-    trial_bytes = trial.graph_def().SerializeToString()
+    trial_bytes = trial.portable_graph_def().SerializeToString()
     isolated.run("frozen", trial_bytes, feeds, outputs)
     try:
         (runs,) = isolated.results()

@@ -167,6 +167,7 @@ def prepare(
     extract(made.graph, made.names()[1])
     _check_clean(made.graph)
     for model in filter(None, (made.graph, before)):
+        model.definitions = source.definitions
         _freeze(model, source)
         clean_attributes(model)
     served_keys = {graph.tensor(name): key for pairs in served for name, key in pairs}

@@ -74,7 +74,7 @@ def write_model(
 
 def _written(model, made, kind, measured, isolated):
     inputs, outputs = model.names()
-    graph = model.graph.graph_def().SerializeToString()
+    graph = model.graph.portable_graph_def().SerializeToString()
     isolated.write(
         kind,
         graph,

@@ -22,6 +22,7 @@ class EditableGraph:
         nodes: NodeDef by name, in the order of the graph.
         functions: FunctionDef by name.
         versions: the VersionDef of the graph.
+        definitions: OpDef by operation, of the TensorFlow that made the graph.
         aliases: what gives now what a tensor gave whose node is gone, such as a call.
     """
 
@@ -32,6 +33,7 @@ class EditableGraph:
         self.nodes = {node.name: node for node in copy.node}
         self.functions = {f.signature.name: f for f in copy.library.function}
         self.versions = copy.versions
+        self.definitions: Mapping[str, Any] = {}
         self.aliases: dict[str, str] = {}
 
     def graph_def(self) -> tf.GraphDef:
@@ -51,7 +53,28 @@ class EditableGraph:
     def copy(self) -> EditableGraph:
         """A graph of its own."""
         made = EditableGraph(self.graph_def())
+        made.definitions = self.definitions
         made.aliases.update(self.aliases)
+        return made
+
+    def portable_graph_def(self) -> tf.GraphDef:
+        """The graph without attributes that have their default value.
+
+        Another version may not know them: 1.15 has no padding of its own in MaxPool.
+        """
+        made = self.graph_def()
+        for node in made.node:
+            definition = self.definitions.get(node.op)
+            defaults = {
+                attribute.name: attribute.default_value
+                for attribute in (definition.attr if definition is not None else ())
+                if attribute.HasField("default_value")
+            }
+            for key in list(node.attr):
+                value = node.attr[key]
+                is_empty = value.WhichOneof("value") is None
+                if is_empty or defaults.get(key) == value:
+                    del node.attr[key]
         return made
 
     def tensor(self, name: str) -> str:
