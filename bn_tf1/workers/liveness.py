@@ -217,9 +217,7 @@ class Watch:
             self._others[rank] = Status(*content)
         elif kind == "end" and not self._is_closing:
             code, reason = content
-            if self._rank == 0:
-                self._end(reason, code, but=rank)
-            self._end_process(reason, code)
+            self._end(reason, code, but=rank)
 
     def _lose(self, rank, reason):
         if rank in self._byes or self._is_closing:

@@ -51,7 +51,6 @@ def test_workers_have_equal_bits_and_one_process_s_numbers(tmp_path):
     [
         ("alone", LOST, "worker 1 and the chief made runs with other collectives"),
         ("kill", 137, r"worker 1 at 127.0.0.1:\d+ is gone: "),
-        ("error", 1, "worker 0 ends: worker 1 failed: ValueError: of my own"),
     ],
 )
 def test_a_fault_of_one_ends_all(fault, code, message, tmp_path):
