@@ -90,13 +90,9 @@ def recalibrate_run(
         measured = _measured(
             config, source, num_examples, batch_size, ema, exact, watch
         )
-        write_recalibrated(
-            destination,
-            source,
-            measured.report.values(),
-            graph=source.prefix + ".meta",
-            ema=ema,
-        )
+        # Without the graph of the training: it would tell a decay, from which one would
+        # take statistics for averages of too few steps.
+        write_recalibrated(destination, source, measured.report.values(), ema=ema)
         _complete_folder(destination, config)
     return measured
 

@@ -54,12 +54,12 @@ def write_recalibrated(
     checkpoint: Checkpoint,
     statistics: Mapping[str, np.ndarray],
     *,
-    graph: str,
+    graph: str | None = None,
     ema: bool = False,
 ) -> None:
     """Writes `checkpoint` with `statistics`, arrays by name, to `destination`.
 
-    The file `graph`, if there is one, is copied beside it, as a `tf.train.Saver` has it.
+    The file `graph` is copied beside it, as a `tf.train.Saver` has it.
 
     Raises:
         CheckpointError: as `write_checkpoint`.
@@ -77,5 +77,5 @@ def write_recalibrated(
         array = values.reshape(shape).astype(dtype.as_numpy_dtype)
         entries.append(Entry(name, tuple(shape), dtype, None, array))
     write_checkpoint(destination, checkpoint, entries)
-    if os.path.exists(graph):
+    if graph is not None:
         shutil.copyfile(graph, destination + ".meta")

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+import bn_tf1
 from bn_tf1.__main__ import main
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import evaluation
@@ -58,7 +59,9 @@ def test_a_run_that_was_stopped_early(stopped, tmp_path, capsys):
     new = str(tmp_path / "new" / "model.ckpt")
     assert _main(stopped, new) == 0
     printed = capsys.readouterr().out
+    assert "warning" not in printed
     assert "layer3/batch_norm" in printed and "accuracy on 360 held-out" in printed
+    assert bn_tf1.examine(new).is_healthy
     before = _accuracy(f"{stopped}/model.ckpt-{_STEPS}", tmp_path)
     after = _accuracy(new, tmp_path)
     run = recalibrate_run(stopped, str(tmp_path / "twin"))
