@@ -191,15 +191,17 @@ CHECKS = (
     Check(
         "several-updates",
         "graph",
-        ("error", "warning"),
+        ("error", "warning", "note"),
         "One training step updates a moving statistic several times.",
         "A layer that is called several times (towers, a discriminator on real and "
-        "generated data) mixes the statistics of all calls, in no certain order. Updates "
+        "generated data) mixes the statistics of all calls. Updates "
         "that read one old value move it N (1 - decay) times the way to the batch: from "
         "1 on too far, and from 2 on the statistics diverge.",
         "Choose the calls whose statistics count. In the others, bn_tf1.batch_norm("
         'x, is_training, update="skip"). For towers, take the updates of the first alone: '
-        "tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)",
+        "bn_tf1.make_train_op(loss, optimizer, update_ops=tf.get_collection("
+        "tf.GraphKeys.UPDATE_OPS, scope)). Where all count, make_train_op lets them follow "
+        "one another.",
     ),
     Check(
         "zero-debias",
@@ -418,8 +420,8 @@ CHECKS = (
         "Most often one layer is called many times in a training step, and its updates "
         "read one old value: N of them move it N (1 - decay) times the way to the batch, "
         "which from 2 on grows without bound. Update once in each step: "
-        'bn_tf1.batch_norm(x, is_training, update="skip") in the other calls. '
-        + _RECALIBRATE,
+        'bn_tf1.batch_norm(x, is_training, update="skip") in the other calls, or one '
+        "after the other: bn_tf1.make_train_op(loss, optimizer). " + _RECALIBRATE,
     ),
     Check(
         "optimizer-slots",

@@ -28,6 +28,11 @@ ASSIGNMENTS = frozenset(
     ["Assign", "AssignAdd", "AssignSub"]
     + ["AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"]
 )
+# One step of proximal gradient descent towards a value: `bn_tf1` takes it for an average that
+# is read and written under one lock. The value is what it takes last.
+LOCKED_AVERAGES = frozenset(
+    ["ApplyProximalGradientDescent", "ResourceApplyProximalGradientDescent"]
+)
 # `bn_tf1` sums by channel with the gradients of a bias and of a depthwise convolution.
 REDUCTIONS = frozenset(
     ["Mean", "Sum", "BiasAddGrad", "DepthwiseConv2dNativeBackpropFilter"]
@@ -88,6 +93,14 @@ def is_fused(op: str) -> bool:
 
 
 _FUSED = re.compile(r"_?(Mkl)?(Native)?FusedBatchNorm(V\d+)?(Ex)?$")
+
+
+def written_value(view: GraphView, node: int) -> int | None:
+    """The reference to what an assignment or a locked average writes; None for others."""
+    op, inputs = view.ops[node], view.inputs[node]
+    if op in ASSIGNMENTS and len(inputs) > 1:
+        return inputs[1]
+    return inputs[-1] if op in LOCKED_AVERAGES and len(inputs) > 1 else None
 
 
 def same_values(view: GraphView, reference: int) -> tuple[int, ...]:

@@ -18,12 +18,14 @@ from typing import Iterable, NamedTuple
 
 from bn_tf1.graphs.node_values import (
     ASSIGNMENTS,
+    LOCKED_AVERAGES,
     REDUCTIONS,
     constant,
     leaves,
     origin,
     same_values,
     variables_of,
+    written_value,
 )
 from bn_tf1.graphs.reading.partial_parsing import GraphTooLargeError
 from bn_tf1.graphs.view import (
@@ -87,11 +89,13 @@ def find_training(view: GraphView) -> Training:
 
 def _applies(view, node):
     op = view.ops[node]
-    if _APPLY.match(op) or _ACCUMULATE.match(op):
+    is_average = op in LOCKED_AVERAGES
+    if not is_average and (_APPLY.match(op) or _ACCUMULATE.match(op)):
         return True
-    if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
+    written = written_value(view, node)
+    if written is None:
         return False
-    value = leaves(view, view.inputs[node][1])
+    value = leaves(view, written)
     return any(is_gradient(view, leaf) for leaf in value.others | value.reductions)
 
 

@@ -15,13 +15,14 @@ from typing import NamedTuple, Sequence
 
 from bn_tf1.checkpoints.dialects import find_slot
 from bn_tf1.graphs.node_values import (
-    ASSIGNMENTS,
+    LOCKED_AVERAGES,
     Leaves,
     leaves,
     same_values,
     scalars,
     variable_name,
     variables_of,
+    written_value,
 )
 from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.view import GraphView, node_of, port_of
@@ -78,13 +79,14 @@ def find_updates(
         for role, sources in statistics_of(view, normalization).items():
             roles.update(dict.fromkeys(sources, role))
     found = []
-    for node, op in enumerate(view.ops):
-        if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
+    for node in range(len(view)):
+        value = written_value(view, node)
+        if value is None:
             continue
         variables = variables_of(view, view.inputs[node][0])
         if not variables:
             continue
-        written = leaves(view, view.inputs[node][1])
+        written = leaves(view, value)
         sources = _known_sources(view, written, roles)
         if sources:
             # A biased variance in the form E[x^2] - E[x]^2 is made of both.
@@ -121,8 +123,9 @@ def other_writes(view: GraphView, variables: Sequence[int]) -> dict[int, list[in
     """By variable, operations that change it, in this or any other way."""
     wanted = set(variables)
     found: dict[int, list[int]] = {}
-    for node, op in enumerate(view.ops):
-        if op not in ASSIGNMENTS or len(view.inputs[node]) < 2:
+    for node in range(len(view)):
+        value = written_value(view, node)
+        if value is None:
             continue
         for variable in variables_of(view, view.inputs[node][0]):
             if variable in wanted and _is_update(view, node):
@@ -134,12 +137,14 @@ def _is_update(view, node):
     """Initial values and restored ones are no updates."""
     if "Add" in view.ops[node] or "Sub" in view.ops[node]:
         return True
-    written = leaves(view, view.inputs[node][1])
+    written = leaves(view, written_value(view, node))
     return bool(written.variables or written.reductions or written.statistics)
 
 
 def decay_of(view: GraphView, node: int, variable: int) -> float | None:
     """The share of the old value of `variable` that the assignment `node` keeps."""
+    if view.ops[node] in LOCKED_AVERAGES:
+        return None  # it has no difference to the old value; other calls tell the decay
     value = view.inputs[node][1]
     factors = _factors(view, value, variable, _DEPTH, {})
     if factors is None:

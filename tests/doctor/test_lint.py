@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import bn_tf1
 from bn_tf1.doctor.lint import lint
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.training_nodes import is_gradient
@@ -230,7 +231,33 @@ def test_updates_that_follow_one_another_do_not_overshoot():
             y = graph_zoo.with_nn(tf.identity(images()), True, decay=0.9)
         updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)[-2:]
     make_train_op(tf.reduce_mean(tf.square(y)))
-    assert finding("several-updates").gravity == "warning"
+    assert finding("several-updates").gravity == "note"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_our_updates_of_many_calls(by_hand, variable_kind):
+    """By hand they take turns under a lock, which no optimizer does; else in order."""
+    for i in range(25):
+        with tf.variable_scope("net", reuse=i > 0):
+            y = graph_zoo.ours(tf.identity(images()), True, decay=0.9)
+    loss, optimizer = tf.reduce_mean(tf.square(y)), tf.train.AdamOptimizer()
+    if by_hand:
+        make_train_op(loss)
+    else:
+        bn_tf1.make_train_op(loss, optimizer)
+    found = finding("several-updates")
+    assert (found.gravity, found.layer) == ("warning" if by_hand else "note", "net/bn")
+    assert checks() == ["several-updates"] * by_hand
+
+
+def test_our_updates_of_many_calls_are_no_training():
+    for i in range(2):
+        with tf.variable_scope("net", reuse=i > 0):
+            graph_zoo.ours(tf.identity(images()), True)
+    facts = Facts(view_of(tf.get_default_graph()))
+    assert not facts.training.applies
+    (layer,) = facts.layers
+    assert len(layer.updates) == 4
 
 
 def test_a_layer_that_is_called_twice_and_updated_once():

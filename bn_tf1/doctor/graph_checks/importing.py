@@ -16,14 +16,18 @@ from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import Facts
-from bn_tf1.graphs.node_values import ASSIGNMENTS, origins
+from bn_tf1.graphs.node_values import ASSIGNMENTS, LOCKED_AVERAGES, origins
 from bn_tf1.graphs.view import node_of
 
 # What takes a variable as its first input, and no value.
 _MOST = 3
 _FUSED_GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
 _FIRST_UNUSED = 3
-_OF_VARIABLES = ASSIGNMENTS | {"ReadVariableOp", "ResourceGather", "VarIsInitializedOp"}
+_OF_VARIABLES = (
+    ASSIGNMENTS
+    | LOCKED_AVERAGES
+    | {"ReadVariableOp", "ResourceGather", "VarIsInitializedOp"}
+)
 
 
 def check_frozen(facts: Facts) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import Facts
-from bn_tf1.graphs.node_values import VARIABLES, variable_name
+from bn_tf1.graphs.node_values import LOCKED_AVERAGES, VARIABLES, variable_name
 from bn_tf1.graphs.view import node_of
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 
@@ -200,13 +200,16 @@ def _several(facts, analysis, nodes, variable):
     count = len(nodes)
     reach = 0.0
     rate = ""
+    in_order = _follow_one_another(facts.view, nodes)
     if decay is not None:
         rate = f" ({count} times decay {decay:g} is {decay**count:g})"
-        if not _follow_one_another(facts.view, nodes):
-            reach = count * (1 - decay)
+        # What reads and writes under one lock never takes an old value.
+        at_once = [n for n in nodes if facts.view.ops[n] not in LOCKED_AVERAGES]
+        reach = 0.0 if in_order else len(at_once) * (1 - decay)
+    gravity = "note" if in_order else "warning"
     return found_by(
         "several-updates",
-        gravity="error" if reach >= _DIVERGES else "warning",
+        gravity="error" if reach >= _DIVERGES else gravity,
         certainty="likely",
         layer=analysis.layer.name,
         where=name,
