@@ -248,6 +248,11 @@ def _connected(chief, secret, deadline, seconds):
             connection = socket.create_connection(
                 address_of(chief), max(deadline - time.monotonic(), 0.01)
             )
+            # Where nobody listens yet, a port of the range for clients may be given to
+            # this very connection, which then leads to itself and keeps the chief out.
+            if connection.getsockname() == connection.getpeername():
+                connection.close()
+                raise ConnectionError("nobody listens there")
             return messages.introduce(connection, secret)
         except messages.WrongSecret as error:
             raise WorkersError(
