@@ -63,6 +63,8 @@ class Arguments(NamedTuple):
         zero_debias: a bool, or which of "moving_mean" and "moving_variance" are
             bias-corrected; the latter after the check.
         towers: the length of the list that `x` is; 0 where it is none.
+        is_foldable: whether updates have the form in which `tf.contrib.quantize` folds a
+            layer; for the drop-ins, on the TensorFlow that has it.
         plan: how `x` is normalised, with its channel axes; None before the check.
         is_plain: whether the statistics and the output are those of the whole batch and
             nothing more; known after the check.
@@ -85,6 +87,7 @@ class Arguments(NamedTuple):
     fold: Any = False
     sync: Any = None
     towers: int = 0
+    is_foldable: bool = False
     plan: Plan | None = None
     is_plain: bool = True
 

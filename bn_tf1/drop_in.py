@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+HAS_CONTRIB = tf.version.VERSION.startswith("1.")
+
 _CLIPPING = ("rmax", "rmin", "dmax")
 
 

@@ -94,6 +94,7 @@ def update_moving_average(
     zero_debias: bool = False,
     rate: tf.Tensor | None = None,
     is_shared: bool = False,
+    is_foldable: bool = False,
 ) -> tf.Operation:
     """Makes the operation that moves `variable` towards `value`.
 
@@ -113,6 +114,9 @@ def update_moving_average(
         is_shared: whether other operations move the variable in the same step, in any
             order: then it is moved under one lock, so that N of them which read the same
             old value do not move it N times as far.
+        is_foldable: whether `rate` is that of `update_rate`, and the guard comes after the
+            product with it. It takes one operation more, and is what
+            `tf.contrib.quantize` looks for beside a fused kernel.
 
     Returns:
         The operation.
@@ -123,6 +127,8 @@ def update_moving_average(
         rate = applied_rate(update_rate(decay, variable.dtype.base_dtype), apply)
     if zero_debias:
         return _zero_debiased_update(variable, value, rate, decay, apply, is_shared)
+    if is_foldable:
+        return _plain_update(variable, value, rate, apply, is_foldable)
     update = _locked_update if is_shared else _plain_update
     return update(variable, value, rate, apply)
 
@@ -142,7 +148,7 @@ def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:
         return rate * tf.cast(apply, rate.dtype)
 
 
-def _plain_update(variable, value, rate, apply):
+def _plain_update(variable, value, rate, apply, is_foldable=False):
     with tf.name_scope("AssignMovingAvg") as scope:
         # In a loop, the read must wait for the update of the iteration before. What takes
         # a reference reads it when all that it takes is there.
@@ -151,8 +157,10 @@ def _plain_update(variable, value, rate, apply):
             with tf.control_dependencies([value]):
                 old = variable.read_value()
         difference = old - value
-        if apply is True:
+        if apply is True or is_foldable:
             change = difference * rate
+            if apply is not True:
+                change = tf.math.multiply_no_nan(change, tf.cast(apply, rate.dtype))
         else:
             # Exactly 0 where the rate is, even if the difference is NaN.
             change = tf.math.multiply_no_nan(difference, rate)

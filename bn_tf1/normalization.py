@@ -357,8 +357,11 @@ def _update_operations(x, variables, normalized, arguments, updating, is_shared)
     apply, *others = [c for c in conditions if not isinstance(c, bool)] or [True]
     for condition in others:
         apply = tf.logical_and(apply, condition)
-    rate = applied_rate(updating.rate, apply)
-    how = {"apply": apply, "rate": rate, "is_shared": is_shared}
+    if arguments.is_foldable and not (is_shared or arguments.zero_debias):
+        how = {"apply": apply, "rate": updating.rate, "is_foldable": True}
+    else:
+        rate = applied_rate(updating.rate, apply)
+        how = {"apply": apply, "rate": rate, "is_shared": is_shared}
     if arguments.renorm is not None:
         return _renormalized_updates(variables, mean, variance, arguments, **how)
     return tuple(

@@ -42,6 +42,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import statistics
 from bn_tf1.arguments import Arguments, check
 from bn_tf1.drop_in import (
+    HAS_CONTRIB,
     checked_clipping,
     checked_mode,
     switched_or_not,
@@ -299,6 +300,7 @@ class BatchNormalization(LegacyLayer):
             if self.fused and self._bessels_correction_test_only
             else "biased",
             update="skip" if self.trainable is False else "collection",
+            is_foldable=self.fused and HAS_CONTRIB,
         )
         arguments = check(inputs, asked, called=_CALLED)
         normalized = normalize_and_update(

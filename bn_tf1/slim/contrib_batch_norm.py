@@ -54,6 +54,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import statistics
 from bn_tf1.arguments import Arguments, check, check_by_name
 from bn_tf1.drop_in import (
+    HAS_CONTRIB,
     add_to_collection,
     as_list,
     checked_clipping,
@@ -197,6 +198,7 @@ def batch_norm(
         zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
         ema_variance="unbiased" if way.unbiased else "biased",
         update="skip" if skips else "in_place" if in_place else "collection",
+        is_foldable=way.unbiased and HAS_CONTRIB,
     )
     arguments = check(x, asked, called=_CALLED)
     # The original leaves what it does not know unread.
