@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from typing import Any, Mapping, NamedTuple, Sequence
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from bn_tf1.serving.preparing import ExportError, Model
 TOLERANCE = 1e-5
 _FOLDED_TOLERANCE = 1e-4
 _BATCH_TOLERANCE = 1e-4
+_NO_ARRAYS = (OSError, ValueError, AttributeError, TypeError, EOFError, BadZipFile)
 _ROUNDING = 2e-7
 _AMPLIFIED = 30
 _MOST_ALLOWED = 1e-2
@@ -91,7 +93,8 @@ def _arrays(given):
     try:
         with np.load(os.fspath(given), allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, KeyError) as error:
+    # An array without names, or what is no archive at all.
+    except _NO_ARRAYS as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise ExportError(f"{given} cannot be read as .npz: {reason}") from error
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.serving.preparing import Wishes, prepare
+from bn_tf1.serving.checking import read_examples
+from bn_tf1.serving.preparing import ExportError, Wishes, prepare
 from bn_tf1.serving.sources import open_source
 from tests.graphs.graph_zoo import convolution, images, loss_of, make_train_op, with_nn
 
@@ -139,3 +140,11 @@ def test_an_input_queue_is_cut(tmp_path):
         open_source(saved(tmp_path, build)), Wishes(outputs=["logits/logits"])
     )
     assert [str(c) for c in model.inputs] == ["batch float32 [8, 5, 5, 3]"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY"])
+def test_examples_that_are_none(content, tmp_path):
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match="cannot be read as .npz"):
+        read_examples(str(path), [])
