@@ -31,7 +31,7 @@ from typing import Any, Callable, Sequence
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 
-from bn_tf1.jobs.config import ConfigError
+from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.evaluation import (
     EvaluationError,
@@ -187,6 +187,8 @@ def _parse_flags(argv: Sequence[str], examples):
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
         _fail(_wrong_value(error), 2)
+    except flags.UnrecognizedFlagError as error:
+        _fail(_unknown_flag(error), 2)
     # ValueError: of absl for a value behind --no<flag>.
     except (flags.Error, ValueError) as error:
         _fail(str(error), 2)
@@ -234,6 +236,15 @@ def _flag_help(flag, width):
     yield from textwrap.wrap(
         text, width, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
+
+
+def _unknown_flag(error):
+    if hasattr(Config, error.flagname):  # of train.py, asked of eval.py
+        return (
+            f"--{error.flagname} is no flag here: it is read from the run's config.json"
+        )
+    hint = "" if "Did you mean" in str(error) else "; --help lists the flags"
+    return f"{error}{hint}"
 
 
 def _unexpected(argv, argument):
@@ -284,7 +295,14 @@ def _run_main(main):
         sys.exit(_STOPPED)
     except tuple(_EXIT_CODES) as error:
         codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
-        _fail(str(error), getattr(error, "exit_code", codes[0]))
+        _fail(_told(error), getattr(error, "exit_code", codes[0]))
+
+
+def _told(error):
+    """An error in words, the system's without its number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be read or written: {error.strerror}"
+    return str(error)
 
 
 def _fail(message, code):

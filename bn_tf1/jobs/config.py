@@ -378,8 +378,9 @@ def check_folder(name: str, path: str) -> None:
         place = os.path.dirname(place)
     if place and not os.path.isdir(place):
         what = "which" if place == path else f"where {place}"
+        kind = "a file" if os.path.exists(place) else "a link to nothing"
         raise ConfigError(
-            f"--{name} is {path!r}, {what} is a file, but must be a folder, or the name "
+            f"--{name} is {path!r}, {what} is {kind}, but must be a folder, or the name "
             "of a new one"
         )
 

@@ -265,7 +265,10 @@ def _named_checkpoint(path):
     try:
         committing_saver.verify(path)
     except DamagedCheckpoint as error:
-        raise EvaluationError(f"--checkpoint_path is {path!r}: {error}") from error
+        raise EvaluationError(
+            f"--checkpoint_path is {path!r}, which is damaged: {error.reason}; "
+            + _there_are(os.path.dirname(path) or ".")
+        ) from error
     return SavedCheckpoint(0, path)
 
 

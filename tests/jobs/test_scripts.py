@@ -160,6 +160,7 @@ def test_training_again_with_another_flag_names_both_values(default_run):
             ["--split=vali\ndation"],
             r"--split is 'vali\ndation', but must be one of test, train",
         ),
+        ("eval.py", ["--model=mlp"], "--model is no flag here: it is read from"),
         ("eval.py", ["--run_once=3"], "--run_once is '3', but must be true or false"),
         (
             "eval.py",

@@ -22,10 +22,16 @@ def replace_text(path: str, text: str) -> None:
         OSError: the folder does not exist, or cannot be written to.
     """
     partial = path + PARTIAL
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename:
+            raise
+        # A full disk or a limit, which do not name the file.
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
     os.replace(partial, path)
     sync(os.path.dirname(path) or ".")
 
