@@ -199,7 +199,10 @@ def test_the_loss_is_shown_without_the_penalty(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "warns"),
-    [({"learning_rate": 1e-12}, True), ({"max_steps": 60, "log_steps": 60}, False)],
+    [
+        ({"learning_rate": 1e-12}, True),
+        ({"max_steps": 60, "batch_size": 64, "learning_rate": 0.3}, False),
+    ],
 )
 def test_a_run_that_learnt_nothing_says_so(tmp_path, capsys, options, warns):
     train(_config(tmp_path, **options))
