@@ -13,6 +13,7 @@ follows from.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
@@ -61,6 +62,7 @@ def make_variables(
     renorm: bool,
     initializers: Mapping[str, Any],
     order: Sequence[str] = tuple(INITIALIZERS),
+    named_by: str = "name",
 ) -> LayerVariables:
     """The variables of a layer.
 
@@ -70,6 +72,11 @@ def make_variables(
         renorm: whether there are those of renormalisation.
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
+        named_by: the argument that names the layer, for errors.
+
+    Raises:
+        ValueError: the scope has such variables and may not share them, or shall share
+            and has none, or others; or an initializer raises it.
     """
     made = {}
     kinds = tf.zeros_initializer, tf.ones_initializer
@@ -79,13 +86,42 @@ def make_variables(
     }
     initial = {key: shared.get(type(value), value) for key, value in initial.items()}
     absent = {"gamma": not scale, "beta": not center}
-    made = {key: None if absent.get(key) else make(key, initial[key]) for key in order}
-    if renorm:
-        stddev = _square_root_of(initial["moving_variance"])
-        made["moving_stddev"] = make("moving_stddev", stddev)
-        made["renorm_mean"] = make("renorm_mean", initial["moving_mean"])
-        made["renorm_stddev"] = make("renorm_stddev", stddev)
+    try:
+        made = {k: None if absent.get(k) else make(k, initial[k]) for k in order}
+        if renorm:
+            stddev = _square_root_of(initial["moving_variance"])
+            made["moving_stddev"] = make("moving_stddev", stddev)
+            made["renorm_mean"] = make("renorm_mean", initial["moving_mean"])
+            made["renorm_stddev"] = make("renorm_stddev", stddev)
+    except ValueError as error:
+        problem = _problem_of_sharing(str(error), named_by)
+        if problem is None:
+            raise
+        layer = tf.get_variable_scope().name
+        raise ValueError(f"layer {layer!r}: {problem}") from error
     return LayerVariables(**made)
+
+
+def _problem_of_sharing(message, named_by):
+    """What TensorFlow's message about shared variables means; None for another."""
+    what, *_ = re.split(r",|\.\s", message)
+    if what.endswith(" already exists"):
+        return (
+            f"{what}; give this layer another `{named_by}`, or reuse=True to share the "
+            "variables of the first"
+        )
+    if what.endswith(" does not exist"):
+        return (
+            f"{what}, so that there is nothing to share with `reuse`; build the layer "
+            f"without `reuse` first, or correct its `{named_by}`"
+        )
+    if what.startswith("Trying to share variable "):
+        difference = message.splitlines()[0].rstrip(".")
+        return (
+            f"{difference}; `reuse` needs the channels and the dtype of the first call: "
+            f"give this layer another `{named_by}`"
+        )
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,6 +215,7 @@ def batch_norm(
             renorm=renorm,
             initializers=param_initializers or {},
             order=_GAMMA_FIRST if way.name == _LAYER else _BETA_FIRST,
+            named_by="scope",
         )
         _collect_variables(
             variables,

@@ -189,15 +189,42 @@ def test_one_value_per_channel_in_inference_is_fine(start):
     np.testing.assert_allclose(start().run(y), [[0.9995] * 3], rtol=1e-5)
 
 
-def test_a_layer_shared_by_accident():
-    build(name="bn")
-    with pytest.raises(ValueError, match="bn/.* already exists"):
-        build(name="bn")
+OF_LIBRARIES = {
+    "name": lambda x, name, **options: build(x, name=name, **options),
+    "layers": bn_tf1.layers.batch_normalization,
+    "scope": lambda x, name, **options: bn_tf1.slim.batch_norm(
+        x, scope=name, scale=True, **options
+    ),
+}
 
 
-def test_reuse_of_a_layer_that_does_not_exist():
-    with pytest.raises(ValueError, match="bn/.* does not exist"):
-        build(name="bn", reuse=True)
+@pytest.mark.parametrize("library", list(OF_LIBRARIES))
+def test_layers_that_cannot_share(library, graph):
+    """By accident, with nothing, and with a layer of other channels."""
+    make = OF_LIBRARIES[library]
+    argument = library if library == "scope" else "name"
+    three, four = tf.zeros([4, 3]), tf.zeros([4, 4])
+    with pytest.raises(ValueError, match="does not exist") as caught:
+        make(three, name="bn", reuse=True)
+    assert_says(caught, "layer 'bn': ", "Variable bn/", "`reuse`", f"`{argument}`")
+    make(three, name="bn")
+    with pytest.raises(ValueError, match="already exists") as caught:
+        make(three, name="bn")
+    assert_says(caught, "layer 'bn': ", "Variable bn/", "reuse=True", f"`{argument}`")
+    with pytest.raises(
+        ValueError, match=r"shape \(4,\) and found shape \(3,\)"
+    ) as caught:
+        make(four, name="bn", reuse=True)
+    assert_says(caught, "layer 'bn': ", "channels", f"`{argument}`")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_initializer_that_fails_says_so_itself():
+    def failing(*arguments, **options):
+        raise ValueError("no such file")
+
+    with pytest.raises(ValueError, match="^no such file$"):
+        build(initializers={"gamma": failing})
 
 
 @pytest.mark.parametrize(
