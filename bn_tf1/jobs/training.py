@@ -111,7 +111,6 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
         config = configuration.with_checksum(config, checksum)
         newest = committing_saver.recover(config.model_dir)
         _check_max_steps(config, newest)
-        configuration.save(config)
         if workers is not None:
             _check_rows(config, workers)
             workers.join([newest.step if newest else 0, dataclasses.asdict(config)])

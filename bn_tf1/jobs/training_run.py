@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
+from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import fine_tuning
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.progress import Progress
@@ -79,6 +80,9 @@ def started(
 ) -> Iterator[TrainingRun]:
     """Starts a run of the default graph, which it finalizes, and saves it.
 
+    The configuration is saved before the first checkpoint, once nothing is left that can
+    refuse it.
+
     When the `with` block ends without an error, the run is saved again.
 
     Args:
@@ -108,6 +112,8 @@ def started(
         if share is not None:
             session.run(share)
         run = TrainingRun(config, session, step, summary, saver, progress)
+        # Not before: a start that fails on a flag must not bind the next one to it.
+        configuration.save(config)
         run.save()
         yield run
         run.finish()

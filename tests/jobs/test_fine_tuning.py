@@ -124,4 +124,5 @@ def test_mistakes(name, backbone, tmp_path):
     options = {"init_checkpoint": backbone[0], **options}
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, **options)
-    assert not list(tmp_path.glob("model.ckpt*"))
+    # Nor does the mistake bind the next start.
+    assert not list(tmp_path.glob("model.ckpt*")) + list(tmp_path.glob("config.json"))
