@@ -21,6 +21,8 @@ import threading
 from typing import Iterator, Sequence
 
 _STDERR = 2
+# What the project is installed with, as it is imported.
+_NEEDED = ("absl", "filelock", "google_crc32c", "numpy", "tensorflow", "tqdm")
 
 
 def is_verbose(arguments: Sequence[str]) -> bool:
@@ -41,6 +43,7 @@ def importing(*, verbose: bool) -> Iterator[None]:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_what_lacks_told())
         stack.enter_context(_garbage_left_alone())
         stack.enter_context(_ended_by_ctrl_c())
         if not verbose:
@@ -49,6 +52,21 @@ def importing(*, verbose: bool) -> Iterator[None]:
         if not verbose and "tensorflow" in sys.modules:
             # The notices of deprecation concern this project, not its users.
             sys.modules["tensorflow"].compat.v1.logging.set_verbosity("ERROR")
+
+
+@contextlib.contextmanager
+def _what_lacks_told():
+    """Most often it was started with another Python than the one of its environment."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
+        sys.exit(
+            f"there is no {error.name} in this Python, {sys.executable}: use the one of "
+            "the environment that the project is installed in, such as .venv/bin/python, "
+            "or install it with `python -m pip install .` in its folder"
+        )
 
 
 @contextlib.contextmanager

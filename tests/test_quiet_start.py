@@ -1,6 +1,7 @@
 """The quiet start, in processes of their own: what is seen, and what is given back."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -71,3 +72,23 @@ def test_an_import_that_kills_the_process_is_not_silent():
 )
 def test_verbose_is_read_off_the_command_line(arguments, expected):
     assert quiet_start.is_verbose(arguments) is expected
+
+
+def test_a_python_without_tensorflow_is_told_in_one_sentence():
+    """As a fresh Python has neither that nor absl, which is imported before it."""
+    for script in ("train.py", "eval.py", "-m"):
+        arguments = [
+            script,
+            *(["bn_tf1", "doctor", "README.md"] if script == "-m" else []),
+        ]
+        result = subprocess.run(
+            # Without what was installed beside it.
+            [sys.executable, "-S", "-E", *arguments],
+            cwd=str(ROOT),
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert re.match("there is no (absl|tensorflow) in this Python, /.*: use", line)
