@@ -72,7 +72,7 @@ def _parser():
         epilog=f"{_PROGRAM} <command> --help tells more, with examples",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"bn_tf1 {__version__}")
+    _add_version(parser)
     parser.set_defaults(wrong_usage=parser.error)
     subparsers = parser.add_subparsers(dest="command", metavar="command")
     for module in pkgutil.iter_modules(commands.__path__):
@@ -80,6 +80,10 @@ def _parser():
             subparsers, importlib.import_module(f"{commands.__name__}.{module.name}")
         )
     return parser
+
+
+def _add_version(parser):
+    parser.add_argument("--version", action="version", version=f"bn_tf1 {__version__}")
 
 
 def _add_command(subparsers, command):
@@ -97,6 +101,7 @@ def _add_command(subparsers, command):
     parser.add_argument(
         "--verbose", action="store_true", help="show TensorFlow's own log, too"
     )
+    _add_version(parser)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import bn_tf1
 from bn_tf1.__main__ import main
 from tests import FIXTURES, ROOT
 
+TF_LAYERS = str(FIXTURES / "tf_layers" / "model.ckpt")
 SONNET = str(FIXTURES / "sonnet" / "model.ckpt")
 
 
@@ -22,8 +23,9 @@ def test_convert(tmp_path, capsys):
     planned = capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert main(command) == 0
-    said = "nothing was written: this was a dry run\n"
-    assert capsys.readouterr().out + said == planned
+    table, _ = planned.split("nothing was written: this was a dry run\n")
+    said = f"wrote {target}, read it back and compared it\n"
+    assert capsys.readouterr().out == table + said
     assert "batch_norm/moving_mean" in planned
     assert os.path.exists(target + ".index")
 
@@ -90,6 +92,47 @@ def test_migrate_graph(tmp_path, capsys):
                 "file is\n"
             ),
         ),
+        (
+            ["migrate_graph", SONNET + ".index", "new.meta"],
+            (
+                f"migrate_graph: {SONNET}.index is a part of a checkpoint: give its graph, "
+                f"{SONNET}.meta\n"
+            ),
+        ),
+        (
+            ["migrate_graph", SONNET + ".meta", "nowhere/new.meta"],
+            (
+                "migrate_graph: nowhere/new.meta: there is no directory nowhere: make it, "
+                "or give another\n"
+            ),
+        ),
+        (
+            ["convert", TF_LAYERS, "new", "--from=sonnet", "--to=slim"],
+            (
+                "convert: `from_dialect` (--from) is 'sonnet', but the variables of layers "
+                "['batch_normalization', 'batch_normalization_1'] in "
+                f"{TF_LAYERS} have shape [C], as no layer of it has: say which library "
+                "wrote it\n"
+            ),
+        ),
+        (
+            ["launch", "--workers=2", "train.py"],
+            (
+                "launch: train.py is no program that can be started by itself: give -- "
+                "python train.py ...\n"
+            ),
+        ),
+        (
+            ["launch", "--", "no_such_program"],
+            (
+                "launch: there is no program no_such_program that can be started: give one "
+                "of PATH or the path of one, such as -- python train.py ...\n"
+            ),
+        ),
+        (
+            ["launch", "--workers=0", "--", "true"],
+            "launch: --workers is 0, but must be at least 1\n",
+        ),
     ],
 )
 def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys, monkeypatch):
@@ -148,8 +191,9 @@ def test_as_a_module_nothing_of_tensorflow_is_seen_around_a_result_or_an_error()
     assert line.startswith("doctor: there is nothing at nowhere")
 
 
-def test_the_version():
-    run = in_a_process("-m", "bn_tf1", "--version")
+@pytest.mark.parametrize("command", [[], ["doctor"], ["launch"]])
+def test_the_version(command):
+    run = in_a_process("-m", "bn_tf1", *command, "--version")
     assert (run.returncode, run.stdout) == (0, f"bn_tf1 {bn_tf1.__version__}\n")
 
 

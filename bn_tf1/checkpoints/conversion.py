@@ -279,6 +279,18 @@ def _source_layers(checkpoint, adopted, from_dialect, to_dialect):
                 "written by hand in `name_map` (--map)"
             )
         )
+    if from_dialect != HAND_WRITTEN and DIALECTS[from_dialect].keeps_rank:
+        flat = [
+            layer.scope
+            for layer in layers
+            if layer not in adopted and len(layer.shape) < 2
+        ]
+        if flat:
+            raise ConversionError(
+                f"`from_dialect` (--from) is {from_dialect!r}, but the variables of layers "
+                f"{flat} in {checkpoint.prefix} have shape [C], as no layer of it has: say "
+                "which library wrote it"
+            )
     lost = dialects.lost_state(checkpoint.shapes, layers, to_dialect)
     if lost:
         raise ConversionError(

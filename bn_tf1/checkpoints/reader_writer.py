@@ -187,6 +187,11 @@ def read_meta_graph(path: str) -> tf.MetaGraphDef:
     Raises:
         CheckpointError: there is no such file, or it is none.
     """
+    graph = _PART_OF_A_CHECKPOINT.sub("", path) + ".meta"
+    if path not in (graph, graph[: -len(".meta")]) and os.path.exists(graph):
+        raise CheckpointError(
+            f"{path} is a part of a checkpoint: give its graph, {graph}"
+        )
     meta = tf.MetaGraphDef()
     try:
         with open(path, "rb") as file:
@@ -252,7 +257,9 @@ def check_new(destination: str) -> None:
         )
     folder = os.path.dirname(destination) or "."
     if not os.path.isdir(folder):
-        raise CheckpointError(f"{destination}: there is no directory {folder}")
+        raise CheckpointError(
+            f"{destination}: there is no directory {folder}: make it, or give another"
+        )
 
 
 def _files_of(prefix):

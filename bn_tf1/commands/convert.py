@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
     print(conversion)
     if options.dry_run:
         print("nothing was written: this was a dry run")
+    else:
+        print(f"wrote {options.destination}, read it back and compared it")
     return 0
 
 

@@ -11,6 +11,8 @@ exit codes: 0 all ended well; that of the first worker that failed by itself,
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 
 EXAMPLES = (
     "launch --workers=2 -- python train.py --model_dir=runs/joint",
@@ -40,14 +42,29 @@ def run(options: argparse.Namespace) -> int:
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not program:
         raise ValueError("there is no program to run: give -- python train.py ...")
-    if options.workers < 1 or options.restarts < 0:
-        raise ValueError(
-            f"--workers is {options.workers} and --restarts {options.restarts}, but "
-            "must be at least 1 and 0"
-        )
+    for flag, value, least in [
+        ("--workers", options.workers, 1),
+        ("--restarts", options.restarts, 0),
+    ]:
+        if value < least:
+            raise ValueError(f"{flag} is {value}, but must be at least {least}")
+    _check_program(program[0])
     return launch(
         program,
         options.workers,
         restarts=options.restarts,
         grace_secs=options.grace_secs,
+    )
+
+
+def _check_program(name):
+    if shutil.which(name) is not None:
+        return
+    if name.endswith(".py") and os.path.isfile(name):
+        raise ValueError(
+            f"{name} is no program that can be started by itself: give -- python {name} ..."
+        )
+    raise ValueError(
+        f"there is no program {name} that can be started: give one of PATH or the path of "
+        "one, such as -- python train.py ..."
     )

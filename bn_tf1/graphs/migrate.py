@@ -98,6 +98,11 @@ def migrate_graph(source: str, destination: str) -> Migration:
 def _check_new(destination):
     if os.path.exists(destination):
         raise CheckpointError(f"{destination} exists, and nothing is written over")
+    folder = os.path.dirname(destination) or "."
+    if not os.path.isdir(folder):
+        raise CheckpointError(
+            f"{destination}: there is no directory {folder}: make it, or give another"
+        )
 
 
 def _remove_stored_shapes(graph_def):
