@@ -14,6 +14,7 @@ from tests import FIXTURES, ROOT
 
 TF_LAYERS = str(FIXTURES / "tf_layers" / "model.ckpt")
 SONNET = str(FIXTURES / "sonnet" / "model.ckpt")
+RECALIBRATE = ["recalibrate", SONNET + ".meta", "new", "--checkpoint", SONNET]
 
 
 def test_convert(tmp_path, capsys):
@@ -116,6 +117,28 @@ def test_migrate_graph(tmp_path, capsys):
             ),
         ),
         (
+            ["recalibrate", SONNET, "new", "--examples=README.md"],
+            (
+                f"recalibrate: {SONNET} is the prefix of a checkpoint: give its graph as "
+                f"SOURCE, {SONNET}.meta, with --checkpoint {SONNET} and --examples "
+                "X.npz\n"
+            ),
+        ),
+        (
+            [*RECALIBRATE, "--examples=nowhere.npz"],
+            (
+                "recalibrate: --examples nowhere.npz cannot be read: No such file or "
+                "directory\n"
+            ),
+        ),
+        (
+            [*RECALIBRATE, "--examples=README.md"],
+            (
+                "recalibrate: --examples README.md is no .npz file of numbers, as np.savez "
+                "writes it: a text file\n"
+            ),
+        ),
+        (
             ["launch", "--workers=2", "train.py"],
             (
                 "launch: train.py is no program that can be started by itself: give -- "
@@ -159,6 +182,7 @@ def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys, monkeyp
             "--from: convert reads checkpoints of TensorFlow: in PyTorch, rename",
         ),
         (["migrate_graph", "a"], "required: destination"),
+        (["export", "a", "b", "--time_limit=0"], "'0' is no number of seconds above 0"),
         (["convrt", "a", "b"], "did you mean convert?"),
         (["convert", "--from=x", "--to=y"], "invalid choice: 'x'"),
         (["convert", "a", "b", "--from=kears", "--to=slim"], "did you mean keras?"),

@@ -90,7 +90,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--time_limit",
-        type=float,
+        type=_seconds,
         default=600.0,
         metavar="SECONDS",
         help="how long the checks, and the writing, may each take (default: 600)",
@@ -125,6 +125,16 @@ def run(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _seconds(text):
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _names(text):

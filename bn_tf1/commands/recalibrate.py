@@ -19,6 +19,7 @@ finds.
 from __future__ import annotations
 
 import argparse
+import os
 
 EXAMPLES = (
     "recalibrate runs/digits NEW/model.ckpt",
@@ -88,8 +89,6 @@ def _setting(text):
 
 
 def run(options: argparse.Namespace) -> int:
-    import os
-
     import tensorflow.compat.v1 as tf
 
     tf.logging.set_verbosity(tf.logging.ERROR)
@@ -127,6 +126,12 @@ def _recalibrate_run(options):
 def _recalibrate_graph(options):
     from bn_tf1.population.imported_graphs import FedExamples, recalibrate_graph
 
+    graph = f"{options.source}.meta"
+    if os.path.exists(graph):
+        raise ValueError(
+            f"{options.source} is the prefix of a checkpoint: give its graph as SOURCE, "
+            f"{graph}, with --checkpoint {options.source} and --examples X.npz"
+        )
     if options.checkpoint is None or options.examples is None:
         raise ValueError(
             f"{options.source} is no folder of a run: for a .meta file give --checkpoint "
@@ -157,11 +162,31 @@ def _arrays(path):
 
     import numpy as np
 
+    from bn_tf1.formats.other_formats import other_format
+
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz file of numbers: {error}") from error
+    except OSError as error:
+        # What numpy itself says of a file that it cannot tell has no number.
+        if error.errno is not None:
+            raise ValueError(
+                f"--examples {path} cannot be read: {error.strerror}"
+            ) from error
+        reason = error
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = error
+    with open(path, "rb") as file:
+        what = other_format(file.read(4096), path) or str(reason).split("\n")[0]
+    raise ValueError(
+        f"--examples {path} is no .npz file of numbers, as np.savez writes it: {what}"
+    )
 
 
 def _progress(feeds, name):

@@ -241,8 +241,13 @@ class _Network:
         arrays = {}
         for name, array in self._examples.arrays.items():
             if node_name(name) in self._graph.nodes:  # others are not needed
-                tensor = name if ":" in name else f"{name}:0"
-                arrays[graph.get_tensor_by_name(tensor)] = array
+                tensor = graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+                if not tensor.shape.is_compatible_with((None, *np.shape(array)[1:])):
+                    raise ValueError(
+                        f"the examples have {name!r} of shape {list(np.shape(array))}, "
+                        f"but in {self._path} it is {tensor.shape}"
+                    )
+                arrays[tensor] = array
         count = self._examples.count()
         return _Batches(arrays, _batch_size(arrays, count, self._examples), count)
 

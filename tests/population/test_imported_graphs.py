@@ -83,6 +83,14 @@ def test_the_graph_of_every_library(tmp_path, origin):
             np.testing.assert_array_equal(after[names[0]].ravel(), np.float32(values))
 
 
+def test_examples_of_another_shape(tmp_path):
+    examples = FedExamples({"images": _IMAGES[:, :5]})
+    message = r"'images' of shape \[\d+, 5, 6, 1\], but in .* it is \("
+    with pytest.raises(ValueError, match=message):
+        _recalibrate("tf_layers", tmp_path / "new", examples=examples)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("origin", ["contrib", "sonnet", "tensorpack"])
 def test_exact_is_behind_the_final_statistics_of_the_first_layer(tmp_path, origin):
     options = {"examples": FedExamples({"images:0": _IMAGES}, batch_size=5)}
