@@ -9,6 +9,7 @@ begun; `CHANGEABLE` ones (where, how long, how often to report) can.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -426,6 +427,12 @@ def save(config: Config) -> None:
     path = os.path.join(config.model_dir, CONFIG_FILE)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     durable_files.replace_text(path, text)
+
+
+def remove(model_dir: str) -> None:
+    """Takes back what `save` wrote, if it came to that."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(model_dir, CONFIG_FILE))
 
 
 def as_chosen(config: Config, chosen: Mapping[str, Any]) -> Config:

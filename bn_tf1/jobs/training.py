@@ -121,7 +121,8 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
             progress = Progress(config)
             started = training_run.started(config, step, newest, progress, workers)
             named = dataset.failures_named()
-            with _explained(config, progress), named, started as run:
+            begun = _undone_before_the_first_step(config, newest, progress)
+            with begun, _explained(config, progress), named, started as run:
                 while progress.step < config.max_steps and run.goes_on(signals):
                     run.make_step(signals)
     # Not before: all is saved, and no grace period ends it.
@@ -197,6 +198,21 @@ def _explained(config, progress):
     except _FILE_ERRORS as error:
         reason = first_line(error)
         raise TrainingError(ended.format(progress.step, reason)) from error
+
+
+@contextlib.contextmanager
+def _undone_before_the_first_step(config, newest, progress):
+    """Removes what a run saved that fails in its first step, on a bad image say.
+
+    Else config.json would bind the next start to the flags and data that were wrong.
+    """
+    try:
+        yield
+    except Exception:
+        if newest is None and progress.step == 0:
+            committing_saver.remove_start(config.model_dir)
+            configuration.remove(config.model_dir)
+        raise
 
 
 def _warn_of_guessing(config, progress):

@@ -19,6 +19,7 @@ import bn_tf1
 from bn_tf1.jobs import models, network, training
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.image_files import DataFileError
 from bn_tf1.jobs.training import TrainingError, train
 
 
@@ -319,3 +320,24 @@ def test_a_batch_that_no_tensor_holds_is_refused_before_the_run_begins(tmp_path)
     with pytest.raises(ConfigError, match="at most 33554431 go into one batch"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_fails_in_its_first_step_leaves_nothing_that_binds(tmp_path):
+    """The image that could not be read may be taken away, and the flags changed."""
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            image = np.full([4, 4, 3], 40 * number, np.uint8)
+            with tf.Graph().as_default(), tf.Session() as session:
+                png = session.run(tf.image.encode_png(image))
+            (tmp_path / "data" / name / f"{number}.png").write_bytes(png)
+    damaged = tmp_path / "data" / "a" / "6.png"
+    damaged.write_bytes(png[:-3])
+    options = {"dataset": "images", "data_dir": str(tmp_path / "data"), "image_size": 4}
+    run = tmp_path / "run"
+    with pytest.raises(DataFileError, match="6.png"):
+        train(_config(run, **options))
+    assert not list(run.glob("model.ckpt*")) + list(run.glob("c*"))
+    damaged.unlink()
+    options = {**options, "seed": 1, "max_steps": 1, "batch_size": 4}
+    assert train(_config(run, **options)).step == 1

@@ -22,6 +22,7 @@ described in tensorflow/tensorflow#15844, #16293 and #39033.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -189,6 +190,17 @@ def recover(model_dir: str) -> SavedCheckpoint | None:
     # be anything else than remains of a removal.
     _remove_own(model_dir, keep=[c.step for c in own + usable])
     return newest
+
+
+def remove_start(model_dir: str) -> None:
+    """Removes the checkpoint of step 0, for a run that saved no other one.
+
+    Whenever it is killed, `recover` finds that checkpoint or none.
+    """
+    for name in (STATE_FILE, saved_steps.FILE):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(model_dir, name))
+    _remove_step(model_dir, 0)
 
 
 class CommittingSaver(tf.train.Saver):
