@@ -61,6 +61,12 @@ _EXIT_CODES = {
 }
 
 
+# Limits of `Workers` that are flags: (default, help) by name.
+_SECONDS = {
+    "join_secs": (60.0, "Seconds to wait for all workers."),
+    "silence_secs": (10.0, "Seconds without a word after which a worker is lost."),
+    "step_secs": (600.0, "Seconds without progress after which all workers end."),
+}
 _HELP = ("-h", "-help", "--help", "-?", "--helpfull", "-helpfull", "--helpshort")
 _GENERAL = "this program"
 
@@ -116,11 +122,7 @@ def define_workers() -> None:
         "reaches the chief's port may join.",
         module_name=group,
     )
-    for name, default, text in (
-        ("join_secs", 60.0, "Seconds to wait for all workers."),
-        ("silence_secs", 10.0, "Seconds without a word after which a worker is lost."),
-        ("step_secs", 600.0, "Seconds without progress after which all workers end."),
-    ):
+    for name, (default, text) in _SECONDS.items():
         flags.DEFINE_float(name, default, text, module_name=group)
 
 
@@ -136,7 +138,7 @@ def workers() -> Workers | None:
         with open(values.cluster_secret_file, "rb") as file:
             secret = file.read(1 << 16).strip()
     options = {"secret": secret}
-    for name in ("join_secs", "silence_secs", "step_secs"):
+    for name in _SECONDS:
         options[name] = values[name].value
     try:
         if values.worker_hosts:
@@ -144,8 +146,18 @@ def workers() -> Workers | None:
         else:
             found = Workers.from_environment(**options)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_with_flags(str(error), values.worker_hosts)) from error
     return None if found is None or found.size == 1 else found
+
+
+def _with_flags(message, hosts):
+    """A message about the arguments of `Workers` in terms of the flags for them."""
+    names = {f"`{name}`": f"--{name}" for name in _SECONDS}
+    if hosts:  # else they are of TF_CONFIG
+        names.update({"`hosts`": "--worker_hosts", "`index`": "--task_index"})
+    for argument, flag in names.items():
+        message = message.replace(argument, flag)
+    return message
 
 
 def interpreter() -> list[str]:
@@ -206,7 +218,8 @@ def _help(description, examples):
     program = f"python {sys.argv[0]}"
     lines = [f"usage: {program} [--flag=value ...]", "", description.strip()]
     for group, members in flags.FLAGS.flags_by_module_dict().items():
-        members = [] if group.startswith("absl") else [*filter(_is_own, members)]
+        is_foreign = group.startswith(("absl", "tensorflow"))
+        members = [] if is_foreign else [*filter(_is_own, members)]
         if members:
             lines += ["", f"{'more' if group == sys.argv[0] else group}:"]
         for flag in members:

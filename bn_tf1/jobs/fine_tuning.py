@@ -27,12 +27,7 @@ def trained_variables(config: Config) -> Sequence[Any] | None:
     if not scopes:
         return None
     variables = tf.trainable_variables()
-    for scope in scopes:
-        if not any(_is_in(variable.op.name, [scope]) for variable in variables):
-            raise ConfigError(
-                f"--train_only has {scope!r}, but no trainable variable is in that scope; "
-                f"there are {', '.join(_top_scopes(variables))}"
-            )
+    _check_scopes("train_only", scopes, variables, "no trainable variable")
     return [v for v in variables if _is_in(v.op.name, scopes)]
 
 
@@ -43,23 +38,69 @@ def initialise(session: tf.Session, config: Config) -> None:
 
     Raises:
         ConfigError: the checkpoint cannot be read, lacks moving statistics, has a
-            variable in another shape, or has none of the network's.
+            variable in another shape, or has none of the network's; or a scope of
+            `--init_exclude` has none of them.
     """
     excluded = _scopes(config.init_exclude)
+    _check_scopes("init_exclude", excluded, _variables(), "no variable of the network")
     network = [v for v in _variables() if not _is_in(v.op.name, excluded)]
+    if not network:
+        raise ConfigError(
+            f"--init_exclude is {config.init_exclude!r}, which leaves nothing to take from "
+            "--init_checkpoint: leave both out"
+        )
+    every = ["*"]  # what is refused of them is said below, in terms of the flags
     try:
-        report = bn_tf1.restore(session, config.init_checkpoint, variables=network)
+        report = bn_tf1.restore(
+            session,
+            config.init_checkpoint,
+            variables=network,
+            allow_missing=every,
+            allow_wrong_shape=every,
+        )
     except ValueError as error:
         raise ConfigError(
-            f"--init_checkpoint is {config.init_checkpoint!r}: {error}; scopes that shall "
-            "start anew are named by --init_exclude"
+            f"--init_checkpoint is {config.init_checkpoint!r}: {error}"
         ) from error
     if not report.restored:
         raise ConfigError(
             f"--init_checkpoint is {config.init_checkpoint!r}, which has no variable of "
             f"--model={config.model}; it has {', '.join(report.unused[:5])}, ..."
         )
+    _check_fit(report, config)
     print(_table(report, excluded, config), file=sys.stderr)
+
+
+def _check_fit(report, config):
+    statistics = {
+        variable.op.name
+        for call in bn_tf1.batch_norm_calls()
+        for variable in (call.moving_mean, call.moving_variance)
+    }
+    lacking = [name for name in report.missing if name in statistics]
+    what = ""
+    if lacking:
+        what = f"lacks the moving statistics {', '.join(lacking[:5])}"
+        what += f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    elif report.wrong_shape:
+        wrong = report.wrong_shape[0]
+        what = f"has {wrong.name} of shape {list(wrong.checkpoint_shape)}, but "
+        what += f"--model={config.model} of shape {list(wrong.variable_shape)}"
+    if what:
+        raise ConfigError(
+            f"--init_checkpoint is {config.init_checkpoint!r}, which {what}: name scopes "
+            "that shall start anew by --init_exclude, give the --model that it is of, or "
+            "translate that of another library by `python -m bn_tf1 convert`"
+        )
+
+
+def _check_scopes(option, scopes, variables, nothing):
+    for scope in scopes:
+        if not any(_is_in(variable.op.name, [scope]) for variable in variables):
+            raise ConfigError(
+                f"--{option} has {scope!r}, but {nothing} is in that scope; there are "
+                f"{', '.join(_top_scopes(variables))}"
+            )
 
 
 def _variables():

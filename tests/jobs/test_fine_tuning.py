@@ -111,9 +111,14 @@ MISTAKES = {
     "no file": ({"init_checkpoint": "nowhere/model.ckpt"}, "nowhere/model.ckpt"),
     "shape": ({"synthetic_classes": 3}, "--init_exclude"),
     "another network": (
-        {"model": "mlp", "init_exclude": "logits"},
-        "moving statistics",
+        {"model": "mlp"},
+        "lacks the moving statistics .*--model that it is of",
     ),
+    "nothing in common": (
+        {"model": "mlp", "init_exclude": "logits"},
+        "which has no variable of --model=mlp",
+    ),
+    "excluded scope": ({"init_exclude": "logit"}, "--init_exclude has 'logit', but no"),
     "scope": ({"train_only": "conv9"}, "'conv9', but no trainable variable"),
 }
 

@@ -154,6 +154,12 @@ def test_training_again_with_another_flag_names_both_values(default_run):
         ("train.py", ["digits"], "unexpected argument 'digits'"),
         ("train.py", ["--dataset=mnist"], "--data_dir=FOLDER with train-images"),
         ("train.py", ["--data_checksum=no"], "--data_checksum is 'no', but must be a"),
+        ("train.py", ["--worker_hosts=foo"], "--worker_hosts has 'foo', but must have"),
+        (
+            "train.py",
+            ["--worker_hosts=a:1,b:1", "--task_index=5"],
+            "--task_index is 5, but must lie in [0, 2), as --worker_hosts says",
+        ),
         ("train.py", ["--noaugment=1"], "--noaugment=1 does not take an argument"),
         (
             "eval.py",
@@ -244,6 +250,7 @@ def test_help_lists_each_flag_in_its_group_with_its_meaning():
     result = _run("train.py", "--help")
     assert result.returncode == 0
     assert result.stderr == ""
+    assert "tensorflow.python" not in result.stdout  # which has flags of its own
     assert max(map(len, result.stdout.splitlines())) <= 80 + len(str(ROOT))
     places = [
         result.stdout.index(f"\n{group}:\n")
