@@ -186,12 +186,18 @@ def _check_options(asked, called):
                     "tensor"
                 )
             continue
-        fits = isinstance(decay, numbers.Real) and 0 <= decay <= 1
-        if not fits or (decay == 1 and called is None):
-            bounds = "[0, 1)" if called is None else "[0, 1]"
+        bounds = "[0, 1)" if called is None else "[0, 1]"
+        if not isinstance(decay, numbers.Real):
+            raise ValueError(
+                f"`{name}` is {decay!r}, but must be a number in {bounds} or a scalar "
+                "float tensor"
+            )
+        if not 0 <= decay <= 1 or (decay == 1 and called is None):
             raise ValueError(f"`{name}` is {decay!r}, but must lie in {bounds}")
     epsilon = asked.epsilon
-    fits = isinstance(epsilon, numbers.Real) and 0 <= epsilon < float("inf")
+    if not isinstance(epsilon, numbers.Real):
+        raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number")
+    fits = 0 <= epsilon < float("inf")
     if not fits or (epsilon == 0 and called is None):
         bound = "> 0" if called is None else ">= 0 and finite"
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be {bound}")

@@ -306,19 +306,20 @@ def _with_several_values(x, axes, layer, is_training):
     reduced = [a for a in range(x.shape.ndims) if a not in axes]
     sizes = [tf.dimension_value(x.shape[a]) for a in reduced]
     count = None if None in sizes else int(np.prod(sizes))
-    problem = f"one value per channel in the training batch of layer {layer!r}"
+    problem = (
+        f"one value per channel in the training batch of layer {layer!r}, but batch "
+        "statistics need 2 or more; use a larger batch or is_training=False"
+    )
     if count == 1 and is_training is True:
-        raise ValueError(
-            f"`x` has shape {x.shape}: {problem}, but batch statistics need 2 or "
-            "more; use a larger batch or is_training=False"
-        )
+        raise ValueError(f"`x` has shape {x.shape}: {problem}")
     if count != 1 and any(size is not None and size > 1 for size in sizes):
         return x  # an unknown size makes N a multiple of this one
     # Of this very tensor even if it is known: the check must not run without `x`.
     shape = tf.raw_ops.Shape(input=x)
     several = tf.not_equal(tf.reduce_prod(tf.gather(shape, reduced)), 1)
-    message = problem + ", but batch statistics need 2 or more; shape of `x`:"
-    with tf.control_dependencies([tf.Assert(several, [message, shape])]):
+    with tf.control_dependencies(
+        [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
+    ):
         return tf.identity(x)
 
 

@@ -188,7 +188,10 @@ def _output(batch, moments, channels, gamma, beta, weights, correction, argument
 
 def _of_several_values(moments, layer):
     """As `with_several_values`, for the moments of several batches together."""
-    message = f"one value per channel in all training batches of layer {layer!r}"
+    message = (
+        f"one value per channel in all training batches of layer {layer!r}, but batch "
+        "statistics need 2 or more; use larger batches or is_training=False"
+    )
     several = tf.Assert(tf.not_equal(moments.count, 1), [message])
     with tf.control_dependencies([several]):
         return moments._replace(mean=tf.identity(moments.mean))

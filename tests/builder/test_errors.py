@@ -38,8 +38,13 @@ ARGUMENT_ERRORS = {
     "decay_is_nan": ({"decay": np.nan}, ValueError, ["`decay`", "nan", "[0, 1)"]),
     "decay_is_str": (
         {"decay": "0.9"},
-        (TypeError, ValueError),
-        ["`decay`", "'0.9'"],
+        ValueError,
+        ["`decay` is '0.9', but must be a number in [0, 1) or a scalar float tensor"],
+    ),
+    "epsilon_is_str": (
+        {"epsilon": "1e-3"},
+        ValueError,
+        ["`epsilon` is '1e-3', but must be a number"],
     ),
     "epsilon_is_zero": ({"epsilon": 0}, ValueError, ["`epsilon` is 0", "> 0"]),
     "epsilon_is_negative": (
