@@ -10,6 +10,8 @@ An error names the argument as the caller calls it, the constraint and the value
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
 import numbers
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
@@ -25,34 +27,35 @@ _CHOICES = {
     "update": ("collection", "in_place", "skip"),
     "kernel": (*statistics.KERNELS, "recipe"),
 }
-# What other libraries call our arguments.
-_NAMES_OF_OTHERS = {
-    "training": "is_training",
-    "is_train": "is_training",
-    "phase_train": "is_training",
-    "momentum": "decay",
-    "decay_rate": "decay",
-    "eps": "epsilon",
-    "variance_epsilon": "epsilon",
-    "scope": "name",
-    "fused": 'kernel="fused", or "composed"',
-    "data_format": "axis=-1 for NHWC, axis=1 for NCHW",
-    "virtual_batch_size": "ghost_batch_size",
-    "batch_weights": "weights",
-    "mask": "weights",
-    "updates_collections": "updates_collection",
-    "param_initializers": "initializers",
-    "param_regularizers": "regularizers",
-    "zero_debias_moving_mean": "zero_debias",
-    **dict.fromkeys(
-        ["renorm_clipping", "renorm_decay", "renorm_momentum"],
-        "renorm=bn_tf1.Renormalization(decay, rmin, rmax, dmax)",
-    ),
-    **{
-        f"{role}_{kind}": f"{kind}s={{{role!r}: ...}}"
-        for role in ("gamma", "beta", "moving_mean", "moving_variance")
-        for kind in ("initializer", "regularizer", "constraint")
-    },
+# What the libraries call one argument; a function is told its own name of it.
+_ONE_ARGUMENT = (
+    ("x", "inputs"),
+    ("is_training", "training", "is_train", "phase_train"),
+    ("decay", "momentum", "decay_rate"),
+    ("epsilon", "eps", "variance_epsilon"),
+    ("name", "scope"),
+    ("weights", "batch_weights", "mask"),
+    ("ghost_batch_size", "virtual_batch_size", "ghost_batches"),
+    ("updates_collection", "updates_collections"),
+    ("initializers", "param_initializers"),
+    ("regularizers", "param_regularizers"),
+    ("zero_debias", "zero_debias_moving_mean"),
+    ("renorm_decay", "renorm_momentum"),
+    ("kernel", "fused"),
+    ("axis", "data_format"),
+)
+# Where ours is not one name for another.
+_SAYS_MORE = {
+    ("kernel", "fused"): 'kernel="fused", or "composed"',
+    ("axis", "data_format"): "axis=-1 for NHWC, axis=1 for NCHW",
+    ("data_format", "axis"): 'data_format="NHWC" for axis -1, "NCHW" for axis 1',
+    ("fused", "kernel"): "fused=True, or False",
+}
+_RENORM = "renorm=bn_tf1.Renormalization(decay, rmin, rmax, dmax)"
+_BY_NAME = {
+    "initializer": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "regularizer": ("gamma", "beta"),
+    "constraint": ("gamma", "beta"),
 }
 
 
@@ -187,19 +190,17 @@ def _check_options(asked, called):
                 )
             continue
         bounds = "[0, 1)" if called is None else "[0, 1]"
-        if not isinstance(decay, numbers.Real):
-            raise ValueError(
-                f"`{name}` is {decay!r}, but must be a number in {bounds} or a scalar "
-                "float tensor"
-            )
-        if not 0 <= decay <= 1 or (decay == 1 and called is None):
-            raise ValueError(f"`{name}` is {decay!r}, but must lie in {bounds}")
+        is_number = isinstance(decay, numbers.Real)
+        fits = is_number and 0 <= decay <= 1
+        if not fits or (decay == 1 and called is None):
+            wanted = f"lie in {bounds}"
+            if not is_number:
+                wanted = f"be a number in {bounds} or a scalar float tensor"
+            raise ValueError(f"`{name}` is {decay!r}, but must {wanted}")
     epsilon = asked.epsilon
-    if not isinstance(epsilon, numbers.Real):
-        raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number")
-    fits = 0 <= epsilon < float("inf")
+    fits = isinstance(epsilon, numbers.Real) and 0 <= epsilon < float("inf")
     if not fits or (epsilon == 0 and called is None):
-        bound = "> 0" if called is None else ">= 0 and finite"
+        bound = "a number > 0" if called is None else "a number >= 0 and finite"
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be {bound}")
     for argument, choices in _CHOICES.items():
         value = getattr(asked, argument)
@@ -370,16 +371,43 @@ def check_by_name(
 
 
 def says_how_it_is_called(function: Callable) -> Callable:
-    """A decorator: who uses another library's name of an argument is told ours."""
+    """A decorator: who uses another library's name of an argument is told this one's."""
+    known = tuple(inspect.signature(function).parameters)
+    hints = _hints(known)
 
     @functools.wraps(function)
     def checked(*arguments, **options):
         for name in options:
-            if name in _NAMES_OF_OTHERS:
+            if name in hints:
                 raise TypeError(
                     f"{function.__name__} has no argument `{name}`: here it is "
-                    f"`{_NAMES_OF_OTHERS[name]}`"
+                    f"`{hints[name]}`"
                 )
         return function(*arguments, **options)
 
     return checked
+
+
+def _hints(known):
+    """What to write instead, by name of an argument that is not `known`."""
+    hints = {
+        theirs: _SAYS_MORE.get((ours, theirs), ours)
+        for names in _ONE_ARGUMENT
+        for ours in names
+        for theirs in names
+        if ours in known
+    }
+    if "renorm_clipping" not in known:
+        hints.update(
+            dict.fromkeys(
+                ["renorm_clipping", "renorm_decay", "renorm_momentum"], _RENORM
+            )
+        )
+    for kind, roles in _BY_NAME.items():
+        for role, group in itertools.product(roles, (f"{kind}s", f"param_{kind}s")):
+            one = f"{role}_{kind}"
+            if group in known:
+                hints[one] = f"{group}={{{role!r}: ...}}"
+            elif one in known:
+                hints.setdefault(group, f"{one}, and so on")
+    return {name: hint for name, hint in hints.items() if name not in known}

@@ -40,7 +40,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.arguments import Arguments, check
+from bn_tf1.arguments import Arguments, check, says_how_it_is_called
 from bn_tf1.drop_in import (
     HAS_CONTRIB,
     checked_clipping,
@@ -68,6 +68,7 @@ _CALLED = {
 }
 
 
+@says_how_it_is_called
 def batch_normalization(
     inputs: Any,
     axis: int | list = -1,

@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.arguments import Arguments, check, check_by_name
+from bn_tf1.arguments import Arguments, check, check_by_name, says_how_it_is_called
 from bn_tf1.drop_in import (
     HAS_CONTRIB,
     add_to_collection,
@@ -89,6 +89,7 @@ class _Way(NamedTuple):
     unbiased: bool
 
 
+@says_how_it_is_called
 @obeys_arg_scopes
 def batch_norm(
     inputs: Any,

@@ -44,7 +44,7 @@ ARGUMENT_ERRORS = {
     "epsilon_is_str": (
         {"epsilon": "1e-3"},
         ValueError,
-        ["`epsilon` is '1e-3', but must be a number"],
+        ["`epsilon` is '1e-3', but must be a number > 0"],
     ),
     "epsilon_is_zero": ({"epsilon": 0}, ValueError, ["`epsilon` is 0", "> 0"]),
     "epsilon_is_negative": (
@@ -246,6 +246,31 @@ def test_names_that_other_libraries_give_an_argument(options, ours):
     with pytest.raises(TypeError) as caught:
         bn_tf1.batch_norm(tf.zeros([4, 3]), **options)
     assert f"`{theirs}`" in str(caught.value) and ours in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "function, given, own",
+    [
+        (bn_tf1.batch_norm, "ghost_batches", "`ghost_batch_size`"),
+        (bn_tf1.batch_norm, "renorm_decay", "`renorm=bn_tf1.Renormalization("),
+        (bn_tf1.layers.batch_normalization, "is_training", "`training`"),
+        (bn_tf1.layers.batch_normalization, "decay", "`momentum`"),
+        (bn_tf1.layers.batch_normalization, "renorm_decay", "`renorm_momentum`"),
+        (bn_tf1.layers.batch_normalization, "initializers", "`gamma_initializer, and"),
+        (bn_tf1.slim.batch_norm, "momentum", "`decay`"),
+        (bn_tf1.slim.batch_norm, "name", "`scope`"),
+        (bn_tf1.slim.batch_norm, "axis", '`data_format="NHWC" for'),
+        (
+            bn_tf1.slim.batch_norm,
+            "beta_regularizer",
+            "`param_regularizers={'beta': ...}`",
+        ),
+    ],
+)
+def test_each_library_says_its_own_name(function, given, own):
+    with pytest.raises(TypeError) as caught:
+        function(tf.zeros([4, 3]), **{given: 0})
+    assert_says(caught, f"{function.__name__} has no argument `{given}`", own)
 
 
 @pytest.mark.parametrize("argument", ["initializers", "regularizers", "constraints"])
