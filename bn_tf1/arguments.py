@@ -370,6 +370,15 @@ def check_by_name(
             )
 
 
+def check_session(session: Any) -> None:
+    """Raises a TypeError unless `session` runs a graph, as monitored ones do, too."""
+    if not (hasattr(session, "graph") and hasattr(session, "run")):
+        raise TypeError(
+            f"`session` is {session!r}, but must be a tf.Session or a "
+            "MonitoredTrainingSession"
+        )
+
+
 def says_how_it_is_called(function: Callable) -> Callable:
     """A decorator: who uses another library's name of an argument is told this one's."""
     known = tuple(inspect.signature(function).parameters)

@@ -12,11 +12,13 @@ graph, so that it works on a finalized one. Tensors are read one at a time.
 from __future__ import annotations
 
 import fnmatch
+import os
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import check_session
 from bn_tf1.checkpoints import dialects
 from bn_tf1.checkpoints.dialects import Shape
 from bn_tf1.checkpoints.reader_writer import open_checkpoint
@@ -113,9 +115,16 @@ def restore(
             allowed; a dtype is wrong; a pattern or a name in `name_map` fits nothing;
             two tensors are mapped to one name; `ema` is given, but no variable of the
             checkpoint has a shadow, or one has two.
-        TypeError: a string is given instead of a list of patterns.
+        TypeError: `session` is none, `checkpoint` is no path, or a string is given
+            instead of a list of patterns.
         CheckpointError: the checkpoint is missing, damaged or object-based.
     """
+    check_session(session)
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(
+            f"`checkpoint` is {checkpoint!r}, but must be the path of a checkpoint or "
+            "of its directory; tf.train.latest_checkpoint gives None where there is none"
+        )
     source = open_checkpoint(checkpoint)
     if variables is None:
         variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)

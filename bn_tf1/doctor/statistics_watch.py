@@ -27,6 +27,7 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import check_session
 from bn_tf1.doctor.register import BY_NAME
 from bn_tf1.population.measured_layers import MeasuredLayer, layers_of
 from bn_tf1.population.variable_cells import runs_before
@@ -73,7 +74,11 @@ def check_statistics(
 
     Returns:
         One reading for each layer that used batch statistics.
+
+    Raises:
+        TypeError: `session` is none.
     """
+    check_session(session)
     watch = _watch_of(session.graph)
     fed = _elements(session.graph, feed_dict or ())
     probes = watch.probes(

@@ -26,6 +26,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import check_session
 from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
 from bn_tf1.population.passes import Give, Passes, distance, in_order, unwatched
 from bn_tf1.population.pooling import PooledStatistics
@@ -140,11 +141,18 @@ def recalibrate(
         The `Recalibration`.
 
     Raises:
+        TypeError: `session` is none, or `batches` cannot be gone through.
         ValueError: there are fewer batches than `num_batches`; a batch has statistics
             that are not finite, or does not switch to training; a layer of `layers` is
             not reached by them, or no layer at all; `exact` without `inference`.
             Nothing is written.
     """
+    check_session(session)
+    if not hasattr(batches, "__iter__"):
+        raise TypeError(
+            f"`batches` is {batches!r}, but must be feeds, such as "
+            "[{images: x, is_training: True}]"
+        )
     if num_batches is not None and not num_batches >= 1:
         raise ValueError(f"`num_batches` is {num_batches!r}, but must be at least 1")
     if exact and inference is None:

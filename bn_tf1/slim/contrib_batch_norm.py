@@ -38,6 +38,8 @@ Where the original is wrong, this is not:
 - A call inside of a `tf.cond`, `tf.while_loop` or function updates the statistics in
   place (tensorflow#14699, #6087).
 - A batch with a NaN or an infinity does not spoil the statistics (tensorflow#34062).
+- A misspelt name of a variable in `param_initializers` or `param_regularizers` is an
+  error.
 - One value per channel in training, whose output would be beta whatever the input, is
   an error.
 
@@ -67,7 +69,7 @@ from bn_tf1.drop_in import (
 from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.slim.arg_scopes import obeys_arg_scopes
-from bn_tf1.variables import LEARNED, OF_STATISTICS, make_variables
+from bn_tf1.variables import INITIALIZERS, LEARNED, OF_STATISTICS, make_variables
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
 _CALLED = {"weights": "batch_weights"}
@@ -163,7 +165,8 @@ def batch_norm(
     Raises:
         TypeError: `is_training` is none of what it may be, or `inputs` no floats.
         ValueError: `is_training` is None, `data_format` is not one of the two, the rank
-            or the number of channels is undefined, `renorm` is asked for with
+            or the number of channels is undefined, an initializer or regularizer is
+            for no variable of the layer, `renorm` is asked for with
             `batch_weights`, `zero_debias_moving_mean` or another collection than
             UPDATE_OPS, or `reuse` without `scope`.
     """
@@ -202,9 +205,9 @@ def batch_norm(
         is_foldable=way.unbiased and HAS_CONTRIB,
     )
     arguments = check(x, asked, called=_CALLED)
-    # The original leaves what it does not know unread.
-    check_by_name("param_initializers", param_initializers)
-    check_by_name("param_regularizers", param_regularizers)
+    check_by_name("param_initializers", param_initializers, INITIALIZERS)
+    # The original leaves regularizers of the statistics unread.
+    check_by_name("param_regularizers", param_regularizers, INITIALIZERS)
     getter = None if way.name == _FUSED else _model_variable_getter
     with tf.variable_scope(
         scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter

@@ -301,3 +301,13 @@ def test_what_must_be_a_function_of_a_drop_in(argument):
     group = "param_regularizers" if "regularizer" in argument else "param_initializers"
     with pytest.raises(ValueError, match=f"`{group}` has 0.1 for 'beta'"):
         bn_tf1.slim.batch_norm(tf.zeros([4, 3]), **{group: {"beta": 0.1}})
+
+
+@pytest.mark.parametrize("argument", ["param_initializers", "param_regularizers"])
+def test_a_misspelt_variable_of_slim(argument):
+    with pytest.raises(ValueError) as caught:
+        bn_tf1.slim.batch_norm(
+            tf.zeros([4, 3]), **{argument: {"gama": tf.ones_initializer()}}
+        )
+    assert_says(caught, f"`{argument}` has the key 'gama'", "'gamma'", "'moving_mean'")
+    assert tf.global_variables() == []

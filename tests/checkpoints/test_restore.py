@@ -275,3 +275,10 @@ def test_no_checkpoint(start, tmp_path):
     build_layer()
     with pytest.raises(CheckpointError, match="there is no checkpoint .*nowhere"):
         restore(start(), str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("argument", ["session", "checkpoint"])
+def test_nothing_in_place_of_an_argument(argument):
+    arguments = {"session": tf.Session(), "checkpoint": "model.ckpt-1", argument: None}
+    with pytest.raises(TypeError, match=f"`{argument}` is None, but must be"):
+        restore(**arguments)

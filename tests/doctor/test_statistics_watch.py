@@ -119,3 +119,8 @@ def test_in_a_loop_of_ones_own(warnings, session):
 def test_a_number_of_steps_that_cannot_be():
     with pytest.raises(ValueError, match="`every_steps` is 0"):
         bn_tf1.StatisticsHook(every_steps=0)
+
+
+def test_a_session_that_is_none():
+    with pytest.raises(TypeError, match="`session` is None, but must be"):
+        bn_tf1.check_statistics(None, 1)

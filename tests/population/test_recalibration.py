@@ -267,3 +267,10 @@ def test_what_no_batch_reaches_is_named(session):
     assert str(report).endswith("not measured: other: no batch feeds b")
     with pytest.raises(ValueError, match="layer 'other': no batch feeds b"):
         recalibrate(session, batches, layers=bn_tf1.batch_norm_calls())
+
+
+@pytest.mark.parametrize("argument", ["session", "batches"])
+def test_nothing_in_place_of_an_argument(argument):
+    arguments = {"session": tf.Session(), "batches": [{}], argument: None}
+    with pytest.raises(TypeError, match=f"`{argument}` is None, but must be"):
+        recalibrate(**arguments)
