@@ -157,6 +157,7 @@ def evaluate(request: Request) -> Iterator[Result]:
             averages = None
             if request.weight_ema:
                 averages = stack.enter_context(_averages(config))
+            skipped = False
             for checkpoint in itertools.chain([first], candidates):
                 try:
                     _restore(session, saver, graph, checkpoint.path)
@@ -165,12 +166,18 @@ def evaluate(request: Request) -> Iterator[Result]:
                         session.run(graph.refold)
                 except DamagedCheckpoint as error:
                     _report_skipped(f"step {checkpoint.step}", str(error))
+                    skipped = True
                     continue
                 if averages is None:
                     _report_sick_statistics(checkpoint.path)
                 with dataset.failures_named():
                     result = _measure(session, graph, checkpoint.path, request.split)
                 _write(result, writer, eval_dir)
+                if skipped and request.run_once:
+                    _report(
+                        f"warning: step {result.step} was evaluated, an older one: the "
+                        "newest checkpoint cannot be read"
+                    )
                 yield result
                 _check_batch_independence(result)
                 if _is_last(result, request):

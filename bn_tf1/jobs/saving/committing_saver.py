@@ -35,7 +35,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
-from bn_tf1.checkpoints.reader_writer import first_line
+from bn_tf1.checkpoints.reader_writer import CheckpointError, first_line
+from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.jobs.saving import durable_files, saved_steps
 
 STATE_FILE = "checkpoint"
@@ -126,7 +127,7 @@ def verify(path: str) -> None:
     except DamagedCheckpoint:
         raise
     except READ_ERRORS as error:
-        raise DamagedCheckpoint(path, _reason(path, error)) from error
+        raise DamagedCheckpoint(path, _damage(path, error)) from error
     if not names:
         raise DamagedCheckpoint(path, f"there is no tensor in {path}.index")
 
@@ -308,6 +309,15 @@ def _reason(path, error):
         if isinstance(error, tf.errors.NotFoundError) and not os.path.exists(name):
             return f"there is no {name}"
     return f"{first_line(error)} ({type(error).__name__})"
+
+
+def _damage(path, error):
+    """What is wrong with the files, in plain words where our own reader sees it."""
+    try:
+        open_tensors(path)
+    except CheckpointError as plain:
+        return first_line(plain)
+    return _reason(path, error)
 
 
 def _is_usable(checkpoint):

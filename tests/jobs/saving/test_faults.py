@@ -715,10 +715,13 @@ def test_a_step_measured_again_on_demand_is_written_down_once(unfinished):
 
 def test_evaluating_once_takes_the_one_before_a_damaged_one(finished, tmp_path, capsys):
     folder = _copy(finished, tmp_path)
-    (folder / "model.ckpt-8.index").write_bytes(b"")
+    data = folder / "model.ckpt-8.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-9])
     (result,) = evaluate(_request(folder, run_once=True))
     assert result.step == 6
-    assert "skipped step 8: " in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "skipped step 8: " in errors and "the file is cut off" in errors
+    assert "warning: step 6 was evaluated, an older one" in errors
 
 
 def test_evaluating_once_without_a_usable_checkpoint_is_an_error(finished, tmp_path):
