@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.statistics import Plan, Renormalization
+from bn_tf1.statistics.channels import IS_TENSORFLOW_1
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _CHOICES = {
@@ -66,8 +67,8 @@ class Arguments(NamedTuple):
         zero_debias: a bool, or which of "moving_mean" and "moving_variance" are
             bias-corrected; the latter after the check.
         towers: the length of the list that `x` is; 0 where it is none.
-        is_foldable: whether updates have the form in which `tf.contrib.quantize` folds a
-            layer; for the drop-ins, on the TensorFlow that has it.
+        is_foldable: whether the graph has the form in which `tf.contrib.quantize` folds a
+            layer; after the check only with one mode, on the TensorFlow that has contrib.
         plan: how `x` is normalised, with its channel axes; None before the check.
         is_plain: whether the statistics and the output are those of the whole batch and
             nothing more; known after the check.
@@ -132,17 +133,23 @@ def check(
         alone = ("weights", "adjustment", "fold", "ghost_batch_size")
         _check_alone(asked, "a list of tensors", alone)
     is_planned = asked.is_plain and asked.kernel != "recipe"
+    is_switched = not isinstance(asked.is_training, bool)
+    is_foldable = asked.is_foldable and is_planned and not is_switched
+    is_foldable = is_foldable and IS_TENSORFLOW_1
     plan = statistics.plan_of(
         x,
         axes,
         epsilon=asked.epsilon,
         kernel=asked.kernel if is_planned else "composed",
-        behind_switch=not isinstance(asked.is_training, bool),
+        behind_switch=is_switched,
+        is_foldable=is_foldable,
     )
+    kernel = plan.constant if asked.is_training is False else plan.kernel
+    is_foldable = is_foldable and kernel == "fused"
     corrected = asked.zero_debias
     if not isinstance(corrected, tuple):
         corrected = ("moving_mean", "moving_variance") if corrected else ()
-    return asked._replace(plan=plan, zero_debias=corrected)
+    return asked._replace(plan=plan, zero_debias=corrected, is_foldable=is_foldable)
 
 
 def _checked_axes(x, axis, least_rank):

@@ -203,6 +203,7 @@ def batch_norm(
         update=update,
         skip_nonfinite=skip_nonfinite,
         kernel=kernel,
+        is_foldable=kernel == "fused" and ema_variance == "unbiased",
         fold=fold,
         sync=sync,
         towers=len(towers),

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-HAS_CONTRIB = tf.version.VERSION.startswith("1.")
-
 _CLIPPING = ("rmax", "rmin", "dmax")
 
 
@@ -72,7 +70,13 @@ def with_original_name(y: tf.Tensor, mode: Any, *, fused: bool) -> tf.Tensor:
     """
     if not fused:
         return tf.identity(y, name="batchnorm/add_1")
-    return tf.identity(y, name="FusedBatchNormV3") if isinstance(mode, bool) else y
+    if not isinstance(mode, bool):
+        return y
+    # What is foldable was made in the layer's scope, where it got the original's name.
+    made = y.op.inputs[0].op if y.op.type == "Identity" else y.op
+    if made.name.rpartition("/")[0] == tf.get_default_graph().get_name_scope():
+        return y
+    return tf.identity(y, name="FusedBatchNormV3")
 
 
 class unpartitioned:

@@ -126,11 +126,11 @@ def update_moving_average(
     if rate is None:
         rate = applied_rate(update_rate(decay, variable.dtype.base_dtype), apply)
     if zero_debias:
-        return _zero_debiased_update(variable, value, rate, decay, apply, is_shared)
-    if is_foldable:
-        return _plain_update(variable, value, rate, apply, is_foldable)
-    update = _locked_update if is_shared else _plain_update
-    return update(variable, value, rate, apply)
+        how = is_shared, is_foldable
+        return _zero_debiased_update(variable, value, rate, decay, apply, *how)
+    if is_shared:
+        return _locked_update(variable, value, rate, apply)
+    return _plain_update(variable, value, rate, apply, is_foldable)
 
 
 def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -207,7 +207,7 @@ def assign_moving_value(
         return variable.assign(value, name=scope).op
 
 
-def _zero_debiased_update(variable, value, rate, decay, apply, is_shared):
+def _zero_debiased_update(variable, value, rate, decay, apply, is_shared, is_foldable):
     """Written out because TensorFlow's own cannot hold its step counter still."""
     dtype = variable.dtype.base_dtype
     zeros = tf.zeros_initializer()
@@ -217,8 +217,10 @@ def _zero_debiased_update(variable, value, rate, decay, apply, is_shared):
             tf.get_variable(name, shape, dtype, zeros, trainable=False, **OF_STATISTICS)
             for name, shape in (("biased", variable.shape), ("local_step", []))
         )
-    update = _locked_update if is_shared else _plain_update
-    accumulate = update(biased, value, rate, apply)
+    if is_shared:
+        accumulate = _locked_update(biased, value, rate, apply)
+    else:
+        accumulate = _plain_update(biased, value, rate, apply, is_foldable)
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)
     with tf.control_dependencies([accumulate, count]):
         correction = 1 - tf.pow(in_dtype(decay, dtype), local_step.read_value())

@@ -15,6 +15,7 @@ Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); those 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -84,8 +85,11 @@ def normalize_and_update(
     if arguments.kernel == "recipe":
         normalized, updates = _by_recipe(x, variables, arguments, updating)
     else:
-        # A scope of its own leaves the layer's names to the output and the updates.
-        with tf.name_scope("normalize"):
+        # A scope of its own leaves the layer's names to the output and the updates. What
+        # is foldable makes the output itself in the layer's scope: behind an Identity
+        # `tf.contrib.quantize` takes a residual sum for something else.
+        scope = None if arguments.is_foldable else "normalize"
+        with tf.name_scope(scope) if scope else contextlib.nullcontext():
             normalized, updates = _normalize(x, variables, arguments, layer), ()
     y, mean, variance, _ = normalized
     to_collect = ()
@@ -168,15 +172,19 @@ def _normalize(x, variables, arguments, layer):
             return normalize_by_own_statistics(
                 x, gamma, beta, moving, arguments, layer, several
             )
-        batch = several(x, plan.axes)
         is_fused = plan.kernel == "fused"
         normalize = (
             statistics.normalize_fused if is_fused else statistics.normalize_composed
         )
         unbiased = arguments.ema_variance == "unbiased"
-        return normalize(
-            batch, gamma, beta, plan, epsilon=arguments.epsilon, unbiased=unbiased
-        )
+        how = {"epsilon": arguments.epsilon, "unbiased": unbiased}
+        checks = _checks_of_several_values(x, plan.axes, layer, is_training)
+        if checks and not is_fused:
+            with tf.control_dependencies(checks):
+                x, checks = tf.identity(x), []
+        # Nothing stands between the kernel and what made `x`: tools look for both.
+        with tf.control_dependencies(checks):
+            return normalize(x, gamma, beta, plan, **how)
 
     def with_moving_statistics(x, gamma, beta, mean, variance):
         if arguments.fold or plan.constant != "fused":
@@ -299,7 +307,16 @@ def _read_all(variables, shape):
 
 
 def _with_several_values(x, axes, layer, is_training):
-    """`x`, once it is sure that a channel has not just one value.
+    """`x`, once it is sure that a channel has not just one value."""
+    checks = _checks_of_several_values(x, axes, layer, is_training)
+    if not checks:
+        return x
+    with tf.control_dependencies(checks):
+        return tf.identity(x)
+
+
+def _checks_of_several_values(x, axes, layer, is_training):
+    """What fails at run time where a channel has just one value; none if that is known.
 
     The variance of one value is 0, and the output beta, whatever the input.
     """
@@ -313,14 +330,11 @@ def _with_several_values(x, axes, layer, is_training):
     if count == 1 and is_training is True:
         raise ValueError(f"`x` has shape {x.shape}: {problem}")
     if count != 1 and any(size is not None and size > 1 for size in sizes):
-        return x  # an unknown size makes N a multiple of this one
+        return []  # an unknown size makes N a multiple of this one
     # Of this very tensor even if it is known: the check must not run without `x`.
     shape = tf.raw_ops.Shape(input=x)
     several = tf.not_equal(tf.reduce_prod(tf.gather(shape, reduced)), 1)
-    with tf.control_dependencies(
-        [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
-    ):
-        return tf.identity(x)
+    return [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
 
 
 def _made_updates(made, x, variables, normalized, arguments, updating):
@@ -358,7 +372,7 @@ def _update_operations(x, variables, normalized, arguments, updating, is_shared)
     apply, *others = [c for c in conditions if not isinstance(c, bool)] or [True]
     for condition in others:
         apply = tf.logical_and(apply, condition)
-    if arguments.is_foldable and not (is_shared or arguments.zero_debias):
+    if arguments.is_foldable and not is_shared:
         how = {"apply": apply, "rate": updating.rate, "is_foldable": True}
     else:
         rate = applied_rate(updating.rate, apply)

@@ -96,6 +96,7 @@ def test_signatures_and_defaults(name, function):
     ours = signature(getattr(ORIGINS[name][0], function))
     # What the originals have no such thing for can only be given by name.
     ours.remove(["sync", "KEYWORD_ONLY", None])
+    ours.remove(["kernel", "KEYWORD_ONLY", "auto"])
     texts, _ = RECORDED[name]
     assert json.loads(json.dumps(ours)) == texts["signatures"][function]
 

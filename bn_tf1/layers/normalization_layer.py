@@ -42,7 +42,6 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import statistics
 from bn_tf1.arguments import Arguments, check, says_how_it_is_called
 from bn_tf1.drop_in import (
-    HAS_CONTRIB,
     checked_clipping,
     checked_mode,
     switched_or_not,
@@ -96,6 +95,7 @@ def batch_normalization(
     adjustment: Any = None,
     *,
     sync: Any = None,
+    kernel: str = "auto",
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.layers.batch_normalization`.
 
@@ -134,6 +134,7 @@ def batch_normalization(
         virtual_batch_size=virtual_batch_size,
         adjustment=adjustment,
         sync=sync,
+        kernel=kernel,
         name=name,
         _reuse=reuse,
         _scope=name,
@@ -170,7 +171,7 @@ class BatchNormalization(LegacyLayer):
         adjustment: a function from the shape of the inputs, a tensor, to a scale and an
             offset for the normalised values, before gamma and beta, in training only.
         name: the variable scope, a string or a `tf.VariableScope`.
-        sync: as for `bn_tf1.batch_norm`; the original has no such thing.
+        sync, kernel: as for `bn_tf1.batch_norm`; the original has no such thing.
         **kwargs: `dtype`, that of the layer; by default that of its first input.
 
     Raises:
@@ -209,6 +210,7 @@ class BatchNormalization(LegacyLayer):
         name: Any = None,
         *,
         sync: Any = None,
+        kernel: str = "auto",
         **kwargs: Any,
     ):
         super().__init__(trainable=trainable, name=name, **kwargs)
@@ -241,6 +243,7 @@ class BatchNormalization(LegacyLayer):
         self.virtual_batch_size = virtual_batch_size
         self.adjustment = adjustment
         self.sync = sync
+        self.kernel = kernel
         self.fused = True if fused is None else fused
         if renorm:
             self.renorm_clipping = checked_clipping(renorm_clipping or {})
@@ -301,7 +304,8 @@ class BatchNormalization(LegacyLayer):
             if self.fused and self._bessels_correction_test_only
             else "biased",
             update="skip" if self.trainable is False else "collection",
-            is_foldable=self.fused and HAS_CONTRIB,
+            kernel=self.kernel,
+            is_foldable=self.fused,
         )
         arguments = check(inputs, asked, called=_CALLED)
         normalized = normalize_and_update(

@@ -56,7 +56,6 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import statistics
 from bn_tf1.arguments import Arguments, check, check_by_name, says_how_it_is_called
 from bn_tf1.drop_in import (
-    HAS_CONTRIB,
     add_to_collection,
     as_list,
     checked_clipping,
@@ -119,6 +118,7 @@ def batch_norm(
     adjustment: Any = None,
     *,
     sync: Any = None,
+    kernel: str = "auto",
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.contrib.layers.batch_norm`.
 
@@ -157,7 +157,7 @@ def batch_norm(
             keeps.
         adjustment: a function from the shape of `inputs`, a tensor, to a scale and an
             offset for the normalised values, before beta and gamma, in training only.
-        sync: as for `bn_tf1.batch_norm`; the original has no such thing.
+        sync, kernel: as for `bn_tf1.batch_norm`; the original has no such thing.
 
     Returns:
         A tensor of the shape and dtype of `inputs`.
@@ -202,7 +202,8 @@ def batch_norm(
         zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
         ema_variance="unbiased" if way.unbiased else "biased",
         update="skip" if skips else "in_place" if in_place else "collection",
-        is_foldable=way.unbiased and HAS_CONTRIB,
+        kernel=kernel,
+        is_foldable=way.unbiased,
     )
     arguments = check(x, asked, called=_CALLED)
     check_by_name("param_initializers", param_initializers, INITIALIZERS)

@@ -41,6 +41,11 @@ from bn_tf1.statistics.registered_gradients import (
 
 IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
+# The kernel for what looks like a layer to `tf.contrib.quantize`, and cannot be folded.
+UNFOLDED = tf.raw_ops.FusedBatchNormV3
+if IS_TENSORFLOW_1:
+    UNFOLDED = tf.raw_ops.FusedBatchNormV2  # it knows the first version and the third
+
 _STRIDES = [1, 1, 1, 1]
 
 # Channels: fewer than these `tf.reduce_sum` adds up as fast as `BiasAddGrad`, or faster.

@@ -16,9 +16,11 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section
 
 from __future__ import annotations
 
+from typing import Callable
+
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import Channels
+from bn_tf1.statistics.channels import IS_TENSORFLOW_1, UNFOLDED, Channels
 from bn_tf1.statistics.moments import (
     BatchOutput,
     Moments,
@@ -115,7 +117,8 @@ def normalize_with_moments(
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
 
-    y = normalize_fixed(x, mean, variance, gamma, beta, channels, epsilon=epsilon)
+    operands = x, mean, variance, gamma, beta, channels
+    y = normalize_fixed(*operands, epsilon=epsilon, kernel=UNFOLDED)
     inputs = [x, mean, variance, gamma, beta]
     if weights is not None:
         inputs += [weights, tf.convert_to_tensor(count, mean.dtype)]
@@ -165,15 +168,18 @@ def normalize_fixed(
     channels: Channels,
     *,
     epsilon: float,
+    kernel: Callable = tf.raw_ops.FusedBatchNormV3,
 ) -> tf.Tensor:
     """As `output.normalize`, for a mean and a variance that need no gradient."""
     x, dtype = tf.cast(x, mean.dtype), x.dtype
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta
     values = channels.enter(x)
+    if IS_TENSORFLOW_1 and channels.places > 1:
+        values = tf.identity(values)  # `tf.contrib.quantize` stops here
     if channels.takes_kernel and x.dtype == tf.float32:
         # One pass over the data in place of three.
-        y = tf.raw_ops.FusedBatchNormV3(
+        y = kernel(
             x=values,
             scale=channels.for_places(gamma),
             offset=channels.for_places(beta),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import as_before
+from bn_tf1.statistics.channels import IS_TENSORFLOW_1, UNFOLDED, as_before
 from bn_tf1.statistics.moments import BatchOutput, Moments, count_of
 from bn_tf1.statistics.output_gradients import output_gradients
 from bn_tf1.statistics.plan import Plan
@@ -40,7 +40,8 @@ def normalize_batch(
             N - 1 instead of N.
     """
     unused = tf.constant([], tf.float32)
-    gradients = {"FusedBatchNormV3": FUSED_BATCH} if plan.gradient_by_hand else {}
+    kernels = ("FusedBatchNormV2", "FusedBatchNormV3")
+    gradients = dict.fromkeys(kernels, FUSED_BATCH) if plan.gradient_by_hand else {}
     with tf.get_default_graph().gradient_override_map(gradients):
         y, mean, variance, *_ = _fused(
             x, unused, unused, gamma, beta, plan, plan.image, epsilon
@@ -97,8 +98,15 @@ def normalize(
 def _fused(x, mean, variance, gamma, beta, plan, image, epsilon, is_training=True):
     """The outputs of the kernel; the first in the shape of `x`."""
     size = [tf.dimension_value(x.shape[plan.axes[0]])]
-    y, *others = tf.raw_ops.FusedBatchNormV3(
-        x=x if image is None else tf.reshape(x, image),
+    is_unfolded = IS_TENSORFLOW_1 and not plan.is_foldable
+    values = x if image is None else tf.reshape(x, image)
+    if is_unfolded and not is_training and x.shape.ndims == 2:
+        values = tf.identity(values)  # `tf.contrib.quantize` stops here
+    kernel = tf.raw_ops.FusedBatchNormV3
+    if is_training and is_unfolded:
+        kernel = UNFOLDED
+    y, *others = kernel(
+        x=values,
         scale=tf.ones(size) if gamma is None else gamma,
         offset=tf.zeros(size) if beta is None else beta,
         mean=mean,

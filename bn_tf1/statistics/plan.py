@@ -99,6 +99,7 @@ class Plan(NamedTuple):
             where it takes it as it is.
         constant_image: the same, for the kernel that is given them.
         data_format: TensorFlow's name for where the channels of these images are.
+        is_foldable: whether `tf.contrib.quantize` shall see the fused kernel as a layer.
     """
 
     axes: tuple[int, ...]
@@ -112,6 +113,7 @@ class Plan(NamedTuple):
     image: Sequence[int] | None
     constant_image: Sequence[int] | None
     data_format: str
+    is_foldable: bool = False
 
 
 def plan_of(
@@ -121,6 +123,7 @@ def plan_of(
     epsilon: float,
     kernel: str = "auto",
     behind_switch: bool = False,
+    is_foldable: bool = False,
 ) -> Plan:
     """The plan for tensors of the shape, the dtype and the place of `x`.
 
@@ -131,6 +134,9 @@ def plan_of(
         kernel: "auto", or the one to take for the statistics of the batch.
         behind_switch: whether a switch of modes comes between what made `x` and what is
             planned, so that the two cannot be merged.
+        is_foldable: whether to take the fused kernel for both kinds of statistics, since
+            tools look for it behind a convolution; but not by itself for float32 inputs
+            that are known to be large, or other dtypes.
 
     Raises:
         ValueError: `kernel` is "fused", but that cannot be.
@@ -147,6 +153,9 @@ def plan_of(
     fast = obstacle is None and (
         gpu or (is_last and _is_fast_kernel(x.dtype.base_dtype, seen, sizes, size))
     )
+    if is_foldable and obstacle is None and is_last and not fast:
+        is_moderate = x.dtype == tf.float32 and (None in sizes or size < _LARGE)
+        fast = kernel == "fused" or (kernel == "auto" and is_moderate)
     if kernel == "auto":
         kernel = "fused" if fast else "composed"
     constant = "fused" if fast else "plain"
@@ -177,6 +186,7 @@ def plan_of(
         image=image or constant_image,
         constant_image=constant_image,
         data_format="NCHW" if isinstance(seen, Middle) else "NHWC",
+        is_foldable=is_foldable,
     )
 
 

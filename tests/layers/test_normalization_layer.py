@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import batch_norm_calls, layers, make_train_op, slim
+from bn_tf1 import batch_norm_calls, layers, make_train_op
 from bn_tf1.replacements import works
 from tests import reference
 
@@ -641,29 +641,3 @@ def test_install():
         module = "tf.compat.v1.layers."
         expected = f"False 2 {module}batch_normalization {module}BatchNormalization"
     assert result.stdout.strip() == expected, result.stdout + result.stderr
-
-
-@pytest.mark.skipif(
-    not tf.version.VERSION.startswith("1."), reason="TensorFlow 2 has no contrib"
-)
-@pytest.mark.parametrize("name", ["layers", "slim"])
-@pytest.mark.parametrize("is_training", [True, False])
-def test_contrib_quantize_folds_the_drop_ins(name, is_training, graph, start):
-    """As the originals: a fused kernel behind a convolution, and updates that it knows."""
-    from tensorflow.contrib import quantize
-
-    x = tf.random.stateless_normal([4, 6, 6, 3], [1, 2])
-    with tf.variable_scope("block"):
-        h = tf.nn.conv2d(x, tf.get_variable("weights", [3, 3, 3, 16]), 1, "SAME")
-        if name == "layers":
-            y = layers.batch_normalization(h, training=is_training)
-        else:
-            y = slim.batch_norm(h, is_training=is_training, scale=True)
-        loss = tf.reduce_mean(tf.nn.relu(y) ** 2)
-    if is_training:
-        quantize.create_training_graph(graph, quant_delay=0)
-    else:
-        quantize.create_eval_graph(graph)
-    assert any(op.name.endswith("mul_fold") for op in graph.get_operations())
-    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-    assert np.isfinite(start().run([loss, updates])[0])

@@ -30,6 +30,7 @@ _CONTEXTS = {
     "while_context": "tensorflow.WhileContextDef",
     "cond_context": "tensorflow.CondContextDef",
 }
+_KERNELS = ("FusedBatchNormV2", "FusedBatchNormV3")
 _SAME_VALUES = ("Identity", "Reshape", "Cast", "Sum", "Squeeze")
 # What the first output is called in a function's body.
 _OUTPUTS = {"Const": "output", "Rsqrt": "y"}
@@ -82,7 +83,7 @@ def _in_body(nodes, function, made_beside):
             continue
         made = []
         if name == NORMALIZE_BATCH:
-            kernel = _behind(by_name, node.input[0], "FusedBatchNormV3")
+            kernel = _behind(by_name, node.input[0], *_KERNELS)
             if kernel is not None and not kernel.attr["is_training"].b:
                 made = _without_kernel(kernel, function)
         elif name == SUM_OF_SQUARES:
@@ -100,11 +101,11 @@ def _in_body(nodes, function, made_beside):
     return changed
 
 
-def _behind(by_name, reference, op):
-    """The node of type `op` whose numbers `reference` has, or None."""
+def _behind(by_name, reference, *types):
+    """The node of one of the `types` whose numbers `reference` has, or None."""
     for _ in range(len(by_name)):
         node = by_name.get(reference.split(":")[0])
-        if node is None or node.op == op:
+        if node is None or node.op in types:
             return node
         if node.op not in _SAME_VALUES:
             return None
