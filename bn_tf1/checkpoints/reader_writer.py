@@ -103,6 +103,14 @@ def _prefix(path):
         with _one_line_errors(f"{path} cannot be read"):
             prefix = tf.train.latest_checkpoint(path)
         if prefix is None:
+            inner = glob.glob(os.path.join(glob.escape(path), "*", "checkpoint"))
+            if inner:
+                runs = sorted(map(os.path.dirname, inner), key=natural_key)
+                more = ", ..." if len(runs) > _MOST_LISTED else ""
+                raise CheckpointError(
+                    f"directory {path} has no checkpoint, but {len(runs)} in it have: "
+                    f"{', '.join(runs[:_MOST_LISTED])}{more}: give one of them"
+                )
             raise CheckpointError(
                 f"directory {path} names no checkpoint in its file `checkpoint`: give "
                 f"the prefix of one{checkpoints_beside(os.path.join(path, ''))}"

@@ -656,6 +656,15 @@ def test_a_mistyped_path_lists_what_is_there(tmp_path):
         open_checkpoint(str(tmp_path / "nowhere" / "model.ckpt"))
 
 
+def test_a_directory_of_runs_lists_them(tmp_path):
+    for name in ("run_10", "run_9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint").write_text("")
+    runs = f"{tmp_path}/run_9, {tmp_path}/run_10: give one of them$"
+    with pytest.raises(CheckpointError, match=f"but 2 in it have: {runs}"):
+        open_checkpoint(str(tmp_path))
+
+
 def test_a_file_of_another_format(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"PK\3\4" + bytes(100))
     with pytest.raises(CheckpointError, match="weights.pt is no checkpoint of Tens"):
