@@ -163,8 +163,12 @@ def check_fits(checkpoint: SavedCheckpoint, variables: Iterable[tf.Variable]) ->
             )
 
 
-def recover(model_dir: str) -> SavedCheckpoint | None:
+def recover(model_dir: str, argument: str = "--model_dir") -> SavedCheckpoint | None:
     """Puts a folder in order after whatever happened, and finds where to go on.
+
+    Args:
+        model_dir: the folder.
+        argument: what the messages call it.
 
     Returns:
         The newest checkpoint that can be used, which `checkpoint` names from now on;
@@ -180,7 +184,7 @@ def recover(model_dir: str) -> SavedCheckpoint | None:
     candidates = sorted({*own, *(named or [])}, reverse=True)
     newest = next(filter(_is_usable, candidates), None)
     if newest is None:
-        _refuse_if_something_was_saved(model_dir, candidates)
+        _refuse_if_something_was_saved(model_dir, candidates, argument)
         return None
     usable = [c for c in own if c.step < newest.step] + [newest]
     # Those of a commit that was killed half-way, or of an older version's run.
@@ -325,12 +329,16 @@ def _is_usable(checkpoint):
     try:
         verify(checkpoint.path)
     except DamagedCheckpoint as error:
-        print(f"warning: damaged checkpoint, passed over: {error}", file=sys.stderr)
+        print(
+            f"warning: damaged checkpoint, passed over: {error}; "
+            "later saves may remove its files",
+            file=sys.stderr,
+        )
         return False
     return True
 
 
-def _refuse_if_something_was_saved(model_dir, candidates):
+def _refuse_if_something_was_saved(model_dir, candidates, argument):
     """Starting at step 0 is right only where no checkpoint was ever complete."""
     # Killed in its first save, a run leaves files of step 0 and names none.
     later = any(step != 0 for step in saved_steps.read(model_dir))
@@ -343,9 +351,9 @@ def _refuse_if_something_was_saved(model_dir, candidates):
     ]
     if remains:
         raise SavingError(
-            f"--model_dir is {model_dir!r}, but no checkpoint in it can be used: "
+            f"{argument} is {model_dir!r}, but no checkpoint in it can be used: "
             f"{', '.join(remains)}; put a good copy back, or choose another "
-            "--model_dir to begin at step 0"
+            f"{argument} to begin at step 0"
         )
 
 

@@ -28,8 +28,12 @@ class LockedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def hold(model_dir: str) -> Iterator[None]:
+def hold(model_dir: str, argument: str = "--model_dir") -> Iterator[None]:
     """Makes the folder if it is not there, and holds its lock in the `with` block.
+
+    Args:
+        model_dir: the folder.
+        argument: what the messages call it.
 
     Raises:
         LockedError: another process holds it; the message names it.
@@ -39,7 +43,7 @@ def hold(model_dir: str) -> Iterator[None]:
         os.makedirs(model_dir, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"--model_dir is {model_dir!r}, but there can be no such folder: "
+            f"{argument} is {model_dir!r}, but there can be no such folder: "
             f"{error.strerror}"
         ) from error
     lock = filelock.FileLock(os.path.join(model_dir, LOCK_FILE))
@@ -47,8 +51,8 @@ def hold(model_dir: str) -> Iterator[None]:
         lock.acquire(timeout=_PATIENCE_SECS)
     except filelock.Timeout:
         raise LockedError(
-            f"--model_dir is {model_dir!r}, in which {_holder(model_dir)} is training: "
-            "wait for it, end it, or choose another --model_dir"
+            f"{argument} is {model_dir!r}, in which {_holder(model_dir)} is training: "
+            f"wait for it, end it, or choose another {argument}"
         ) from None
     holder = os.path.join(model_dir, HOLDER_FILE)
     try:

@@ -22,6 +22,9 @@ from typing import Any
 from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import CommittingSaver
 
+# What messages call the folder: its users have no flag.
+_ARGUMENT = "`model_dir`"
+
 # The locks of this process, which holds a folder until it ends.
 _held: dict[str, contextlib.ExitStack] = {}
 
@@ -49,7 +52,7 @@ class SafeSaver(CommittingSaver):
         if max_to_keep < 0:
             raise ValueError(f"`max_to_keep` is {max_to_keep!r}, but must be >= 0")
         _hold(model_dir)
-        newest = committing_saver.recover(model_dir)
+        newest = committing_saver.recover(model_dir, _ARGUMENT)
         super().__init__(model_dir, max_to_keep, newest)
 
     @property
@@ -83,6 +86,6 @@ def _hold(model_dir):
     key = os.path.realpath(model_dir)
     if key not in _held:
         stack = contextlib.ExitStack()
-        stack.enter_context(run_lock.hold(model_dir))
+        stack.enter_context(run_lock.hold(model_dir, _ARGUMENT))
         _held[key] = stack
         atexit.register(stack.close)

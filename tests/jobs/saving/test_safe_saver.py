@@ -90,3 +90,6 @@ def test_saves_that_cannot_be_safe(tmp_path, session):
     assert saver.last_checkpoints == []
     with pytest.raises(ValueError, match="`max_to_keep` is -1"):
         bn_tf1.SafeSaver(str(tmp_path), max_to_keep=-1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="^`model_dir` is .*there can be no such folder"):
+        bn_tf1.SafeSaver(str(tmp_path / "file"))
