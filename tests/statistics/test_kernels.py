@@ -1,7 +1,6 @@
 """The kernels of `batch_norm`: each right, each chosen where it can be, and refused
 where it cannot."""
 
-import collections
 import itertools
 
 import numpy as np
@@ -18,9 +17,6 @@ EPSILON = 1e-3
 IS_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
 
-Made = collections.namedtuple("Made", "y mean variance")
-
-
 def normalize_by(kernel, x, gamma, beta, axis, unbiased=False):
     axes = statistics.channel_axes(x.shape.ndims, axis)
     plan = statistics.plan_of(x, axes, epsilon=EPSILON, kernel=kernel)
@@ -28,8 +24,7 @@ def normalize_by(kernel, x, gamma, beta, axis, unbiased=False):
     normalize = (
         statistics.normalize_fused if is_fused else statistics.normalize_composed
     )
-    made = normalize(x, gamma, beta, plan, epsilon=EPSILON, unbiased=unbiased)
-    return Made(*made[:3])
+    return normalize(x, gamma, beta, plan, epsilon=EPSILON, unbiased=unbiased)
 
 
 def seen(x, axis=-1):
