@@ -91,7 +91,6 @@ def _setting(text):
 def run(options: argparse.Namespace) -> int:
     import tensorflow.compat.v1 as tf
 
-    tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_v2_behavior()
     is_run = os.path.isdir(options.source)
     (_recalibrate_run if is_run else _recalibrate_graph)(options)
