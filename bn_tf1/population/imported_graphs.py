@@ -295,13 +295,15 @@ class _Network:
         pixel each.
         """
         channels = channels_of(self._view, layer)
-        wide = None
-        for number, name in enumerate(self._ways_in(call)):
+        wide = seen = None
+        for name in self._ways_in(call):
             x = self._inputs.get(name)
             if x is None or x.shape.ndims is None:
                 break
             sizes = x.shape.as_list()
-            axis = channel_axis(sizes, None if number else call.axes, channels)
+            seen = seen or sizes
+            # An Identity before the kernel changes nothing of what it sees.
+            axis = channel_axis(sizes, call.axes if sizes == seen else None, channels)
             if axis is None:
                 break
             wide = wide or sizes[axis]
