@@ -317,6 +317,8 @@ def _reason(path, error):
 
 def _damage(path, error):
     """What is wrong with the files, in plain words where our own reader sees it."""
+    if not os.path.exists(f"{path}.index"):
+        return f"there is no {path}.index"  # removed meanwhile
     try:
         open_tensors(path)
     except CheckpointError as plain:
