@@ -50,7 +50,7 @@ class Isolated:
         # TensorFlow 1.15 looks for its converter to TFLite there.
         scripts = [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
         environment["PATH"] = os.pathsep.join(scripts)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: closed with the process
+        self._log = tempfile.TemporaryFile()  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             env=environment,
