@@ -203,7 +203,6 @@ def batch_norm(
         update=update,
         skip_nonfinite=skip_nonfinite,
         kernel=kernel,
-        is_foldable=kernel == "fused" and ema_variance == "unbiased",
         fold=fold,
         sync=sync,
         towers=len(towers),

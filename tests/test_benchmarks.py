@@ -90,7 +90,15 @@ def test_the_table_has_ratios_to_this_library():
     assert lines[3] == "| a case | recipe | 8 ms | 0.5 | 0.50 |", "of the same rounds"
 
 
-def test_the_command_writes_json(tmp_path, capsys):
+@pytest.fixture
+def kept_verbosity():
+    """The command quietens TensorFlow for its process, which is that of the tests here."""
+    verbosity = tf.logging.get_verbosity()
+    yield
+    tf.logging.set_verbosity(verbosity)
+
+
+def test_the_command_writes_json(tmp_path, capsys, kept_verbosity):
     path = tmp_path / "figures.json"
     command.main(["--tiny", "--leave_memory", "--only", "graphs", "--json", str(path)])
     report = json.loads(path.read_text())

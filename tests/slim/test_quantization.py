@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import batch_norm, layers
+from bn_tf1 import layers
 from bn_tf1.slim import batch_norm as slim_batch_norm
 
 pytestmark = pytest.mark.skipif(
@@ -29,10 +29,7 @@ def layer_of(name, is_training):
         return functools.partial(layers.batch_normalization, **by_layers)
     if name == "contrib":
         return functools.partial(contrib().layers.batch_norm, **by_slim)
-    if name == "slim":
-        return functools.partial(slim_batch_norm, **by_slim)
-    options = {"kernel": "fused", "ema_variance": "unbiased", "decay": 0.9}
-    return functools.partial(batch_norm, is_training=is_training, **options)
+    return functools.partial(slim_batch_norm, **by_slim)
 
 
 def weights(*shape):
@@ -87,7 +84,7 @@ def quantized(name, is_training, batch=4):
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize(
     "name, original",
-    [("layers", "tf.layers"), ("slim", "contrib"), ("batch_norm", "contrib")],
+    [("layers", "tf.layers"), ("slim", "contrib")],
 )
 def test_contrib_folds_what_it_folds_of_the_original(
     name, original, is_training, batch
