@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bn_tf1.jobs.data.record_writer import make_records
+    from bn_tf1.jobs.data.shard_writer import make_records
 
     if not 0 < options.test_share < 1:
         raise ValueError(

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recalibrate_run(options):
-    from bn_tf1.jobs.recalibrated_runs import BATCH_SIZE, recalibrate_run
+    from bn_tf1.jobs.finished.recalibrated_runs import BATCH_SIZE, recalibrate_run
 
     if options.examples or options.set:
         raise ValueError(

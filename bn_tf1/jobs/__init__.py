@@ -4,11 +4,11 @@
     data/                         image files and pipelines
     models, slim_models, network  from a configuration to a graph
     fine_tuning                   a run that begins with the weights of another
-    training, training_run        the training job and its loop
+    training, step_loop           the training job and its loop
     saving/                       checkpoints that survive every fault
     evaluation, diagnosis         the evaluation job
     summaries, reporting/         TensorBoard's curves, and the page of a run
-    recalibrated_runs, finished/  a run that is over: recalibrated, exported
+    finished/                     a run that is over: recalibrated, exported
     progress, stop_signals, allocator
 
 Nothing in the rest of the library imports these.

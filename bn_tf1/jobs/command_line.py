@@ -32,7 +32,7 @@ import tensorflow.compat.v1 as tf
 from absl import app, flags
 
 from bn_tf1.jobs.config import Config, ConfigError
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.evaluation import (
     EvaluationError,
     EvaluationTimeout,

@@ -23,7 +23,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.jobs import slim_models
 from bn_tf1.jobs.data import record_shards
 from bn_tf1.jobs.data.datasets import DATASETS
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.models import LEARNING_RATES, MODELS
 from bn_tf1.jobs.saving import durable_files
 

@@ -37,7 +37,7 @@ from bn_tf1.jobs import allocator, network, summaries
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.array_batches import ArrayBatches
-from bn_tf1.jobs.recalibrated_runs import BATCH_SIZE, SwitchedNetwork
+from bn_tf1.jobs.finished.recalibrated_runs import BATCH_SIZE, SwitchedNetwork
 from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver, run_lock, saved_steps
 from bn_tf1.jobs.saving.committing_saver import DamagedCheckpoint, SavedCheckpoint
@@ -134,7 +134,7 @@ def evaluate(request: Request) -> Iterator[Result]:
             or a prediction depends on the rest of its batch.
         EvaluationTimeout: no new checkpoint came for `timeout_secs`.
         bn_tf1.jobs.config.ConfigError: the model directory has no configuration.
-        bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged.
+        bn_tf1.jobs.data.idx_and_cifar.DataFileError: a data file is missing or damaged.
     """
     configuration.check_folder("model_dir", request.model_dir)
     configuration.check_folder("eval_dir", _eval_dir(request))

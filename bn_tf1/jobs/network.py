@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.jobs import models, slim_models
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets, record_shards
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 
 
 class Objective(NamedTuple):

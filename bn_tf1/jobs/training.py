@@ -4,7 +4,7 @@ Contract: `train` returns when the global step has reached `max_steps`, and rais
 it did not. It resumes from the newest usable checkpoint in the model directory; the sequence
 of examples is a function of seed and step, so it goes on where it stopped, and ends with
 the same bits as a run that was never interrupted. What crashes, signals and full disks
-need is in `checkpoints`, `run_lock` and `stop_signals`.
+need is in `saving` and `stop_signals`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from bn_tf1.jobs import (
     allocator,
     fine_tuning,
     network,
+    step_loop,
     stop_signals,
     summaries,
-    training_run,
 )
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.config import Config, ConfigError
@@ -36,7 +36,7 @@ from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import SavingError
-from bn_tf1.jobs.training_run import Step, TrainingError
+from bn_tf1.jobs.step_loop import Step, TrainingError
 from bn_tf1.train_op import make_train_op
 from bn_tf1.workers.cluster import Workers
 
@@ -87,7 +87,7 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
         bn_tf1.workers.meeting.WorkersError: the workers did not come together.
         bn_tf1.jobs.saving.committing_saver.SavingError: there are checkpoints in the model
             directory, but none can be used.
-        bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged, or the
+        bn_tf1.jobs.data.idx_and_cifar.DataFileError: a data file is missing or damaged, or the
             data are not those that the run began with.
         bn_tf1.jobs.config.ConfigError: the run is beyond `max_steps` already.
         bn_tf1.jobs.saving.run_lock.LockedError: another process trains in the directory.
@@ -119,7 +119,7 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
             if newest is not None:
                 committing_saver.check_fits(newest, tf.global_variables())
             progress = Progress(config)
-            started = training_run.started(config, step, newest, progress, workers)
+            started = step_loop.started(config, step, newest, progress, workers)
             named = dataset.failures_named()
             begun = _undone_before_the_first_step(config, newest, progress)
             with begun, _explained(config, progress), named, started as run:
@@ -161,7 +161,7 @@ def _follow(config, dataset, checksum, workers):
             config = configuration.as_chosen(config, chosen)
             configuration.check_checksum(config, checksum)
             step = _build_step(config, dataset, workers)
-            followed = training_run.followed(step, first_step, workers)
+            followed = step_loop.followed(step, first_step, workers)
             with dataset.failures_named(), followed as run:
                 while run.step < config.max_steps and run.goes_on(signals):
                     run.make_step(signals)

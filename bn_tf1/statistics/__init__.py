@@ -9,7 +9,7 @@ its own module. What computes what is decided in `plan` alone.
 
     plan                                   kernel, view and layout of a tensor
     fused, composed                        the two ways; `channels` is their arithmetic
-    moments, output, output_gradients      what goes from one to the other
+    moments, formula, output_gradients     what goes from one to the other
     weighted, ghost_batches, joint         a mask; parts of a batch; several batches
     renormalization                        batch renormalisation
     constant, folded                       statistics that do not come from the batch
@@ -21,6 +21,7 @@ from bn_tf1.statistics.composed import normalize_batch as normalize_composed
 from bn_tf1.statistics.constant import normalize_constant
 from bn_tf1.statistics.folded import normalize as normalize_folded
 from bn_tf1.statistics.folded import why_not_folded
+from bn_tf1.statistics.formula import normalize, scale_and_shift
 from bn_tf1.statistics.fused import normalize_batch as normalize_fused
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
 from bn_tf1.statistics.joint import joint_of, normalize_part, part_moments
@@ -31,7 +32,6 @@ from bn_tf1.statistics.moments import (
     in_dtype,
     unbiased_variance,
 )
-from bn_tf1.statistics.output import normalize, scale_and_shift
 from bn_tf1.statistics.plan import (
     KERNELS,
     Plan,

@@ -170,7 +170,7 @@ def normalize_fixed(
     epsilon: float,
     kernel: Callable = tf.raw_ops.FusedBatchNormV3,
 ) -> tf.Tensor:
-    """As `output.normalize`, for a mean and a variance that need no gradient."""
+    """As `formula.normalize`, for a mean and a variance that need no gradient."""
     x, dtype = tf.cast(x, mean.dtype), x.dtype
     gamma = tf.ones_like(mean) if gamma is None else gamma
     beta = tf.zeros_like(mean) if beta is None else beta

@@ -5,7 +5,7 @@
     scale = gamma / sqrt(variance + epsilon)
 
 Contract: for the output of a convolution or matrix product this is what
-`output.normalize` gives, up to rounding, with no pass over the output but the one that
+`formula.normalize` gives, up to rounding, with no pass over the output but the one that
 adds a bias. The product with the weights costs their size, whatever the batch, unless
 somebody keeps it. The first operation stays in the graph, where nothing runs it unless
 something else needs it.
@@ -71,7 +71,7 @@ def normalize(
     epsilon: float,
     keep: Callable[[tf.Tensor], tf.Tensor] = tf.convert_to_tensor,
 ) -> tf.Tensor:
-    """As `output.normalize`, for an `x` of which `why_not_folded` says None.
+    """As `formula.normalize`, for an `x` of which `why_not_folded` says None.
 
     Args:
         x: the output of a convolution or matrix product.

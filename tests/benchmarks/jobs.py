@@ -21,7 +21,7 @@ from typing import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import network, training, training_run
+from bn_tf1.jobs import network, step_loop, training
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
@@ -59,7 +59,7 @@ def job(config: Config) -> Iterator[Callable[[], object]]:
     os.makedirs(config.model_dir)
     with tf.Graph().as_default():
         step = training._build_step(config, network.open_split(config, "train"))
-        with training_run.started(config, step, None, Progress(config)) as run:
+        with step_loop.started(config, step, None, Progress(config)) as run:
             yield run.make_step
 
 

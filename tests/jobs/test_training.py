@@ -19,7 +19,7 @@ import bn_tf1
 from bn_tf1.jobs import models, network, training
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.training import TrainingError, train
 
 

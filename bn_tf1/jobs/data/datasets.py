@@ -8,7 +8,7 @@ batch may span two epochs, so that each is full.
 
 Evaluation: every example once, in file order; the last batch may be smaller.
 
-The files are checked completely (see `image_files`) before a graph is built. The
+The files are checked completely (see `idx_and_cifar`) before a graph is built. The
 graph then reads them itself when the iterator is initialised, so no pixel ends up in
 the GraphDef.
 
@@ -27,7 +27,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs.data import image_files, image_folders, record_shards, streamed
+from bn_tf1.jobs.data import idx_and_cifar, image_folders, record_shards, streamed
 from bn_tf1.jobs.data.streamed import StreamedDataset
 
 SPLITS = ("train", "test")
@@ -71,7 +71,7 @@ class ImageDataset(NamedTuple):
         num_examples: int.
         max_pixel: int, the stored value that becomes 1.0.
         mirrors: bool, whether a mirrored image keeps its class.
-        files: tuple of `image_files.CheckedFile`, empty for "synthetic".
+        files: tuple of `idx_and_cifar.CheckedFile`, empty for "synthetic".
         synthetic: `SyntheticImages` for "synthetic", else None.
     """
 
@@ -82,7 +82,7 @@ class ImageDataset(NamedTuple):
     num_examples: int
     max_pixel: int
     mirrors: bool
-    files: tuple[image_files.CheckedFile, ...]
+    files: tuple[idx_and_cifar.CheckedFile, ...]
     synthetic: SyntheticImages | None
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ class _IdxFormat(NamedTuple):
 
     def open(self, name: str, split: str, folder: str) -> ImageDataset:
         """Checks the files in `folder` and describes them."""
-        files = image_files.check_idx_pair(
+        files = idx_and_cifar.check_idx_pair(
             folder,
             _IDX_PREFIXES[split],
             image_size=(self.image_size, self.image_size),
@@ -142,7 +142,7 @@ class _CifarFormat(NamedTuple):
     def open(self, name: str, split: str, folder: str) -> ImageDataset:
         """Checks the files in `folder` and describes them."""
         files = tuple(
-            image_files.check_cifar(
+            idx_and_cifar.check_cifar(
                 folder,
                 file_name,
                 subfolder=self.subfolder,
@@ -165,7 +165,7 @@ class _CifarFormat(NamedTuple):
     def load(self, dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns uint8 tensors: pixels [n, height, width, channels], labels [n]."""
         num_labels = len(self.label_limits)
-        record_bytes = num_labels + image_files.CIFAR_IMAGE_BYTES
+        record_bytes = num_labels + idx_and_cifar.CIFAR_IMAGE_BYTES
         content = tf.concat([_file_bytes(file) for file in dataset.files], axis=0)
         records = tf.reshape(content, [dataset.num_examples, record_bytes])
         planes = tf.reshape(records[:, num_labels:], [-1, 3, 32, 32])
@@ -252,7 +252,7 @@ def open_dataset(
     Raises:
         ValueError: if `name`, `split` or `synthetic` is not valid, or `data_dir` is
             needed and not given.
-        image_files.DataFileError: a ValueError; if a file is missing or damaged.
+        idx_and_cifar.DataFileError: a ValueError; if a file is missing or damaged.
     """
     if name not in DATASETS:
         raise ValueError(f"`name` is {name!r}, but must be one of {DATASETS}")
@@ -323,12 +323,12 @@ def checksum(*splits: ImageDataset | StreamedDataset) -> str:
     streamed; "" where there are no files.
 
     Raises:
-        image_files.DataFileError: a file has become unreadable since it was checked.
+        idx_and_cifar.DataFileError: a file has become unreadable since it was checked.
     """
     if any(isinstance(split, StreamedDataset) for split in splits):
         digests = "".join(split.source.digest for split in splits)
         return hashlib.sha256(digests.encode()).hexdigest()
-    return image_files.checksum(file for split in splits for file in split.files)
+    return idx_and_cifar.checksum(file for split in splits for file in split.files)
 
 
 def training_batches(
@@ -450,7 +450,7 @@ def _embedded_digits() -> str:
     checkout = pathlib.Path(module).parents[3]
     folder = str(checkout / "data" / "digits")
     if not os.path.isdir(folder):
-        raise image_files.DataFileError(
+        raise idx_and_cifar.DataFileError(
             f"{folder}: expected the data set 'digits' of a checkout of bn_tf1, found "
             "no such folder; give --data_dir=FOLDER with a copy of it"
         )
@@ -461,12 +461,12 @@ def _describe_synthetic(split: str, synthetic: SyntheticImages) -> ImageDataset:
     for field in ("image_size", "channels", "num_classes", "num_examples"):
         _check_at_least("synthetic." + field, getattr(synthetic, field), 1)
     num_values = synthetic.num_examples * synthetic.image_size**2 * synthetic.channels
-    if num_values > image_files.MAX_FILE_BYTES:
+    if num_values > idx_and_cifar.MAX_FILE_BYTES:
         raise ValueError(
             f"--synthetic_examples={synthetic.num_examples} images of "
             f"--synthetic_size={synthetic.image_size} with "
             f"--synthetic_channels={synthetic.channels} are {num_values} bytes of pixels, "
-            f"but may be at most {image_files.MAX_FILE_BYTES}: take fewer or smaller ones"
+            f"but may be at most {idx_and_cifar.MAX_FILE_BYTES}: take fewer or smaller ones"
         )
     return ImageDataset(
         name="synthetic",
@@ -497,7 +497,7 @@ def _load(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
         return pixels, tf.cast(labels, tf.int32)
 
 
-def _file_bytes(file: image_files.CheckedFile) -> tf.Tensor:
+def _file_bytes(file: idx_and_cifar.CheckedFile) -> tf.Tensor:
     """Reads the examples of a `CheckedFile`, without its header, as uint8 [k]."""
     content = tf.io.read_file(file.path)
     if file.is_gzip:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_tf1.jobs.data.encoded_images import EXTENSIONS
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.data.streamed import Example, ExampleSource
 
 TEST_FOLDERS = ("test", "validation", "val")

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
 from bn_tf1.formats.tfrecords import FRAME_BYTES, Frames, list_frames, unframed
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.data.streamed import Example, ExampleSource
 
 PREFIXES = {"train": ("train",), "test": ("test", "validation")}

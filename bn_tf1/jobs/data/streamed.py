@@ -25,7 +25,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.formats.tfrecords import RecordError
 from bn_tf1.jobs.data import encoded_images
 from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 
 _do_not_convert = tf.autograph.experimental.do_not_convert
 _AUTOTUNE = tf.data.experimental.AUTOTUNE

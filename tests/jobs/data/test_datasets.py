@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.datasets import SyntheticImages
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from tests import ROOT
 
 DIGITS = str(ROOT / "data" / "digits")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bn_tf1.jobs.data import image_files
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data import idx_and_cifar
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from tests.jobs.data.test_image_files import (
     IMAGES,
     LABELS,
@@ -113,12 +113,12 @@ def test_the_checksum_reads_any_size_in_pieces(tmp_path, compress):
     """Of 64 MB it holds a few pieces; gzip and plain content have the same."""
     content = records([(0,)]) * 20000
     write(tmp_path, "test_batch.bin", content, compress)
-    file = image_files.CheckedFile(
+    file = idx_and_cifar.CheckedFile(
         str(tmp_path / "test_batch.bin"), compress, 0, num_examples=20000
     )
     del content
     tracemalloc.start()
-    digest = image_files.checksum([file])
+    digest = idx_and_cifar.checksum([file])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20

@@ -12,8 +12,8 @@ from bn_tf1.formats.tfrecords import RecordError, framed
 from bn_tf1.jobs.data import datasets, image_folders, record_shards
 from bn_tf1.jobs.data.datasets import Streaming
 from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
-from bn_tf1.jobs.data.image_files import DataFileError
-from bn_tf1.jobs.data.record_writer import make_records
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
+from bn_tf1.jobs.data.shard_writer import make_records
 
 CLASSES = ("cat", "dög", "emu")
 PER_CLASS = {"train": 7, "test": 2}

@@ -21,7 +21,7 @@ from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import evaluation, models, training
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.data import datasets
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.evaluation import (
     EvaluationError,
     EvaluationTimeout,

@@ -13,7 +13,7 @@ from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import evaluation
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.evaluation import EvaluationError, Request
-from bn_tf1.jobs.recalibrated_runs import recalibrate_run
+from bn_tf1.jobs.finished.recalibrated_runs import recalibrate_run
 from bn_tf1.jobs.training import train
 from tests import FIXTURES
 from tests.checkpoints import checkpoint_forge as forge

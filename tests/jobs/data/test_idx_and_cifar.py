@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bn_tf1.jobs.data import image_files
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data import idx_and_cifar
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 
 RECORD10 = 1 + 3072
 RECORD100 = 2 + 3072
@@ -45,19 +45,19 @@ def check_idx(folder, images=IMAGES, labels=LABELS, compress=False):
 
 
 def check_digits(folder):
-    return image_files.check_idx_pair(
+    return idx_and_cifar.check_idx_pair(
         str(folder), "train", image_size=(8, 8), num_classes=10, max_pixel=16
     )
 
 
 def check_cifar10(folder, name="test_batch.bin"):
-    return image_files.check_cifar(
+    return idx_and_cifar.check_cifar(
         str(folder), name, subfolder="cifar-10-batches-bin", label_limits=(10,)
     )
 
 
 def check_cifar100(folder):
-    return image_files.check_cifar(
+    return idx_and_cifar.check_cifar(
         str(folder), "train.bin", subfolder="cifar-100-binary", label_limits=(20, 100)
     )
 
@@ -175,7 +175,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     def refuse(path, mode):
         raise PermissionError("not for you")
 
-    monkeypatch.setattr(image_files, "open", refuse, raising=False)
+    monkeypatch.setattr(idx_and_cifar, "open", refuse, raising=False)
     with pytest.raises(DataFileError, match="idx3-ubyte: cannot be read: not for you"):
         check_idx(tmp_path)
 
@@ -211,7 +211,7 @@ def test_damaged_gzip(tmp_path, damage):
 
 
 def test_gzip_bomb_is_not_inflated(tmp_path, monkeypatch):
-    read = image_files._Stream.read
+    read = idx_and_cifar._Stream.read
     inflated = []
 
     def counting_read(self, size):
@@ -221,7 +221,7 @@ def test_gzip_bomb_is_not_inflated(tmp_path, monkeypatch):
 
     bomb = gzip.compress(IMAGES + bytes(64 << 20))
     write(tmp_path, "train-images-idx3-ubyte.gz", bomb)
-    monkeypatch.setattr(image_files._Stream, "read", counting_read)
+    monkeypatch.setattr(idx_and_cifar._Stream, "read", counting_read)
     with pytest.raises(DataFileError) as error:
         check_digits(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -248,7 +248,7 @@ def test_memory_does_not_follow_the_claimed_size(tmp_path):
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "test_batch.bin.gz"])
 def test_a_gzip_bomb_in_the_right_format_is_refused(tmp_path, monkeypatch, name):
     """Images of zeros only: 3 MiB, then 100 times what they shrink to, are too many."""
-    monkeypatch.setattr(image_files, "_FREE_CONTENT_BYTES", 3 << 20)
+    monkeypatch.setattr(idx_and_cifar, "_FREE_CONTENT_BYTES", 3 << 20)
     if name.startswith("train"):
         content, check = idx(np.zeros([1 << 16, 8, 8], np.uint8)), check_digits
         write(tmp_path, "train-labels-idx1-ubyte", idx(np.zeros(1 << 16, np.uint8)))
@@ -266,7 +266,7 @@ def test_a_gzip_bomb_in_the_right_format_is_refused(tmp_path, monkeypatch, name)
 
 def test_a_large_gzip_file_that_shrank_like_images_is_taken(tmp_path, monkeypatch):
     """Of 16 values at random, which gzip packs to about half."""
-    monkeypatch.setattr(image_files, "_FREE_CONTENT_BYTES", 1 << 10)
+    monkeypatch.setattr(idx_and_cifar, "_FREE_CONTENT_BYTES", 1 << 10)
     pixels = np.random.RandomState(0).randint(0, 16, [1 << 12, 8, 8]).astype(np.uint8)
     images, _ = check_idx(tmp_path, idx(pixels), idx(pixels[:, 0, 0] % 10), True)
     assert images.num_examples == 1 << 12
@@ -340,7 +340,7 @@ def test_pickled_cifar_beside_the_binary_one_is_no_error(tmp_path):
 
 
 def test_cifar_file_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 2 * RECORD10)
+    monkeypatch.setattr(idx_and_cifar, "MAX_FILE_BYTES", 2 * RECORD10)
     write(tmp_path, "test_batch.bin", records([(1,)] * 2))
     assert check_cifar10(tmp_path).num_examples == 2
     path = write(tmp_path, "test_batch.bin", records([(1,)] * 3))

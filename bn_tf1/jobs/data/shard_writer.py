@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bn_tf1.formats.tfrecords import framed, list_frames
 from bn_tf1.jobs.data.encoded_images import why_not_decodable
-from bn_tf1.jobs.data.image_files import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.data.image_folders import open_folder
 from bn_tf1.jobs.data.record_shards import (
     CLASS_NAMES_FILE,

@@ -88,7 +88,7 @@ def started(
     Args:
         config: the configuration.
         step: the step, in the default graph.
-        newest: what `checkpoints.recover` returned.
+        newest: what `committing_saver.recover` returned.
         progress: is told of each step.
         workers: those that share the work; this is the chief.
     """

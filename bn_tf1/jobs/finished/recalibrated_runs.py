@@ -79,7 +79,7 @@ def recalibrate_run(
         ConfigError: the run has no batch norm, or the folder of `destination` is that of
             another run.
         CheckpointError: there is no checkpoint, or `destination` is not free.
-        bn_tf1.jobs.data.image_files.DataFileError: a data file is missing or damaged.
+        bn_tf1.jobs.data.idx_and_cifar.DataFileError: a data file is missing or damaged.
         ValueError: as `recalibrate`.
     """
     config = configuration.load(model_dir)
