@@ -30,6 +30,7 @@ _MODULES = {
     "SafeSaver": "bn_tf1.jobs.saving.safe_saver",
     "StatisticsHook": "bn_tf1.doctor.statistics_watch",
     "UPDATE_OPS_COLLECTION": "bn_tf1.moving_averages",
+    "WarmUp": "bn_tf1.arguments",
     "Workers": "bn_tf1.workers.cluster",
     "WorkersError": "bn_tf1.workers.meeting",
     "audit": "bn_tf1.doctor.examination",

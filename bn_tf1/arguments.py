@@ -60,6 +60,26 @@ _BY_NAME = {
 }
 
 
+CUMULATIVE = "cumulative"
+
+
+class WarmUp(NamedTuple):
+    """A decay that begins low: min(decay, (1 + n) / (10 + n)) for the update after n others.
+
+    So the initial values are forgotten within the first batches, as with the `num_updates`
+    of `tf.train.ExponentialMovingAverage`.
+
+    Attributes:
+        decay: the largest: a number, or a scalar float tensor.
+    """
+
+    decay: Any = 0.99
+
+
+# Decays that follow from the number of updates; the one string is CUMULATIVE.
+COUNTED = (str, WarmUp)
+
+
 class Arguments(NamedTuple):
     """The arguments of `batch_norm` that are not about its variables, and what follows.
 
@@ -186,7 +206,15 @@ def _checked_axes(x, axis, least_rank):
 
 def _check_options(asked, called):
     names = {"decay": "decay", "renorm_decay": "renorm.decay", **(called or {})}
-    decays = {"decay": asked.decay, "renorm_decay": getattr(asked.renorm, "decay", 0)}
+    warms_up = isinstance(asked.decay, WarmUp)
+    decays = {
+        "decay": asked.decay.decay if warms_up else asked.decay,
+        "renorm_decay": getattr(asked.renorm, "decay", 0),
+    }
+    if isinstance(asked.decay, COUNTED):
+        _check_counted(asked, names["decay"])
+    if isinstance(asked.decay, str) and asked.decay == CUMULATIVE:
+        del decays["decay"]
     for argument, decay in decays.items():
         name = names[argument]
         if tf.is_tensor(decay):
@@ -203,6 +231,8 @@ def _check_options(asked, called):
             wanted = f"lie in {bounds}"
             if not is_number:
                 wanted = f"be a number in {bounds} or a scalar float tensor"
+                if argument == "decay" and not warms_up:
+                    wanted += f", {CUMULATIVE!r}, or a bn_tf1.WarmUp of the first two"
             raise ValueError(f"`{name}` is {decay!r}, but must {wanted}")
     epsilon = asked.epsilon
     fits = isinstance(epsilon, numbers.Real) and 0 <= epsilon < float("inf")
@@ -219,8 +249,18 @@ def _check_options(asked, called):
             )
 
 
+def _check_counted(asked, name):
+    if asked.zero_debias:
+        raise ValueError(
+            f"`{name}` is {asked.decay!r} and `zero_debias` {asked.zero_debias!r}, but one "
+            "of them is enough: both keep the initial values out of the averages, and the "
+            "correction of `zero_debias` is that of one decay for all updates"
+        )
+
+
 def _check_recipe(asked, axes):
     lacks = {
+        "decay": isinstance(asked.decay, COUNTED),
         "weights": asked.weights is not None,
         "ghost_batch_size": asked.ghost_batch_size is not None,
         "renorm": asked.renorm is not None,

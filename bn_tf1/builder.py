@@ -19,6 +19,7 @@ from typing import Any, Callable, Mapping, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import (
+    COUNTED,
     Arguments,
     check,
     check_by_name,
@@ -37,7 +38,7 @@ def batch_norm(
     is_training: bool | tf.Tensor,
     *,
     axis: int | Sequence[int] = -1,
-    decay: float | tf.Tensor = 0.99,
+    decay: Any = 0.99,
     epsilon: float = 1e-3,
     center: bool = True,
     scale: bool = True,
@@ -83,7 +84,10 @@ def batch_norm(
         axis: the channel axis, in [-rank, rank), or several of them.
         decay: share of the old moving statistics that an update keeps, in [0, 1): a
             number or a scalar float tensor. After n updates the initial values still
-            weigh decay^n.
+            weigh decay^n. "cumulative" keeps n / (n + 1), so that they are the mean of
+            those of all batches alike; `bn_tf1.WarmUp(decay)` at most
+            (1 + n) / (10 + n). Both count n in the variable `num_updates`, a scalar
+            that belongs in every checkpoint; each call that updates counts.
         epsilon: positive number added to the variance, in the unit of the variance.
         center: whether there is a `beta`.
         scale: whether there is a `gamma`.
@@ -228,6 +232,7 @@ def batch_norm(
             center=center,
             scale=scale,
             renorm=renorm is not None,
+            counts=isinstance(decay, COUNTED),
             initializers=initializers or {},
         )
         normalized = normalize_and_update(

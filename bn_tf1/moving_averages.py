@@ -22,11 +22,11 @@ Sources: TensorFlow's `assign_moving_average`; for `zero_debias` Kingma & Ba, "A
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.arguments import Arguments
+from bn_tf1.arguments import COUNTED, Arguments, WarmUp
 from bn_tf1.control_flow import inside_of_control_flow
 from bn_tf1.records import batch_norm_calls
 from bn_tf1.statistics import in_dtype
@@ -41,12 +41,13 @@ class Updating(NamedTuple):
     """How a call of a layer updates its statistics.
 
     Attributes:
-        rate: 1 - decay, a scalar of the dtype of the statistics.
+        rate: 1 - decay, a scalar of the dtype of the statistics; None where it follows
+            from the number of updates (`counted_rate`).
         in_place: whether the output depends on the updates. Otherwise they are for the
             train op to run.
     """
 
-    rate: tf.Tensor
+    rate: tf.Tensor | None
     in_place: bool
 
 
@@ -70,10 +71,12 @@ def updating(
     scope = tf.get_default_graph().get_name_scope()
     if _IN_GRADIENT.search(scope) and layer in {c.name for c in batch_norm_calls()}:
         return None
-    rate = update_rate(arguments.decay, arguments.plan.dtype)
+    rate = None
+    if not isinstance(arguments.decay, COUNTED):
+        rate = update_rate(arguments.decay, arguments.plan.dtype)
     if arguments.update == "in_place":
         return Updating(rate, in_place=True)
-    inside = inside_of_control_flow(made_here=rate.op)
+    inside = inside_of_control_flow(made_here=None if rate is None else rate.op)
     if inside and not moves_in:
         raise ValueError(
             f'`update` is "collection", but the layer {layer!r} is built inside of a '
@@ -138,6 +141,38 @@ def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     rate = 1 - decay
     with tf.name_scope("moving_average_rate"):
         return tf.cast(rate, dtype) if tf.is_tensor(rate) else tf.constant(rate, dtype)
+
+
+def counted_rate(
+    decay: Any, counter: Any, apply: bool | tf.Tensor, after: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """1 - decay of the update after n others; whoever uses it has counted one more.
+
+        "cumulative"     1 / (1 + n), with which the average is that of all batches
+        WarmUp(decay)    max(1 - decay, 9 / (10 + n))
+
+    Args:
+        decay: one of the two.
+        counter: the variable that holds n, a float scalar.
+        apply: whether the update is applied, and so counts.
+        after: what is there before n is read: in a loop, tensors of this iteration.
+    """
+    dtype = counter.dtype.base_dtype
+    with tf.name_scope("moving_average_rate"):
+        with tf.control_dependencies(after):
+            count = counter.op.outputs[0]
+            if count.dtype.base_dtype != dtype:
+                count = counter.read_value()
+            # A sum, and no copy: that of a reference would change with the variable.
+            following = count + 1
+        if isinstance(decay, WarmUp):
+            rate = tf.maximum(update_rate(decay.decay, dtype), 9 / (following + 9))
+        else:
+            rate = 1 / following
+        with tf.control_dependencies([rate]):
+            counted = counter.assign_add(tf.cast(apply, dtype), read_value=False)
+        with tf.control_dependencies([counted]):
+            return tf.identity(rate)
 
 
 def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:

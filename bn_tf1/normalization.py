@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import recipe, records, statistics
-from bn_tf1.arguments import Arguments
+from bn_tf1.arguments import COUNTED, Arguments
 from bn_tf1.control_flow import (
     each,
     inside_of_control_flow,
@@ -34,6 +34,7 @@ from bn_tf1.moving_averages import (
     Updating,
     applied_rate,
     assign_moving_value,
+    counted_rate,
     update_moving_average,
 )
 from bn_tf1.own_statistics import (
@@ -372,10 +373,13 @@ def _update_operations(x, variables, normalized, arguments, updating, is_shared)
     apply, *others = [c for c in conditions if not isinstance(c, bool)] or [True]
     for condition in others:
         apply = tf.logical_and(apply, condition)
+    decay, rate = arguments.decay, updating.rate
+    if isinstance(decay, COUNTED):
+        rate = counted_rate(decay, variables.num_updates, apply, [mean, variance])
     if arguments.is_foldable and not is_shared:
-        how = {"apply": apply, "rate": updating.rate, "is_foldable": True}
+        how = {"apply": apply, "rate": rate, "is_foldable": True}
     else:
-        rate = applied_rate(updating.rate, apply)
+        rate = applied_rate(rate, apply)
         how = {"apply": apply, "rate": rate, "is_shared": is_shared}
     if arguments.renorm is not None:
         return _renormalized_updates(variables, mean, variance, arguments, **how)
@@ -383,7 +387,7 @@ def _update_operations(x, variables, normalized, arguments, updating, is_shared)
         update_moving_average(
             getattr(variables, key),
             value,
-            arguments.decay,
+            decay,
             zero_debias=key in arguments.zero_debias,
             **how,
         )

@@ -2,7 +2,7 @@
 
 Contract: `gamma`, `beta`, `moving_mean` and `moving_variance`, and with
 renormalisation `moving_stddev`, `renorm_mean` and `renorm_stddev`: the names and the
-order of `tf.layers`. How one is made (shape, collections, regularizer) is for the
+order of `tf.layers`; where the decay follows from it `num_updates`, a scalar. How one is made (shape, collections, regularizer) is for the
 layer to say.
 
 `renorm_mean` and `renorm_stddev` are the moving statistics that training corrects with;
@@ -25,6 +25,9 @@ INITIALIZERS = {
     "moving_variance": tf.ones_initializer,
 }
 LEARNED = ("gamma", "beta")
+# The number of updates of the moving statistics, of their dtype: a float32 counts to 16
+# million, when one more batch is no longer seen in an average of all.
+COUNTER = "num_updates"
 # Of statistics, under a strategy for several devices: each moves its own, and what is read
 # and saved is their mean.
 OF_STATISTICS = {
@@ -36,13 +39,14 @@ OF_STATISTICS = {
 class LayerVariables(NamedTuple):
     """The variables of a layer: float32, or float64 for float64 inputs.
 
-    Their shape is [channels], or that with sizes of 1 for the axes in between, such as
+    But for the counter, their shape is [channels], or that with sizes of 1 for the axes in between, such as
     [1, 1, 1, channels].
 
     Attributes:
         gamma, beta: None for 1 and 0.
         moving_mean, moving_variance: never None.
         moving_stddev, renorm_mean, renorm_stddev: None without renormalisation.
+        num_updates: a scalar; None where the decay does not follow from it.
     """
 
     gamma: Any
@@ -52,6 +56,7 @@ class LayerVariables(NamedTuple):
     moving_stddev: Any = None
     renorm_mean: Any = None
     renorm_stddev: Any = None
+    num_updates: Any = None
 
 
 def make_variables(
@@ -60,6 +65,7 @@ def make_variables(
     center: bool,
     scale: bool,
     renorm: bool,
+    counts: bool,
     initializers: Mapping[str, Any],
     order: Sequence[str] = tuple(INITIALIZERS),
     named_by: str = "name",
@@ -70,6 +76,7 @@ def make_variables(
         make: make(name, initializer) creates or gets a variable.
         center, scale: whether there is a `beta` and a `gamma`.
         renorm: whether there are those of renormalisation.
+        counts: whether there is the counter.
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
         named_by: the argument that names the layer, for errors.
@@ -93,6 +100,8 @@ def make_variables(
             made["moving_stddev"] = make("moving_stddev", stddev)
             made["renorm_mean"] = make("renorm_mean", initial["moving_mean"])
             made["renorm_stddev"] = make("renorm_stddev", stddev)
+        if counts:
+            made[COUNTER] = make(COUNTER, tf.zeros_initializer())
     except ValueError as error:
         problem = _problem_of_sharing(str(error), named_by)
         if problem is None:
@@ -152,7 +161,7 @@ def own_variables(
     """A `make` for `make_variables`, which gets them from the variable scope.
 
     Args:
-        shape, dtype: of all of them.
+        shape, dtype: of all of them; the counter is a scalar.
         trainable: False makes none of them trainable; otherwise gamma and beta are.
         **by_name: arguments of `tf.get_variable`, each a mapping from a variable's name
             to its value.
@@ -161,7 +170,7 @@ def own_variables(
     def make(key, initializer):
         return tf.get_variable(
             key,
-            shape,
+            [] if key == COUNTER else shape,
             dtype,
             initializer,
             trainable=key in LEARNED and trainable is not False,

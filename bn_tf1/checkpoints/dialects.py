@@ -26,6 +26,8 @@ from typing import Iterable, Mapping, NamedTuple, Tuple
 Shape = Tuple[int, ...]
 
 STATISTICS = ("moving_mean", "moving_variance")
+# Beside them, where the decay follows from the number of updates: that number.
+COUNTER = "num_updates"
 ROLES = ("gamma", "beta", *STATISTICS)
 # What tf.train.ExponentialMovingAverage calls its shadows unless told otherwise.
 AVERAGE = "ExponentialMovingAverage"
@@ -52,6 +54,7 @@ class Dialect(NamedTuple):
         keeps_rank: whether the variables have the rank of the layer's input.
         renorm: whether a layer can have the state of batch renormalization.
         zero_debias: whether it can have the state of a zero-debiased average.
+        counts: whether it can have the number of its updates.
     """
 
     leaves: Mapping[str, str]
@@ -59,6 +62,7 @@ class Dialect(NamedTuple):
     keeps_rank: bool = False
     renorm: bool = False
     zero_debias: bool = False
+    counts: bool = False
 
 
 class Layer(NamedTuple):
@@ -93,7 +97,9 @@ def _leaves(statistics):
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    "bn_tf1": Dialect(_leaves(_TF_STATISTICS), renorm=True, zero_debias=True),
+    "bn_tf1": Dialect(
+        _leaves(_TF_STATISTICS), renorm=True, zero_debias=True, counts=True
+    ),
     "tf_layers": Dialect(_leaves(_TF_STATISTICS), renorm=True),
     "slim": Dialect(
         _leaves(_TF_STATISTICS), defaults=("beta",), renorm=True, zero_debias=True
@@ -254,7 +260,13 @@ def lost_state(
         scope, _, leaf = name.rpartition("/")
         is_renorm = scope in scopes and leaf in _RENORM
         is_debias = leaf in _ZERO_DEBIAS and find_slot(name, statistics) is not None
-        if (is_renorm and not target.renorm) or (is_debias and not target.zero_debias):
+        is_count = scope in scopes and leaf == COUNTER
+        kinds = (
+            (is_renorm, target.renorm),
+            (is_debias, target.zero_debias),
+            (is_count, target.counts),
+        )
+        if any(is_one and not is_held for is_one, is_held in kinds):
             lost.append(name)
     return lost
 

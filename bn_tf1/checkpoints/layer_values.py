@@ -12,7 +12,7 @@ from typing import Any, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from bn_tf1.checkpoints.dialects import ROLES, join
+from bn_tf1.checkpoints.dialects import COUNTER, ROLES, join
 from bn_tf1.checkpoints.found_layers import (
     STATISTICS,
     CheckpointLayer,
@@ -35,8 +35,8 @@ class LayerValues(NamedTuple):
         layer: the layer and the names of its variables.
         values: by role, float64 of shape [channels]; roles are gamma, beta,
             moving_mean, moving_variance, and, where they are there, renorm_mean,
-            renorm_stddev and the state of zero-debiased averages: mean_biased,
-            mean_steps, variance_biased, variance_steps.
+            renorm_stddev, num_updates and the state of zero-debiased averages:
+            mean_biased, mean_steps, variance_biased, variance_steps.
         decay, epsilon: of the layer, where a graph tells; else None.
         mode: "training", "inference", "switched" or "unknown", as a graph tells.
         kind: how the graph computes it; "" without a graph.
@@ -157,7 +157,7 @@ def _layer_values(reader, layer, graph_layer):
     mean_name = reader.plain_name(layer.names.get("moving_mean"))
     if mean_name is not None:
         scope = mean_name.rpartition("/")[0]
-        for role in _RENORM:
+        for role in (*_RENORM, COUNTER):
             values[role] = reader.read(reader.plain.get(join(scope, role)))
     for statistic in STATISTICS:
         name = reader.plain_name(layer.names.get(statistic))

@@ -98,8 +98,8 @@ def restore(
         name_map: name of the variable by name in the checkpoint, of variables or of
             whole scopes: {"backbone": "encoder"}.
         allow_missing: patterns of names (`*` stands for anything, "/" included) of
-            moving statistics that the checkpoint may lack. Other variables may always
-            be missing; they are reported.
+            moving statistics, and of the numbers of their updates, that the checkpoint
+            may lack. Other variables may always be missing; they are reported.
         allow_wrong_shape: patterns of names of variables that are left alone if the
             checkpoint has them in another shape.
         ema: the name of a `tf.train.ExponentialMovingAverage`, such as
@@ -136,6 +136,7 @@ def restore(
 
     missing = [t for t in targets if t.name not in old_names]
     _check_missing(missing, statistics, allow_missing, source.prefix)
+    _check_counters(missing, statistics, allow_missing, source.prefix)
     found = [t for t in targets if t.name in old_names]
     wrong = [t for t in found if source.shapes[old_names[t.name]] != t.shape]
     _check_fit(found, wrong, old_names, allow_wrong_shape, source)
@@ -236,6 +237,23 @@ def _check_missing(missing, statistics, allowed, prefix):
             f"{prefix} lacks the moving statistics {', '.join(_sorted(forbidden))}: "
             "map them with `name_map`, translate it with `python -m bn_tf1 convert`, or "
             "allow them in `allow_missing`"
+        )
+
+
+def _check_counters(missing, statistics, allowed, prefix):
+    """Where averages are restored without the number of updates that weighs them."""
+    scopes = {name.rpartition("/")[0] for name in statistics}
+    forbidden = []
+    for target in missing:
+        scope, _, leaf = target.variable.op.name.rpartition("/")
+        if leaf == dialects.COUNTER and scope in scopes:
+            forbidden += [target.name] * (not _matches(target.name, allowed))
+    if forbidden:
+        raise ValueError(
+            f"{prefix} lacks {', '.join(_sorted(forbidden))}, by which an average weighs "
+            "what it has: from 0 on, the first update would replace the statistics. Allow "
+            'it in `allow_missing`, such as ["*/num_updates"], to begin the averages anew, '
+            "or build the layers with the decay that they were trained with"
         )
 
 

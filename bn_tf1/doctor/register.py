@@ -470,11 +470,12 @@ CHECKS = (
         "debias-counter",
         "checkpoint",
         ("error", "warning"),
-        "The hidden variables of a zero-debiased average do not fit its value.",
-        "A zero-debiased average recomputes its value from `biased` and `local_step`: "
-        "the first update after a restore replaces the moving statistics by something "
-        "else.",
-        "Restore `biased` and `local_step` with the statistics, or build the layer "
+        "What an average counts or hides does not fit its value.",
+        "A zero-debiased average recomputes its value from `biased` and `local_step`, and "
+        "one by the number of updates weighs it by `num_updates`: the first update after a "
+        "restore replaces the moving statistics by something else.",
+        "Restore `biased` and `local_step`, or `num_updates`, with the statistics, or "
+        "build the layer "
         "without them: bn_tf1.batch_norm(x, is_training), in slim "
         "zero_debias_moving_mean=False.",
     ),

@@ -88,10 +88,32 @@ def define_fields(config: type, group_of: Callable[[str], str]) -> None:
         text, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
             text += f" One of: {', '.join(choices)}."
+        words = field.metadata["words"]
+        if words:
+            flags.DEFINE(
+                _NumberOrWord(words),
+                field.name,
+                field.default,
+                text,
+                serializer=flags.ArgumentSerializer(),
+                module_name=group_of(field.name),
+            )
+            continue
         define[field.metadata["kind"]](
             field.name, field.default, text, module_name=group_of(field.name)
         )
     flags.DEFINE_alias("train_dir", "model_dir")
+
+
+class _NumberOrWord(flags.FloatParser):
+    """Takes some words in the place of a number."""
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__()
+        self._words = words
+
+    def parse(self, argument: Any) -> Any:
+        return argument if argument in self._words else super().parse(argument)
 
 
 def given(config: type) -> dict[str, Any]:

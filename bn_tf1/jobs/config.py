@@ -20,6 +20,7 @@ from typing import Any, Mapping
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import CUMULATIVE
 from bn_tf1.jobs import slim_models
 from bn_tf1.jobs.data import record_shards
 from bn_tf1.jobs.data.datasets import DATASETS
@@ -41,7 +42,15 @@ class ConfigError(ValueError):
 
 
 def _option(
-    default, help, *, kind=None, choices=None, minimum=None, below=None, above=None
+    default,
+    help,
+    *,
+    kind=None,
+    choices=None,
+    minimum=None,
+    below=None,
+    above=None,
+    words=(),
 ):
     """A field with all that is known of an option.
 
@@ -53,13 +62,15 @@ def _option(
         minimum: the smallest allowed value.
         above: a bound that the value must exceed.
         below: a bound that the value must stay below.
+        words: what may stand in the place of a number.
     """
     kind = kind or type(default)
     if kind is int and below is None:
         below = 2**31  # TensorFlow's int32
     limits = {"choices": choices, "minimum": minimum, "above": above, "below": below}
     return dataclasses.field(
-        default=default, metadata={"help": help, "kind": kind, **limits}
+        default=default,
+        metadata={"help": help, "kind": kind, "words": words, **limits},
     )
 
 
@@ -160,9 +171,15 @@ class Config:
     bn_decay: float = _option(
         0.95,
         "Share of the moving statistics that one step keeps; after n steps their "
-        "initial values still weigh decay^n.",
+        "initial values still weigh decay^n. cumulative: the mean of those of all steps.",
         minimum=0.0,
         below=1.0,
+        words=(CUMULATIVE,),
+    )
+    bn_decay_warm_up: bool = _option(
+        False,
+        "Begins with a lower --bn_decay: (1 + n) / (10 + n) after n steps, while that is "
+        "less.",
     )
     bn_epsilon: float = _option(
         None,
@@ -285,12 +302,26 @@ class Config:
                 f"--precision is 'bfloat16', but TensorFlow {tf.version.VERSION} has no "
                 "convolution for it on the CPU: use TensorFlow 2, or float32"
             )
+        self._check_decay()
         if not self.model_dir:
             raise ConfigError("--model_dir is '', but must be the name of a folder")
         if not re.fullmatch("([0-9a-f]{64})?", self.data_checksum):
             raise ConfigError(
                 f"--data_checksum is {self.data_checksum!r}, but must be a SHA-256: 64 "
                 "digits of 0-9 and a-f"
+            )
+
+    def _check_decay(self):
+        is_cumulative = self.bn_decay == CUMULATIVE
+        if is_cumulative and self.bn_decay_warm_up:
+            raise ConfigError(
+                "--bn_decay is 'cumulative' and --bn_decay_warm_up is on, but the mean of "
+                "all steps needs none: leave one of them out"
+            )
+        if (is_cumulative or self.bn_decay_warm_up) and self.bn_kernel == "recipe":
+            raise ConfigError(
+                "--bn_kernel is 'recipe', which has one decay for all steps: give "
+                "--bn_decay a number, without --bn_decay_warm_up, or take another kernel"
             )
 
 
@@ -490,12 +521,13 @@ def with_checksum(config: Config, checksum: str) -> Config:
 
 def _check_range(field, value):
     limits = field.metadata
+    if limits["words"] and value in limits["words"]:
+        return
     wanted = limits["kind"]
     allowed = (int, float) if wanted is float else wanted
     if not isinstance(value, allowed) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(
-            f"--{field.name} is {value!r}, but must be of type {wanted.__name__}"
-        )
+        what = " or ".join((f"of type {wanted.__name__}", *limits["words"]))
+        raise ConfigError(f"--{field.name} is {value!r}, but must be {what}")
     if limits["choices"] is not None and value not in limits["choices"]:
         choices = ", ".join(limits["choices"])
         raise ConfigError(f"--{field.name} is {value!r}, but must be one of {choices}")

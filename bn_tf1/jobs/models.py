@@ -51,7 +51,7 @@ class Settings(NamedTuple):
 
     num_classes: int
     normalization: str = "batch"
-    bn_decay: float = 0.95
+    bn_decay: Any = 0.95
     bn_epsilon: float = 1e-3
     bn_kernel: str = "auto"
     weight_decay: float = 0.0

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import WarmUp
 from bn_tf1.jobs import models, slim_models
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets, record_shards
@@ -94,7 +95,9 @@ def build(
     settings = models.Settings(
         num_classes=num_classes,
         normalization=config.normalization,
-        bn_decay=config.bn_decay,
+        bn_decay=WarmUp(config.bn_decay)
+        if config.bn_decay_warm_up
+        else config.bn_decay,
         bn_epsilon=config.bn_epsilon,
         bn_kernel=config.bn_kernel,
         weight_decay=config.weight_decay,

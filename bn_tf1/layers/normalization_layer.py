@@ -40,7 +40,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.arguments import Arguments, check, says_how_it_is_called
+from bn_tf1.arguments import COUNTED, Arguments, check, says_how_it_is_called
 from bn_tf1.drop_in import (
     checked_clipping,
     checked_mode,
@@ -52,6 +52,7 @@ from bn_tf1.layers.legacy_layer import InputSpec, LegacyLayer
 from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.variables import (
+    COUNTER,
     LEARNED,
     OF_STATISTICS,
     LayerVariables,
@@ -148,7 +149,8 @@ class BatchNormalization(LegacyLayer):
     Args:
         axis: the channel axis, or a list of them. With several, the variables have the
             rank of the inputs, with sizes of 1 on the other axes.
-        momentum: share of the old moving statistics that an update keeps.
+        momentum: share of the old moving statistics that an update keeps; or what else
+            the `decay` of `bn_tf1.batch_norm` may be.
         epsilon: added to the variance.
         center, scale: whether there is a `beta` and a `gamma`.
         beta_initializer, gamma_initializer, moving_mean_initializer,
@@ -267,6 +269,7 @@ class BatchNormalization(LegacyLayer):
             center=self.center,
             scale=self.scale,
             renorm=self.renorm,
+            counts=isinstance(self.momentum, COUNTED),
             initializers={
                 "gamma": self.gamma_initializer,
                 "beta": self.beta_initializer,
@@ -281,6 +284,7 @@ class BatchNormalization(LegacyLayer):
             self.moving_stddev = variables.moving_stddev
             self.renorm_mean = variables.renorm_mean
             self.renorm_stddev = variables.renorm_stddev
+        self.num_updates = variables.num_updates
         self.built = True
 
     def call(self, inputs: tf.Tensor, training: Any = False) -> tf.Tensor:
@@ -371,7 +375,7 @@ class BatchNormalization(LegacyLayer):
             with unpartitioned(self._scope):
                 return self.add_weight(
                     key,
-                    shape,
+                    [] if key == COUNTER else shape,
                     dtype,
                     initializer,
                     trainable=False,

@@ -54,7 +54,13 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.arguments import Arguments, check, check_by_name, says_how_it_is_called
+from bn_tf1.arguments import (
+    COUNTED,
+    Arguments,
+    check,
+    check_by_name,
+    says_how_it_is_called,
+)
 from bn_tf1.drop_in import (
     add_to_collection,
     as_list,
@@ -68,7 +74,13 @@ from bn_tf1.drop_in import (
 from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.slim.arg_scopes import obeys_arg_scopes
-from bn_tf1.variables import INITIALIZERS, LEARNED, OF_STATISTICS, make_variables
+from bn_tf1.variables import (
+    COUNTER,
+    INITIALIZERS,
+    LEARNED,
+    OF_STATISTICS,
+    make_variables,
+)
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
 _CALLED = {"weights": "batch_weights"}
@@ -125,7 +137,8 @@ def batch_norm(
     Args:
         inputs: float tensor of known rank with a known number of channels, or what
             converts to one.
-        decay: share of the old moving statistics that an update keeps.
+        decay: share of the old moving statistics that an update keeps; or what else it
+            may be for `bn_tf1.batch_norm`.
         center, scale: whether there is a `beta` and a `gamma`; no gamma by default.
         epsilon: added to the variance.
         activation_fn: a function of the output, or None.
@@ -218,6 +231,7 @@ def batch_norm(
             center=center,
             scale=scale,
             renorm=renorm,
+            counts=isinstance(decay, COUNTED),
             initializers=param_initializers or {},
             order=_GAMMA_FIRST if way.name == _LAYER else _BETA_FIRST,
             named_by="scope",
@@ -290,7 +304,7 @@ def _variable_maker(plan, regularizers, trainable):
     def get(key, initializer, **options):
         return tf.get_variable(
             key,
-            plan.parameter_shape,
+            [] if key == COUNTER else plan.parameter_shape,
             plan.dtype,
             initializer,
             collections=collections,

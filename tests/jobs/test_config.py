@@ -22,6 +22,7 @@ from bn_tf1.jobs.models import LEARNING_RATES
         ("momentum", 1.0, "less than 1.0"),
         ("bn_decay", 1.5, "less than 1.0"),
         ("bn_decay", -0.1, "at least 0.0"),
+        ("bn_decay", "mean", "of type float or cumulative"),
         ("bn_epsilon", 0.0, "greater than 0.0"),
         ("bn_epsilon", 1e-60, "greater than 0.0"),
         ("bn_decay", 1 - 1e-12, "less than 1.0"),
@@ -43,6 +44,18 @@ def test_a_value_out_of_range_is_named_with_its_range(option, value, constraint)
     message = str(error.value)
     assert f"--{option} is {value!r}" in message
     assert constraint in message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bn_decay_warm_up": True}, "the mean of all steps needs none"),
+        ({"bn_kernel": "recipe"}, "--bn_kernel is 'recipe'"),
+    ],
+)
+def test_the_mean_of_all_steps_goes_with_no_other_decay(options, words):
+    with pytest.raises(ConfigError, match=words):
+        Config(bn_decay="cumulative", **options)
 
 
 def test_a_float_option_takes_an_int():

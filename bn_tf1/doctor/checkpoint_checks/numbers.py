@@ -12,6 +12,7 @@ from typing import Iterator
 
 import numpy as np
 
+from bn_tf1.checkpoints.dialects import COUNTER
 from bn_tf1.checkpoints.found_layers import STATISTICS
 from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
 from bn_tf1.doctor.findings import Finding
@@ -50,6 +51,7 @@ def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Findin
             _check_silent,
             _check_mean,
             _check_debias,
+            _check_count,
             _check_residual,
         )
         for finding in check(layer, checkpoint)
@@ -313,10 +315,27 @@ def _debias_problem(values, biased, steps, decay):
     )
 
 
+def _check_count(layer, checkpoint):
+    count = layer.values.get(COUNTER, np.ones(1))
+    is_lost = count.size == 1 and count[0] <= 0
+    if is_lost and layer.has_statistics and not layer.is_initial:
+        yield _finding(
+            "debias-counter",
+            layer,
+            checkpoint,
+            gravity="warning",
+            certainty="certain",
+            what=f"`{COUNTER}` is {count[0]:g}, but the statistics are not at their "
+            "initial values: the next update replaces them.",
+        )
+
+
 def _check_residual(layer, checkpoint):
     steps = layer.values.get("mean_steps", np.zeros(0))
     if steps.size == 1 or not checkpoint.step or not layer.has_statistics:
         return  # a zero-debiased average has no initial value
+    if layer.values.get(COUNTER, np.zeros(1)).max() > 1:
+        return  # two updates by their number leave less than 2 % of it
     if layer.is_initial or _untouched(layer):
         return
     decay = layer.decay or _USUAL_DECAY
