@@ -375,29 +375,18 @@ def training_batches(
     first_step = tf.cast(first_step, tf.int64)
     own = slice(*(rows or (0, batch_size)))
 
-    def augmented(images, step, count=None, part=slice(None)):
-        return _pad_crop_flip(
-            images,
-            count,
-            part,
-            # The epochs use (seed, 0, 1, ...): the steps count down from -1.
-            seed=_seed_pair(seed, -1 - step),
-            padding=augment_padding,
-            mirrors=dataset.mirrors,
-        )
-
     if isinstance(dataset, StreamedDataset):
-        batches = streamed.training_batches(
-            dataset,
-            batch_size,
-            seed=seed,
-            first_step=first_step,
-            augment=augment,
-            augment_batch=augmented,
+        return _ready_ahead(
+            streamed.training_batches(
+                dataset,
+                batch_size,
+                seed=seed,
+                first_step=first_step,
+                augment=augment,
+                padding=augment_padding,
+                rows=(own.start, own.stop),
+            )
         )
-        if rows is not None:
-            batches = batches.map(lambda images, labels: (images[own], labels[own]))
-        return _ready_ahead(batches)
     pixels, labels = _load(dataset)
 
     @_do_not_convert
@@ -405,7 +394,15 @@ def training_batches(
         indices = indices[own]
         images = tf.gather(pixels, indices)
         if augment:
-            images = augmented(images, step, batch_size, own)
+            images = _pad_crop_flip(
+                images,
+                batch_size,
+                own,
+                # The epochs use (seed, 0, 1, ...): the steps count down from -1.
+                seed=_seed_pair(seed, -1 - step),
+                padding=augment_padding,
+                mirrors=dataset.mirrors,
+            )
         return _scale(images, dataset.max_pixel), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(first_step, _ENDLESS)
@@ -573,7 +570,7 @@ def _ready_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 def _pad_crop_flip(
     images: tf.Tensor,
-    count: int | None,
+    count: int,
     part: slice,
     *,
     seed: tf.Tensor,
@@ -584,7 +581,7 @@ def _pad_crop_flip(
 
     Args:
         images: [batch, height, width, channels], static shape.
-        count: of the whole batch that `images` are a part of; None if they are all.
+        count: of the whole batch that `images` are a part of.
         part: which of them they are.
         seed: int64 [2].
         padding: int, pixels.
@@ -595,7 +592,7 @@ def _pad_crop_flip(
     """
     batch, height, width, channels = images.shape.as_list()
     draws = tf.random.stateless_uniform(
-        [3, count or batch, 1, 1],
+        [3, count, 1, 1],
         seed=seed,
         minval=0,
         maxval=2**31 - 1,

@@ -2,9 +2,9 @@
 
 Contract: every training batch is a function of (seed, step), as in `datasets`. The order
 of an epoch is a function of (seed, epoch): blocks of neighbouring examples in permuted
-order, shuffled within each. Of a source only the current block is in memory, and the one
-that a step reaches into; a run that resumes reads the block that it stopped in, and
-nothing before it.
+order, shuffled within each. In memory are the encoded examples of three batches; a run
+that resumes reads those that it needs, and none before them. A worker reads and decodes
+its rows of each batch, and what becomes of an example does not depend on the others.
 
 An example that cannot be used (a damaged record, an image that does not decode, a label
 out of range) is an error that names its file, or, up to a limit, is left out: the next
@@ -52,7 +52,7 @@ class ExampleSource(NamedTuple):
     Attributes:
         block_ends: int64 [blocks], how many examples there are up to the end of each
             block; block b holds those from block_ends[b - 1] on.
-        read_block: read_block(b) is a list of functions that return an `Example`, or
+        read_block: read_block(b) is a list of functions that read an `Example`, or
             raise a `RecordError` or `DataFileError` for this one alone.
         digest: SHA-256, in hexadecimal, of what tells that the files are the same: their
             names and sizes.
@@ -110,36 +110,33 @@ def training_batches(
     seed: int,
     first_step: tf.Tensor,
     augment: bool,
-    augment_batch: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    padding: int,
+    rows: tuple[int, int],
 ) -> tf.data.Dataset:
     """The endless stream of training batches; as `datasets.training_batches`.
 
     Args:
-        augment_batch: augment_batch(images, step) is what images of one size get, where
-            no crops are taken.
+        padding: the most pixels that images are moved by, where no crops are taken.
+        rows: (first, end) of the examples of each batch that are read and decoded.
     """
     reader = _Reader(dataset, functools.partial(_permuted, dataset.source, seed))
+    size = dataset.image_shape[0]
+    count = rows[1] - rows[0]
 
     @_do_not_convert
     def decode(encoded, label, position):
-        size = dataset.image_shape[0]
-        if not (augment and dataset.augments_photos):
+        if not augment:
             return encoded_images.decode_resized(encoded, size), label
         pair = tf.stack([tf.constant(seed, tf.int64), position])
-        return encoded_images.decode_random_crop(encoded, size, pair), label
-
-    @_do_not_convert
-    def augmented(images_and_labels, step):
-        images, labels = images_and_labels
-        images.set_shape((batch_size,) + dataset.image_shape)
-        if augment and not dataset.augments_photos:
-            images = augment_batch(images, step)
-        return images, labels
+        if dataset.augments_photos:
+            image = encoded_images.decode_random_crop(encoded, size, pair)
+        else:
+            image = encoded_images.decode_shifted(encoded, size, pair, padding=padding)
+        return image, label
 
     steps = tf.data.Dataset.range(tf.cast(first_step, tf.int64), _ENDLESS)
-    examples = _examples(reader, steps, batch_size).map(decode, _AUTOTUNE)
-    batches = examples.batch(batch_size, drop_remainder=True)
-    return tf.data.Dataset.zip((batches, steps)).map(augmented)
+    examples = _examples(reader, steps, batch_size, rows).map(decode, _AUTOTUNE)
+    return examples.batch(count, drop_remainder=True)
 
 
 def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dataset:
@@ -154,20 +151,23 @@ def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dat
         return decode_image(encoded, dataset.image_shape[0]), label
 
     steps = tf.data.Dataset.range(-(-dataset.num_examples // batch_size))
+    rows = (0, batch_size)
     return (
-        _examples(reader, steps, batch_size, once=True)
+        _examples(reader, steps, batch_size, rows, once=True)
         .map(decode, _AUTOTUNE)
         .batch(batch_size)
     )
 
 
-def _examples(reader, steps, batch_size, once=False):
+def _examples(reader, steps, batch_size, rows, once=False):
     """A data set of (encoded, label, position), one for each example."""
 
     @_do_not_convert
     def read(step):
         encoded, labels, positions = tf.numpy_function(
-            functools.partial(reader.batch, batch_size=batch_size, once=once),
+            functools.partial(
+                reader.batch, batch_size=batch_size, rows=rows, once=once
+            ),
             [step],
             (tf.string, tf.int32, tf.int64),
         )
@@ -175,7 +175,7 @@ def _examples(reader, steps, batch_size, once=False):
             values.set_shape([None])
         return tf.data.Dataset.from_tensor_slices((encoded, labels, positions))
 
-    return steps.flat_map(read).prefetch(2 * batch_size)
+    return steps.flat_map(read).prefetch(2 * (rows[1] - rows[0]))
 
 
 def _permuted(source, seed, epoch):
@@ -191,7 +191,7 @@ def _permuted(source, seed, epoch):
 
 
 class _Reader:
-    """Reads the examples of a step; keeps the blocks that the last one needed."""
+    """Reads the examples of a step; keeps open the blocks that the last one needed."""
 
     def __init__(self, dataset, order_of):
         self._dataset = dataset
@@ -201,11 +201,10 @@ class _Reader:
         self._has_told_of_rotation = False
         self._lock = threading.Lock()
 
-    def batch(self, step, *, batch_size, once):
-        """(encoded, labels, positions) of one step."""
+    def batch(self, step, *, batch_size, rows, once):
+        """(encoded, labels, positions) of the given rows of one step."""
         with self._lock:
-            first = int(step) * batch_size
-            last = first + batch_size
+            first, last = (int(step) * batch_size + row for row in rows)
             if once:
                 last = min(last, self._dataset.num_examples)
             needed: dict[int, Any] = {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bn_tf1.jobs.data import idx_and_cifar
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
-from tests.jobs.data.test_image_files import (
+from tests.jobs.data.test_idx_and_cifar import (
     IMAGES,
     LABELS,
     check_cifar10,

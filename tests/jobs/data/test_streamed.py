@@ -1,6 +1,7 @@
 """Image folders and shards of records: order, resumption, what is broken, how it is said."""
 
 import collections
+import functools
 import os
 import struct
 
@@ -9,7 +10,13 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.formats.tfrecords import RecordError, framed
-from bn_tf1.jobs.data import datasets, image_folders, record_shards
+from bn_tf1.jobs.data import (
+    datasets,
+    encoded_images,
+    image_folders,
+    record_shards,
+    streamed,
+)
 from bn_tf1.jobs.data.datasets import Streaming
 from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
@@ -126,6 +133,28 @@ def test_resumes_at_any_step_with_the_same_bits(source):
             np.testing.assert_array_equal(resumed[0][1], whole[step][1])
 
 
+@pytest.mark.parametrize("photos", [False, True])
+def test_a_worker_reads_and_decodes_its_rows_alone(source, photos):
+    dataset = open_split(source, augments_photos=photos)
+    whole = take(training(dataset, 2, 6, augment=True), 2)
+    for rows in ((0, 2), (2, 6)):
+        part = take(training(dataset, 2, 6, augment=True, rows=rows), 2)
+        for found, batch in zip(part, whole):
+            for own, every in zip(found, batch):
+                np.testing.assert_array_equal(own, every[slice(*rows)])
+
+    read = []
+
+    def read_block(block):
+        return [lambda f=f: read.append(f) or f() for f in plain(block)]
+
+    plain = dataset.source.read_block
+    counted = dataset._replace(source=dataset.source._replace(read_block=read_block))
+    reader = streamed._Reader(counted, lambda epoch: np.arange(21))
+    reader.batch(2, batch_size=6, rows=(2, 6), once=False)
+    assert len(read) == 4
+
+
 def test_another_seed_is_another_order(source):
     dataset = open_split(source)
     first, second = (
@@ -162,17 +191,52 @@ def test_an_image_is_resized_without_a_shift_and_smoothed():
     """Against means over 2x2 pixels, which the triangle of width 2 keeps for a ramp."""
     ramp = np.tile(np.arange(0, 240, 15)[:, None, None], [1, 16, 3])
     with tf.Session() as session:
-        from bn_tf1.jobs.data import encoded_images
-
         image = session.run(encoded_images.decode_resized(encode(ramp), 8))
     inner = (ramp[2:-2:2, 2:-2:2] + ramp[3:-2:2, 3:-2:2]) / 2 / 255
     np.testing.assert_allclose(image[1:-1, 1:-1], inner, atol=1e-6)
 
 
+def test_an_image_is_enlarged_by_straight_lines():
+    """Against NumPy's interpolation between the centres of pixels, row by row, then columns."""
+    image = np.random.RandomState(0).randint(0, 256, [5, 7, 3])
+    expected = image.astype(np.float64)
+    for axis, length in enumerate(image.shape[:2]):
+        places = (np.arange(8) + 0.5) * length / 8 - 0.5
+        expected = np.apply_along_axis(
+            functools.partial(np.interp, places, np.arange(length)), axis, expected
+        )
+    with tf.Session() as session:
+        found = session.run(encoded_images.decode_resized(encode(image), 8))
+    np.testing.assert_allclose(found, expected / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3), (3, 4, 3)])
+def test_an_image_is_moved_and_mirrored_and_black_where_it_was(shape):
+    image = np.random.RandomState(0).randint(1, 256, shape)
+    encoded = tf.constant(encode(image))
+    seed = tf.placeholder(tf.int64, [2])
+    still = encoded_images.decode_resized(encoded, 6)
+    moved = encoded_images.decode_shifted(encoded, 6, seed, padding=2)
+    draws = tf.random.stateless_uniform(
+        [3], seed=seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
+    )
+    seen = set()
+    with tf.Session() as session:
+        padded = np.pad(session.run(still), [(2, 2), (2, 2), (0, 0)], "constant")
+        for number in range(12):
+            found, (down, right, mirror) = session.run(
+                [moved, draws], {seed: [5, number]}
+            )
+            top, left = 4 - down % 5, 4 - right % 5
+            expected = padded[top : top + 6, left : left + 6]
+            expected = expected[:, :: -1 if mirror % 2 else 1]
+            np.testing.assert_array_equal(found, expected)
+            seen.add((top, left, mirror % 2))
+    assert len(seen) > 6
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_a_crop_is_a_part_of_the_image_and_follows_its_seed(kind):
-    from bn_tf1.jobs.data import encoded_images
-
     rows, columns = np.mgrid[0:64, 0:96]
     image = np.stack([rows * 4, columns * 2.5, rows * 0], -1)
     encoded = tf.constant(encode(image, kind))
