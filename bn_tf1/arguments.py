@@ -27,6 +27,7 @@ _CHOICES = {
     "ema_variance": ("biased", "unbiased"),
     "update": ("collection", "in_place", "skip"),
     "kernel": (*statistics.KERNELS, "recipe"),
+    "activation": (None, *statistics.ACTIVATIONS),
 }
 # What the libraries call one argument; a function is told its own name of it.
 _ONE_ARGUMENT = (
@@ -44,6 +45,8 @@ _ONE_ARGUMENT = (
     ("renorm_decay", "renorm_momentum"),
     ("kernel", "fused"),
     ("axis", "data_format"),
+    ("activation", "activation_fn", "act"),
+    ("residual", "shortcut", "side_input"),
 )
 # Where ours is not one name for another.
 _SAYS_MORE = {
@@ -51,6 +54,8 @@ _SAYS_MORE = {
     ("axis", "data_format"): "axis=-1 for NHWC, axis=1 for NCHW",
     ("data_format", "axis"): 'data_format="NHWC" for axis -1, "NCHW" for axis 1',
     ("fused", "kernel"): "fused=True, or False",
+    ("activation", "activation_fn"): 'activation="relu", or "relu6"',
+    ("activation_fn", "activation"): "activation_fn=tf.nn.relu, or any function",
 }
 _RENORM = "renorm=bn_tf1.Renormalization(decay, rmin, rmax, dmax)"
 _BY_NAME = {
@@ -110,6 +115,8 @@ class Arguments(NamedTuple):
     kernel: str = "auto"
     fold: Any = False
     sync: Any = None
+    activation: str | None = None
+    residual: Any = None
     towers: int = 0
     is_foldable: bool = False
     plan: Plan | None = None
@@ -397,6 +404,36 @@ def check_towers(towers: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
                 "and one rank"
             )
     return towers
+
+
+def checked_residual(residual: Any, x: Any) -> Any:
+    """What is added to the output for `x`: a tensor like it, or a list for a list."""
+    if isinstance(x, list):
+        is_list = isinstance(residual, (list, tuple))
+        if not is_list or len(residual) != len(x):
+            raise ValueError(
+                f"`residual` is {residual!r}, but must be a list of {len(x)} tensors, "
+                "one for each of `x`"
+            )
+        return [checked_residual(*pair) for pair in zip(residual, x)]
+    if not tf.is_tensor(residual):
+        residual = tf.convert_to_tensor(residual, x.dtype.base_dtype, name="residual")
+    residual = tf.convert_to_tensor(residual)
+    if residual.dtype.base_dtype != x.dtype.base_dtype:
+        raise TypeError(
+            f"`residual` has dtype {residual.dtype.name}, but must have that of `x`, "
+            f"{x.dtype.name}: cast it"
+        )
+    if not residual.shape.is_compatible_with(x.shape):
+        raise ValueError(
+            f"`residual` has shape {residual.shape}, but must have that of `x`, "
+            f"{x.shape}"
+        )
+    known = x.shape.merge_with(residual.shape)
+    if residual.shape.ndims is None or residual.shape.as_list() != known.as_list():
+        # Where the shape comes to light at run time only, a sum would broadcast.
+        residual = tf.ensure_shape(residual, x.shape)
+    return residual
 
 
 def check_by_name(

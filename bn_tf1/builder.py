@@ -24,10 +24,11 @@ from bn_tf1.arguments import (
     check,
     check_by_name,
     check_towers,
+    checked_residual,
     says_how_it_is_called,
 )
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, updating
-from bn_tf1.normalization import normalize_and_update
+from bn_tf1.normalization import activated, normalize_and_update
 from bn_tf1.statistics import Renormalization
 from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variables
 
@@ -58,6 +59,8 @@ def batch_norm(
     kernel: str = "auto",
     fold: bool | str = False,
     sync: Any = None,
+    activation: str | None = None,
+    residual: tf.Tensor | Sequence[tf.Tensor] | None = None,
     name: str | None = None,
     reuse: Any = None,
 ) -> tf.Tensor | list[tf.Tensor]:
@@ -147,6 +150,12 @@ def batch_norm(
             those of the batches of all its workers together, and so are their
             gradients. All must make the same runs. The check of one value per channel
             is then one of all of them. (`bn_tf1/workers/README.md`)
+        activation: None, "relu" or "relu6": the output is
+            activation(normalised + residual), whatever the mode and the kernel, to the
+            bit what `tf.nn.relu(batch_norm(x) + residual)` gives. A place whose weight
+            is 0 gets it as any other.
+        residual: tensor of the shape and dtype of `x`, in which the sum is made, too,
+            such as the shortcut of a residual block; or a list of them, where `x` is one.
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update
             operations again, which `make_train_op` runs in the order of the calls: choose
@@ -192,6 +201,8 @@ def batch_norm(
             f"`updates_collection` is {updates_collection!r}, but must be the name of a "
             'collection; for updates without one there is update="in_place"'
         )
+    if residual is not None:
+        residual = checked_residual(residual, x)
     asked = Arguments(
         is_training=is_training,
         axis=axis,
@@ -209,6 +220,8 @@ def batch_norm(
         kernel=kernel,
         fold=fold,
         sync=sync,
+        activation=activation,
+        residual=residual,
         towers=len(towers),
     )
     arguments = check(towers[0] if towers else x, asked)
@@ -238,6 +251,9 @@ def batch_norm(
         normalized = normalize_and_update(
             x, variables, arguments, how, layer=scope.name
         )
+        y = normalized.y
+        if activation is not None or residual is not None:
+            y = activated(y, arguments)
     for operation in normalized.to_collect:
         tf.add_to_collection(updates_collection, operation)
-    return normalized.y
+    return y

@@ -81,12 +81,15 @@ def switch(
     ]
 
 
-def each(function, x):
-    """`function` of `x`, or of each tensor of a list, on that tensor's device."""
+def each(function, x, *others):
+    """`function` of `x`, or of each tensor of a list, on that tensor's device.
+
+    With `others`, lists as long, it is given what they have in the same place, too.
+    """
     if not isinstance(x, list):
-        return function(x)
+        return function(x, *others)
     results = []
-    for tower in x:
+    for tower, *rest in zip(x, *others):
         with tf.device(tower.device):
-            results.append(function(tower))
+            results.append(function(tower, *rest))
     return results

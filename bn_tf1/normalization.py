@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -49,7 +49,8 @@ class Normalized(NamedTuple):
     """What a call of a layer made.
 
     Attributes:
-        y: the output, of the shape and dtype of the input.
+        y: the normalised values, of the shape and dtype of the input: what `activated`
+            makes the output of.
         mean, variance: tensors of shape [channels] as they enter the moving averages, or
             the moving ones where `is_training` is false.
         updates: the operations that update the moving statistics, first that of the mean.
@@ -116,6 +117,19 @@ def normalize_and_update(
     )
     tf.add_to_collection(records.CALLS_KEY, call)
     return Normalized(y, mean, variance, updates, to_collect)
+
+
+def activated(y: Any, arguments: Arguments) -> Any:
+    """The output of a layer, of `y` from `Normalized`: with its residual and activation.
+
+    Here, after the updates and whatever switches the mode, it is the same in every mode and
+    for every kernel.
+    """
+    residual = arguments.residual
+    if isinstance(y, list) and residual is None:
+        residual = [None] * len(y)
+    activate = functools.partial(statistics.activated, activation=arguments.activation)
+    return each(activate, y, residual)
 
 
 def _by_recipe(x, variables, arguments, updating):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1 import statistics
 
 
 class Settings(NamedTuple):
@@ -100,7 +101,7 @@ def convnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     for i, filters in enumerate((32, 32, 64, 64)):
         with tf.variable_scope(f"conv{i + 1}"):
             x = _conv(x, filters, settings)
-            x = tf.nn.relu(normalize(x, is_training, settings))
+            x = normalize(x, is_training, settings, activation="relu")
         if i % 2:
             x = tf.nn.max_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], "SAME")
     features = tf.cast(_flatten(x), tf.float32)
@@ -122,7 +123,7 @@ def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     x = tf.cast(images - 0.5, settings.precision)
     with tf.variable_scope("conv1"):
         x = _conv(x, 16, settings)
-        x = tf.nn.relu(normalize(x, is_training, settings))
+        x = normalize(x, is_training, settings, activation="relu")
     for stage, filters in enumerate((16, 32, 64)):
         for block in range(settings.resnet_n):
             stride = 2 if stage > 0 and block == 0 else 1
@@ -146,11 +147,10 @@ def _residual_block(x, filters, stride, is_training, settings):
         shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [0, added]])
     with tf.variable_scope("conv1"):
         x = _conv(x, filters, settings, stride=stride)
-        x = tf.nn.relu(normalize(x, is_training, settings))
+        x = normalize(x, is_training, settings, activation="relu")
     with tf.variable_scope("conv2"):
         x = _conv(x, filters, settings)
-        x = normalize(x, is_training, settings)
-    return tf.nn.relu(x + shortcut)
+        return normalize(x, is_training, settings, activation="relu", residual=shortcut)
 
 
 def _subsample(x, stride):
@@ -164,12 +164,22 @@ def _logits(x, settings):
         return logits + _bias(settings.num_classes)
 
 
-def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
-    """Batch norm, or the bias that a layer without it needs."""
+def normalize(
+    x,
+    is_training,
+    settings,
+    *,
+    activation=None,
+    residual=None,
+    name="batch_norm",
+    axis=-1,
+):
+    """Batch norm, or the bias that a layer without it needs, and what follows."""
     if settings.normalization == "none":
         bias = _bias(tf.dimension_value(x.shape[axis]))
         data_format = "NHWC" if axis == -1 else "NCHW"
-        return tf.nn.bias_add(x, tf.cast(bias, x.dtype), data_format)
+        x = tf.nn.bias_add(x, tf.cast(bias, x.dtype), data_format)
+        return statistics.activated(x, residual, activation)
     penalty = _penalty(settings) if settings.bn_weight_decay else None
     fold = False
     # Folded weights would be rounded to bfloat16; the recipe folds nothing.
@@ -190,6 +200,8 @@ def normalize(x, is_training, settings, *, name="batch_norm", axis=-1):
         kernel=settings.bn_kernel,
         fold=fold,
         sync=settings.bn_sync,
+        activation=activation,
+        residual=residual,
         axis=axis,
         name=name,
     )

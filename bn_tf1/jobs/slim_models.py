@@ -46,12 +46,12 @@ class _Layers(NamedTuple):
     Attributes:
         is_training: as for `batch_norm`.
         settings: the settings.
-        activation: what follows each batch norm.
+        activation: what follows a batch norm, as `activation` of `batch_norm`.
     """
 
     is_training: object
     settings: Settings
-    activation: object
+    activation: str
 
     @property
     def is_channels_first(self):
@@ -70,15 +70,16 @@ class _Layers(NamedTuple):
     def channels(self, x):
         return tf.dimension_value(x.shape[1 if self.is_channels_first else -1])
 
-    def normalize(self, x, scope="BatchNorm", activation=True):
-        x = normalize(
+    def normalize(self, x, scope="BatchNorm", activation=True, residual=None):
+        return normalize(
             x,
             self.is_training,
             self.settings,
+            activation=self.activation if activation else None,
+            residual=residual,
             name=scope,
             axis=1 if self.is_channels_first else -1,
         )
-        return self.activation(x) if activation else x
 
     def convolution(self, x, filters, size, stride, padding="SAME"):
         """Without normalisation, activation or bias."""
@@ -151,7 +152,7 @@ def resnet_v1_50(images: tf.Tensor, is_training, settings: Settings) -> tf.Tenso
     Returns:
         Logits, float32 of shape [batch, num_classes].
     """
-    layers = _Layers(is_training, settings, tf.nn.relu)
+    layers = _Layers(is_training, settings, "relu")
     with tf.variable_scope("resnet_v1_50"):
         x = layers.enter(images * 255.0 - tf.constant(_MEAN_COLOUR))
         with tf.variable_scope("conv1"):
@@ -165,7 +166,7 @@ def resnet_v2_50(images: tf.Tensor, is_training, settings: Settings) -> tf.Tenso
 
     Arguments and result as for `resnet_v1_50`.
     """
-    layers = _Layers(is_training, settings, tf.nn.relu)
+    layers = _Layers(is_training, settings, "relu")
     with tf.variable_scope("resnet_v2_50"):
         x = layers.enter(images * 2.0 - 1.0)
         with tf.variable_scope("conv1"):
@@ -180,7 +181,7 @@ def mobilenet_v1(images: tf.Tensor, is_training, settings: Settings) -> tf.Tenso
     Arguments and result as for `resnet_v1_50`; slim's own `bn_epsilon` is 1e-3. Slim's
     dropout before the logits is not there.
     """
-    layers = _Layers(is_training, settings, tf.nn.relu6)
+    layers = _Layers(is_training, settings, "relu6")
     with tf.variable_scope("MobilenetV1"):
         x = layers.enter(images * 2.0 - 1.0)
         with tf.variable_scope("Conv2d_0"):
@@ -225,8 +226,7 @@ def _bottleneck_v1(x, filters, stride, layers):
         x = layers.normalize(layers.padded_convolution(x, filters, 3, stride))
     with tf.variable_scope("conv3"):
         x = layers.convolution(x, filters * _EXPANSION, 1, 1)
-        x = layers.normalize(x, activation=False)
-    return tf.nn.relu(shortcut + x)
+        return layers.normalize(x, residual=shortcut)
 
 
 def _bottleneck_v2(x, filters, stride, layers):

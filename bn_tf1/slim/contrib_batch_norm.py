@@ -72,7 +72,7 @@ from bn_tf1.drop_in import (
     with_original_name,
 )
 from bn_tf1.moving_averages import updating
-from bn_tf1.normalization import normalize_and_update
+from bn_tf1.normalization import activated, normalize_and_update
 from bn_tf1.slim.arg_scopes import obeys_arg_scopes
 from bn_tf1.variables import (
     COUNTER,
@@ -141,7 +141,8 @@ def batch_norm(
             may be for `bn_tf1.batch_norm`.
         center, scale: whether there is a `beta` and a `gamma`; no gamma by default.
         epsilon: added to the variance.
-        activation_fn: a function of the output, or None.
+        activation_fn: a function of the output, or None; `tf.nn.relu` and `tf.nn.relu6` are
+            what `bn_tf1.batch_norm` has as `activation`.
         param_initializers: initializers by variable name.
         param_regularizers: regularizers by variable name, for `beta` and `gamma`.
         updates_collections: the collection, or a list of them, for the update
@@ -216,6 +217,7 @@ def batch_norm(
         ema_variance="unbiased" if way.unbiased else "biased",
         update="skip" if skips else "in_place" if in_place else "collection",
         kernel=kernel,
+        activation=_name_of(activation_fn),
         is_foldable=way.unbiased,
     )
     arguments = check(x, asked, called=_CALLED)
@@ -248,7 +250,9 @@ def batch_norm(
             )
         _collect_updates(variables, normalized.to_collect, updates_collections)
         y = with_original_name(normalized.y, mode, fused=way.unbiased)
-        if activation_fn is not None:
+        if arguments.activation is not None:
+            y = activated(y, arguments)
+        elif activation_fn is not None:
             y = activation_fn(y)
         return _collect_output(y, outputs_collections, variable_scope.name)
 
@@ -280,6 +284,12 @@ def _checked_channel_axis(x, data_format):
             f"axis {axis}, but it must be known: call set_shape"
         )
     return axis
+
+
+def _name_of(activation_fn):
+    """What the library calls the function, where it is one that it has."""
+    known = statistics.ACTIVATIONS.items()
+    return next((name for name, own in known if own is activation_fn), None)
 
 
 def _way(rank, fused, *, special, weighted, neither):

@@ -21,7 +21,12 @@ from bn_tf1.statistics.composed import normalize_batch as normalize_composed
 from bn_tf1.statistics.constant import normalize_constant
 from bn_tf1.statistics.folded import normalize as normalize_folded
 from bn_tf1.statistics.folded import why_not_folded
-from bn_tf1.statistics.formula import normalize, scale_and_shift
+from bn_tf1.statistics.formula import (
+    ACTIVATIONS,
+    activated,
+    normalize,
+    scale_and_shift,
+)
 from bn_tf1.statistics.fused import normalize_batch as normalize_fused
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
 from bn_tf1.statistics.joint import joint_of, normalize_part, part_moments
@@ -49,12 +54,14 @@ from bn_tf1.statistics.renormalization import (
 from bn_tf1.statistics.weighted import weighted_moments, weights_like
 
 __all__ = [
+    "ACTIVATIONS",
     "KERNELS",
     "BatchOutput",
     "Correction",
     "Moments",
     "Plan",
     "Renormalization",
+    "activated",
     "batch_moments",
     "channel_axes",
     "channels_for_arithmetic",

@@ -1,6 +1,7 @@
-"""The output of batch normalization, for statistics that are given.
+"""The output of batch normalization, for statistics that are given, and what follows it.
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+    activation(y + residual)
 
 Contract: computed in the dtype of the statistics, returned in the dtype of `x`. The
 mean is subtracted before anything is scaled, so a mean hundreds of times larger than
@@ -14,6 +15,8 @@ from __future__ import annotations
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.statistics.channels import along
+
+ACTIVATIONS = {"relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
 
 def normalize(
@@ -64,3 +67,18 @@ def scale_and_shift(
     if beta is not None:
         y += along(beta, y.shape, axes)
     return y
+
+
+def activated(
+    y: tf.Tensor, residual: tf.Tensor | None, activation: str | None
+) -> tf.Tensor:
+    """activation(y + residual), with TensorFlow's own operations, in the dtype of `y`.
+
+    Args:
+        y: the normalised values.
+        residual: tensor of the shape and dtype of `y`, or None for 0.
+        activation: one of `ACTIVATIONS`, or None for the sum itself.
+    """
+    if residual is not None:
+        y += residual
+    return y if activation is None else ACTIVATIONS[activation](y)

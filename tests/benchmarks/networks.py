@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1 import statistics
 from bn_tf1.jobs import allocator, models
 from tests.benchmarks import peers, timing
 
@@ -135,8 +136,8 @@ def _network(name, model, images, is_training, precision, blocks):
     if layer is None:
         return build(images, is_training, settings)
 
-    def replacement(x, is_training, **_):
-        return layer(x, is_training)
+    def replacement(x, is_training, *, activation=None, residual=None, **_):
+        return statistics.activated(layer(x, is_training), residual, activation)
 
     with mock.patch.object(bn_tf1, "batch_norm", replacement):
         return build(images, is_training, settings)

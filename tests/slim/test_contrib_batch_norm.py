@@ -217,6 +217,20 @@ def test_shapes_that_are_not_known(shape, message):
         batch_norm(tf.placeholder(tf.float32, shape))
 
 
+@pytest.mark.parametrize(
+    "function, name, node",
+    [
+        (tf.nn.relu, "relu", "BatchNorm/Relu"),
+        (tf.nn.relu6, "relu6", "BatchNorm/Relu6"),
+        (tf.nn.tanh, None, "BatchNorm/Tanh"),
+    ],
+)
+def test_activations_that_the_layer_has_are_its_own(function, name, node):
+    y = batch_norm(tf.zeros([4, 3, 3, 2]), activation_fn=function)
+    (call,) = batch_norm_calls()
+    assert (call.arguments.activation, y.op.name) == (name, node)
+
+
 @pytest.mark.parametrize("mode", ["yes", 2])
 def test_is_training_is_something_else(mode):
     with pytest.raises(TypeError, match="`is_training`"):
