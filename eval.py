@@ -119,6 +119,17 @@ def _check_timeout():
         )
 
 
+def _check_exported():
+    """A model that was exported has no checkpoints to choose from or to wait for."""
+    of_checkpoints = ("checkpoint_path", "run_once", "timeout_secs", "eval_dir")
+    for name in (*of_checkpoints, "divergence", "weight_ema"):
+        if FLAGS.exported and FLAGS[name].present:
+            raise ConfigError(
+                f"--{name} is about the checkpoints of a run, but --exported measures "
+                f"{FLAGS.exported}: leave one of them out"
+            )
+
+
 def _checkpoint_prefix():
     """--checkpoint_path, of whose files one may have been given, as a shell completes it."""
     path = FLAGS.checkpoint_path
@@ -128,6 +139,7 @@ def _checkpoint_prefix():
 def main():
     _check_names()
     _check_timeout()
+    _check_exported()
     if FLAGS.weight_ema and FLAGS.divergence:
         raise ConfigError(
             "--divergence is about the weights themselves: leave out --weight_ema"

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     with quiet_start.importing(verbose=options.verbose):
-        importlib.import_module("bn_tf1.builder")
+        from tensorflow.compat.v1 import errors
+
+        from bn_tf1.checkpoints.reader_writer import first_line
     try:
         exit_code = options.run(options)
         sys.stdout.flush()
@@ -47,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{options.command}: interrupted", file=sys.stderr)
         return 130
+    except errors.OpError as error:
+        if options.verbose:
+            raise
+        # One line of what happened, without thirty of where in the graph.
+        text = f"{options.command}: {first_line(error)}; --verbose tells where"
+        print(text, file=sys.stderr)
+        return 1
 
 
 class _Parser(argparse.ArgumentParser):

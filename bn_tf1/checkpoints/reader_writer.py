@@ -173,7 +173,12 @@ def first_line(error: Exception) -> str:
         message,
         flags=re.DOTALL,
     )
-    return what.split("\n")[0] or "no reason given"
+    line = what.split("\n")[0]
+    # What a tf.Assert was given to say: each part in brackets, its quotes escaped.
+    said = re.fullmatch(r"assertion failed: \[(.*)\]", line)
+    if said is not None:
+        line = re.sub(r"\] \[(.*)", r" [\1]", said.group(1)).replace("\\'", "'")
+    return line or "no reason given"
 
 
 def graph_variables(graph_def: tf.GraphDef) -> dict[str, Shape]:

@@ -14,7 +14,8 @@ Exit codes:
     76: the workers do not fit together (EX_PROTOCOL).
     130, 143: SIGINT or SIGTERM ended it, and nothing more was saved.
 
-An expected failure prints one line, not a traceback.
+An expected failure prints one line, not a traceback; with --verbose, what TensorFlow says
+of the place in the graph, too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any, Callable, Sequence
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 
+from bn_tf1.checkpoints.reader_writer import first_line
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.evaluation import (
@@ -58,6 +60,7 @@ _EXIT_CODES = {
     LockedError: 5,
     OSError: 1,
     TrainingError: 1,
+    tf.errors.OpError: 1,
 }
 
 
@@ -169,7 +172,19 @@ def workers() -> Workers | None:
             found = Workers.from_environment(**options)
     except ValueError as error:
         raise ConfigError(_with_flags(str(error), values.worker_hosts)) from error
+    if found is None:
+        _check_that_nothing_is_given()
     return None if found is None or found.size == 1 else found
+
+
+def _check_that_nothing_is_given():
+    """Refuses what is about several workers where there is one."""
+    for name in ("task_index", "cluster_secret_file", "sync_batch_norm", *_SECONDS):
+        if flags.FLAGS[name].present:
+            raise ConfigError(
+                f"--{name} is {flags.FLAGS[name].value!r}, but does nothing without "
+                "several workers: give --worker_hosts or TF_CONFIG, or leave it out"
+            )
 
 
 def _with_flags(message, hosts):
@@ -329,12 +344,16 @@ def _run_main(main):
         print(error, file=sys.stderr)
         sys.exit(_STOPPED)
     except tuple(_EXIT_CODES) as error:
+        if isinstance(error, tf.errors.OpError) and flags.FLAGS.verbose:
+            raise
         codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
         _fail(_told(error), getattr(error, "exit_code", codes[0]))
 
 
 def _told(error):
-    """An error in words, the system's without its number."""
+    """An error in words: the system's without its number, TensorFlow's without where."""
+    if isinstance(error, tf.errors.OpError):
+        return f"{first_line(error)}; --verbose tells where"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename} cannot be read or written: {error.strerror}"
     return str(error)

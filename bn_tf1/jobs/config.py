@@ -23,7 +23,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.arguments import CUMULATIVE
 from bn_tf1.jobs import slim_models
 from bn_tf1.jobs.data import record_shards
-from bn_tf1.jobs.data.datasets import DATASETS
+from bn_tf1.jobs.data.datasets import DATASETS, STREAMED
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.models import LEARNING_RATES, MODELS
 from bn_tf1.jobs.saving import durable_files
@@ -334,6 +334,36 @@ _GROUPS = {
     "model_dir": "run",
 }
 
+_OF_BATCH_NORM = tuple(
+    field.name
+    for field in dataclasses.fields(Config)
+    if field.name.startswith("bn_") or field.name == "sync_batch_norm"
+)
+# Options that do nothing unless another one has one of some values; None stands for all
+# but that which turns it off, such as 0 or "".
+_ACT_ONLY_WITH = (
+    (("data_dir",), "dataset", tuple(d for d in DATASETS if d != "synthetic")),
+    (
+        ("synthetic_size", "synthetic_channels")
+        + ("synthetic_classes", "synthetic_examples"),
+        "dataset",
+        ("synthetic",),
+    ),
+    (("image_size", "augment_photos", "max_bad_examples"), "dataset", STREAMED),
+    (("test_share",), "dataset", ("images",)),
+    (
+        ("record_image", "record_label", "label_offset", "record_classes"),
+        "dataset",
+        ("tfrecord",),
+    ),
+    (("resnet_n",), "model", ("resnet",)),
+    (("scale_features",), "model", ("convnet", "mlp")),
+    (_OF_BATCH_NORM, "normalization", ("batch",)),
+    (("bn_decay", "bn_update"), "bn_normalize_with", ("batch",)),
+    (("bn_weight_decay",), "weight_decay", None),
+    (("init_exclude",), "init_checkpoint", None),
+)
+
 # What a config.json means that was written before there was such an option.
 _MEANT_BEFORE = {"scale_features": False}
 
@@ -380,12 +410,15 @@ def resolve(given: Mapping[str, Any]) -> Config:
         there was one, over the defaults.
 
     Raises:
-        ConfigError: a value is out of range, or differs from the earlier run's.
+        ConfigError: a value is out of range, differs from the earlier run's, or is of an
+            option that does nothing beside the others, such as the size of synthetic
+            images where the data set has its own.
     """
     config = Config(**given)
     check_folder("model_dir", config.model_dir)
     path = os.path.join(config.model_dir, CONFIG_FILE)
     if not os.path.exists(path):
+        _check_that_they_act(config, given)
         return config
     saved = load(config.model_dir)
     for name, value in given.items():
@@ -396,7 +429,23 @@ def resolve(given: Mapping[str, Any]) -> Config:
                 f"with {before!r} ({path}); leave the flag out to resume that run, or "
                 f"choose another --model_dir for a new one"
             )
-    return dataclasses.replace(saved, **{**given, "model_dir": config.model_dir})
+    config = dataclasses.replace(saved, **{**given, "model_dir": config.model_dir})
+    _check_that_they_act(config, given)
+    return config
+
+
+def _check_that_they_act(config, given):
+    """Refuses an option that was given, but does nothing beside the others."""
+    for names, other, values in _ACT_ONLY_WITH:
+        found = getattr(config, other)
+        if found in values if values else found:
+            continue
+        needed = " or ".join(f"--{other}={value}" for value in values or ("...",))
+        for name in given.keys() & set(names):
+            raise ConfigError(
+                f"--{name} is {given[name]!r}, but does nothing without {needed}, and "
+                f"--{other} is {found!r}: leave out --{name}, or change --{other}"
+            )
 
 
 def check_folder(name: str, path: str) -> None:

@@ -43,6 +43,7 @@ class Progress:
         self._reported = None  # (step, time) of the last line
         self._unreported = []  # (loss, accuracy) of the steps since then
         self._shown = 0.0  # time at which the bar last changed
+        self._last = None  # the results of the last step
         self._recent = collections.deque(maxlen=_RECENT_STEPS)  # (loss, labels)
 
     def begin(self, step: int) -> None:
@@ -70,8 +71,13 @@ class Progress:
         self.writer.add_session_log(log, step + 1)
 
     def update(self, results: Mapping[str, Any]) -> None:
-        """One step was made; `results` has its loss, labels, accuracy, learning_rate."""
+        """One step was made.
+
+        Args:
+            results: its loss, total_loss, labels, accuracy and learning_rate.
+        """
         self.step += 1
+        self._last = results
         self._recent.append((float(results["loss"]), results["labels"]))
         self._unreported.append((results["loss"], results["accuracy"]))
         if self._bar is not None:
@@ -98,9 +104,19 @@ class Progress:
         return float(-np.sum(shares * np.log(shares)))
 
     def end(self) -> None:
-        """The run is over. Of one that failed, on a full disk say, nothing is flushed."""
+        """The run is over, wherever: its last step becomes a point of the curves.
+
+        Not called where it failed on its disk: what is written there would fail again.
+        """
         if self._bar is not None:
             self._bar.close()
+        if self._last is not None and not self.writer.has_point("loss", self.step):
+            loss = float(self._last["loss"])
+            measured = [("loss", loss), ("penalty", self._last["total_loss"] - loss)]
+            measured += [
+                (tag, self._last[tag]) for tag in ("accuracy", "learning_rate")
+            ]
+            self.writer.add_scalars(measured, self.step)
         self.writer.flush()
 
     def _show_on_bar(self):

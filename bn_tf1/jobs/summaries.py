@@ -76,16 +76,11 @@ def add_statistics(call, epsilon: float) -> None:
 
 
 class CurveWriter(tf.summary.FileWriter):
-    """A writer of event files that describes what it writes.
-
-    Attributes:
-        curves: list of (step, value) by tag: the scalars that it wrote.
-    """
+    """A writer of event files that describes what it writes."""
 
     def __init__(self, folder: str):
         super().__init__(folder)
-        self.curves = {}
-        self._described = set()
+        self._last_steps: dict[str, int] = {}  # of each curve
 
     def add_summary(self, summary, global_step) -> None:
         """Writes a summary, serialized or not, with the descriptions of what is new."""
@@ -93,13 +88,14 @@ class CurveWriter(tf.summary.FileWriter):
             summary = tf.Summary.FromString(summary)
         for value in summary.value:
             name = value.tag.rpartition("/")[2]
-            if value.tag not in self._described and name in _DESCRIPTIONS:
-                self._described.add(value.tag)
+            if value.tag not in self._last_steps and name in _DESCRIPTIONS:
                 value.metadata.summary_description = _DESCRIPTIONS[name]
-            if value.WhichOneof("value") == "simple_value":
-                points = self.curves.setdefault(value.tag, [])
-                points.append((global_step, value.simple_value))
+            self._last_steps[value.tag] = global_step
         super().add_summary(summary, global_step)
+
+    def has_point(self, tag: str, step: int) -> bool:
+        """Whether the last point that was written of a curve is that of `step`."""
+        return self._last_steps.get(tag) == step
 
     def add_scalars(self, values: Sequence[tuple[str, float]], step: int) -> None:
         """Writes (tag, value) pairs."""

@@ -122,7 +122,8 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
             started = step_loop.started(config, step, newest, progress, workers)
             named = dataset.failures_named()
             begun = _undone_before_the_first_step(config, newest, progress)
-            with begun, _explained(config, progress), named, started as run:
+            ended = _explained(config, progress), _shown(config, progress)
+            with begun, ended[0], ended[1], named, started as run:
                 while progress.step < config.max_steps and run.goes_on(signals):
                     run.make_step(signals)
     # Not before: all is saved, and no grace period ends it.
@@ -198,6 +199,20 @@ def _explained(config, progress):
     except _FILE_ERRORS as error:
         reason = first_line(error)
         raise TrainingError(ended.format(progress.step, reason)) from error
+
+
+@contextlib.contextmanager
+def _shown(config, progress):
+    """Brings a run that fails to its last point in the curves, and its page up to it."""
+    try:
+        yield
+    except (SavingError, *_FILE_ERRORS):
+        raise  # a disk that takes no checkpoint takes no curves
+    except Exception:
+        if progress.step > 0 and progress.writer is not None:
+            progress.end()
+            LiveReport(config.model_dir).write()
+        raise
 
 
 @contextlib.contextmanager

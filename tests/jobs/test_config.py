@@ -110,7 +110,8 @@ def test_resume_takes_what_is_not_given_from_the_earlier_run(tmp_path):
 
 @pytest.mark.parametrize("option", sorted(CHANGEABLE - {"model_dir"}))
 def test_resume_may_change_where_how_long_and_how_often(tmp_path, option):
-    saved = Config(model_dir=str(tmp_path))
+    dataset = "images" if option == "max_bad_examples" else "digits"
+    saved = Config(model_dir=str(tmp_path), dataset=dataset)
     configuration.save(saved)
     default = getattr(saved, option)
     others = {str: "elsewhere", bool: not default, int: 1, float: 1.0}
@@ -128,6 +129,36 @@ def test_resume_with_a_conflicting_flag_names_both_values(tmp_path):
     assert "--batch_size is 64" in message
     assert "started with 32" in message
     assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image_size": 64}, "without --dataset=images or --dataset=tfrecord, and "),
+        ({"dataset": "synthetic", "data_dir": "d"}, "--dataset is 'synthetic': leave"),
+        ({"normalization": "none", "bn_kernel": "fused"}, "--normalization is 'none'"),
+        ({"model": "mlp", "resnet_n": 3}, "--resnet_n is 3, but does nothing without"),
+        ({"bn_weight_decay": True, "weight_decay": 0.0}, "without --weight_decay=..."),
+        ({"init_exclude": "logits"}, "--init_checkpoint is ''"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(tmp_path, given, words):
+    with pytest.raises(ConfigError) as error:
+        configuration.resolve({"model_dir": str(tmp_path), **given})
+    assert words in str(error.value)
+
+
+def test_what_does_nothing_is_told_by_the_options_of_the_run(tmp_path):
+    given = {"model_dir": str(tmp_path), "dataset": "synthetic", "synthetic_size": 4}
+    configuration.save(configuration.resolve(given))
+    again = {"model_dir": str(tmp_path), "synthetic_size": 4}
+    assert configuration.resolve(again).synthetic_size == 4
+
+
+def test_every_option_that_depends_on_another_is_one():
+    names = {field.name for field in dataclasses.fields(Config)}
+    for options, other, _ in configuration._ACT_ONLY_WITH:
+        assert {*options, other} <= names
 
 
 def test_a_missing_configuration_names_the_file(tmp_path):

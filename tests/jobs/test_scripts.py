@@ -173,6 +173,16 @@ def test_training_again_with_another_flag_names_both_values(default_run):
             ["--timeout_secs=-1"],
             "--timeout_secs is '-1', but must be a number, at least 0",
         ),
+        (
+            "train.py",
+            ["--task_index=1"],
+            "--task_index is 1, but does nothing without several workers",
+        ),
+        (
+            "eval.py",
+            ["--exported=m.pb", "--run_once"],
+            "--run_once is about the checkpoints of a run, but --exported measures m.pb",
+        ),
         ("eval.py", ["--eval_dir="], "--eval_dir is '', but must be the name of a"),
         ("eval.py", ["--timeout_secs=nan"], "--timeout_secs is nan, but must be"),
         ("eval.py", ["--timeout_secs=1", "--run_once"], "with --run_once nothing"),

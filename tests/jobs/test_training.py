@@ -7,9 +7,11 @@ import glob
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from bn_tf1.jobs import models, network, training
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
+from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.training import TrainingError, train
 
 
@@ -47,6 +50,14 @@ def _saved_values(model_dir):
 def _events(model_dir):
     for path in sorted(glob.glob(os.path.join(str(model_dir), "train", "events*"))):
         yield from tf.train.summary_iterator(path)
+
+
+def _steps_of(model_dir, tag):
+    return [
+        event.step
+        for event in _events(model_dir)
+        if any(value.tag == tag for value in event.summary.value)
+    ]
 
 
 def _summary_values(model_dir, tag):
@@ -178,12 +189,7 @@ def test_summaries_tell_loss_accuracy_rate_speed_and_statistics(tmp_path):
 
 def test_the_first_and_the_last_step_are_among_the_points(tmp_path):
     train(_config(tmp_path, max_steps=5, summary_steps=2))
-    steps = [
-        event.step
-        for event in _events(tmp_path)
-        if any(value.tag == "loss" for value in event.summary.value)
-    ]
-    assert steps == [1, 2, 4, 5]
+    assert _steps_of(tmp_path, "loss") == [1, 2, 4, 5]
 
 
 def test_each_curve_says_once_what_it_means(tmp_path):
@@ -243,12 +249,20 @@ def test_learning_rate_schedules(schedule, expected):
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     config = _config(
-        tmp_path, learning_rate=1e30, normalization="none", save_checkpoint_steps=1
+        tmp_path,
+        learning_rate=1e30,
+        normalization="none",
+        save_checkpoint_steps=1,
+        summary_steps=100,
     )
     with pytest.raises(TrainingError, match=r"loss is not finite at step \d: .*1e\+30"):
         train(config)
     newest = tf.train.latest_checkpoint(str(tmp_path))
     assert newest is None or not newest.endswith("-6")
+    # One looks at the curves to see why.
+    assert not np.isfinite(_summary_values(tmp_path, "penalty")[-1])
+    assert len(_steps_of(tmp_path, "loss")) == 2
+    assert (tmp_path / "report.html").exists()
 
 
 def test_a_run_that_ends_early_is_an_error(tmp_path, monkeypatch):
@@ -263,6 +277,26 @@ def test_a_run_that_ends_early_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.train.Saver, "save", failing_save)
     with pytest.raises(TrainingError, match="ended at step 3 of 6"):
         train(_config(tmp_path))
+
+
+def test_a_run_that_a_signal_ends_has_its_last_step_in_the_curves(
+    tmp_path, monkeypatch
+):
+    update = Progress.update
+
+    def stopping_update(progress, results):
+        update(progress, results)
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the thread that reads it comes to its turn
+
+    monkeypatch.setattr(Progress, "update", stopping_update)
+    config = _config(tmp_path, summary_steps=100, max_steps=100)
+    with pytest.raises(training.TrainingStopped, match="SIGTERM at step (3|4) of 100"):
+        train(config)
+    newest = tf.train.latest_checkpoint(str(tmp_path))
+    for tag in ("loss", "penalty", "accuracy", "learning_rate"):
+        assert _steps_of(tmp_path, tag) == [1, int(newest.rpartition("-")[2])]
 
 
 def test_a_model_whose_update_is_forgotten_is_refused(tmp_path, monkeypatch):
