@@ -27,6 +27,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 from typing import Any, Callable, Sequence
 
 import tensorflow.compat.v1 as tf
@@ -48,6 +49,7 @@ from bn_tf1.workers.cluster import Workers
 from bn_tf1.workers.meeting import WorkersError
 
 _STOPPED = 75
+_CLOSING_SECS = 5.0
 # The first that fits counts: a class stands before those it is derived from.
 _EXIT_CODES = {
     WorkersError: 1,  # it has its own
@@ -215,7 +217,7 @@ def run(main: Callable[[], None], examples: Sequence[str] = ()) -> None:
         examples: command lines for the help, without the script.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        signal.signal(number, _end)
     flags.DEFINE_boolean(
         "verbose", False, "Shows TensorFlow's own log, too.", module_name=_GENERAL
     )
@@ -226,6 +228,15 @@ def run(main: Callable[[], None], examples: Sequence[str] = ()) -> None:
         lambda argv: _run_main(main),
         flags_parser=lambda argv: _parse_flags(argv, examples),
     )
+
+
+def _end(number, frame):
+    """Ends the process by a signal, as soon as what is open is closed."""
+    # Python drops what a handler raises within a destructor, and closing may hang in C++.
+    timer = threading.Timer(_CLOSING_SECS, os._exit, [128 + number])
+    timer.daemon = True
+    timer.start()
+    sys.exit(128 + number)
 
 
 def _parse_flags(argv: Sequence[str], examples):
