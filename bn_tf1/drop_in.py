@@ -62,14 +62,19 @@ def switched_or_not(trainable: Any) -> bool | tf.Tensor:
     return trainable if tf.is_tensor(trainable) else trainable is not False
 
 
-def with_original_name(y: tf.Tensor, mode: Any, *, fused: bool) -> tf.Tensor:
+def with_original_name(
+    y: tf.Tensor, mode: Any, *, fused: bool, kernel: str
+) -> tf.Tensor:
     """`y` under the name that the original's output has in the layer's name scope.
 
     Frozen graphs and other code fetch outputs by name. Where the original's is that of
     a `tf.cond`, `y` is left as it is.
     """
     if not fused:
-        return tf.identity(y, name="batchnorm/add_1")
+        if kernel == "recipe":
+            return y  # of TensorFlow's own function, which names it so
+        with tf.name_scope("batchnorm"):
+            return tf.identity(y, name="add_1")
     if not isinstance(mode, bool):
         return y
     # What is foldable was made in the layer's scope, where it got the original's name.

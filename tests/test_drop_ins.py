@@ -60,7 +60,8 @@ def named(texts):
     """`texts` without the name of an output that is a reshape or an identity: it only
     tells how many of these the original made before."""
     output = texts.get("output", "")
-    if output.endswith(("/batchnorm/add_1", "/FusedBatchNormV3")):
+    made = ("/batchnorm/add_1", "/batchnorm_1/add_1", "/FusedBatchNormV3")
+    if output.endswith(made):
         return texts
     return {key: text for key, text in texts.items() if key != "output"}
 

@@ -320,7 +320,9 @@ class BatchNormalization(LegacyLayer):
             layer=self.scope_name,
         )
         self.add_update(normalized.to_collect)
-        return with_original_name(normalized.y, mode, fused=self.fused)
+        return with_original_name(
+            normalized.y, mode, fused=self.fused, kernel=arguments.kernel
+        )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The same shape."""

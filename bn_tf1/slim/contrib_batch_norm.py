@@ -228,6 +228,7 @@ def batch_norm(
     with tf.variable_scope(
         scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter
     ) as variable_scope:
+        _enter_once_more(variable_scope)
         variables = make_variables(
             _variable_maker(arguments.plan, param_regularizers or {}, trainable),
             center=center,
@@ -249,12 +250,22 @@ def batch_norm(
                 x, variables, arguments, how, layer=variable_scope.name
             )
         _collect_updates(variables, normalized.to_collect, updates_collections)
-        y = with_original_name(normalized.y, mode, fused=way.unbiased)
+        y = with_original_name(normalized.y, mode, fused=way.unbiased, kernel=kernel)
         if arguments.activation is not None:
             y = activated(y, arguments)
         elif activation_fn is not None:
             y = activation_fn(y)
         return _collect_output(y, outputs_collections, variable_scope.name)
+
+
+def _enter_once_more(variable_scope):
+    """As the original does, for the names of what comes after it.
+
+    In a scope BatchNorm, whose name it takes but for its case, `batchnorm` is then
+    `batchnorm_1`, and that is what `tf.contrib.quantize` looks for.
+    """
+    with tf.name_scope(variable_scope.name.rpartition("/")[2]):
+        pass
 
 
 def _check_arguments(data_format, is_training):

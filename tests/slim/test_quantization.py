@@ -23,11 +23,15 @@ def contrib():
 def layer_of(name, is_training):
     by_layers = {"momentum": 0.9, "training": is_training}
     by_slim = {"decay": 0.9, "scale": True, "is_training": is_training}
+    if name.endswith("unfused"):
+        by_slim["fused"] = False
     if name == "tf.layers":
         return functools.partial(tf.layers.batch_normalization, **by_layers)
     if name == "layers":
         return functools.partial(layers.batch_normalization, **by_layers)
-    if name == "contrib":
+    if name == "slim, unfused":
+        by_slim["kernel"] = "recipe"
+    if name.startswith("contrib"):
         return functools.partial(contrib().layers.batch_norm, **by_slim)
     return functools.partial(slim_batch_norm, **by_slim)
 
@@ -50,10 +54,12 @@ def residual_network(layer, batch):
             y = tf.nn.relu(layer(y))
         with tf.variable_scope("pointwise"):
             y = layer(tf.nn.conv2d(y, weights(1, 1, 4, 4), 1, "SAME"))
-        x = tf.nn.relu(x + y)
+        # By such names contrib finds what comes after an unfused batch norm.
+        x = tf.nn.relu(tf.raw_ops.AddV2(x=x, y=y, name="AddV2"))
     with tf.variable_scope("dense"):
         y = layer(tf.matmul(tf.reduce_mean(x, [1, 2]), weights(4, 5)))
-    return tf.reduce_mean((tf.nn.relu(y) - 0.3) ** 2)
+        y = tf.nn.relu(y)
+    return tf.reduce_mean((y - 0.3) ** 2)
 
 
 def quantized(name, is_training, batch=4):
@@ -84,7 +90,11 @@ def quantized(name, is_training, batch=4):
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize(
     "name, original",
-    [("layers", "tf.layers"), ("slim", "contrib")],
+    [
+        ("layers", "tf.layers"),
+        ("slim", "contrib"),
+        ("slim, unfused", "contrib, unfused"),
+    ],
 )
 def test_contrib_folds_what_it_folds_of_the_original(
     name, original, is_training, batch
