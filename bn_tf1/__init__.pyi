@@ -3,6 +3,7 @@
 from bn_tf1 import layers as layers
 from bn_tf1 import recipe as recipe
 from bn_tf1 import slim as slim
+from bn_tf1.arguments import WarmUp as WarmUp
 from bn_tf1.builder import batch_norm as batch_norm
 from bn_tf1.checkpoints.conversion import convert as convert
 from bn_tf1.checkpoints.restore import RestoreReport as RestoreReport

@@ -55,6 +55,17 @@ def test_what_follows_a_layer(maker, name):
     assert only_layer().is_rectified is expected
 
 
+@pytest.mark.parametrize("maker", ["ours", "ours_composed"])
+@pytest.mark.parametrize("mode", [True, "tensor"])
+@pytest.mark.parametrize("has_residual", [False, True], ids=["alone", "residual"])
+def test_what_a_layer_has_of_its_own(maker, mode, has_residual):
+    x = graph_zoo.convolution(graph_zoo.images())
+    mode = tf.placeholder(tf.bool, []) if mode == "tensor" else mode
+    own = {"activation": "relu", "residual": tf.ones_like(x) if has_residual else None}
+    graph_zoo.MAKERS[maker](x, mode, **own)
+    assert only_layer().is_rectified is not has_residual
+
+
 @pytest.mark.parametrize("maker", ["ours", "ours_composed", "with_nn"])
 def test_the_arithmetic_of_a_gradient_is_no_call(maker):
     graph_zoo.training_graph(graph_zoo.MAKERS[maker])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.graphs.rewriting.folding import fold
 from bn_tf1.serving.preparing import Wishes, prepare
 from bn_tf1.serving.sources import open_source
-from tests.graphs.graph_zoo import MAKERS
+from tests.graphs.graph_zoo import MAKERS, ours
 from tests.serving.training_graphs import random_images, run_graph, save_trained
 
 
@@ -46,6 +47,21 @@ def test_the_logits_are_those_of_inference_code(maker, mode, tmp_path):
     assert [c.tensor for c in model.inputs] == ["images:0"]
     left = {node.op for node in model.graph.nodes.values()}
     assert not {"Switch", "Merge", "VariableV2", "VarHandleOp"} & left
+
+
+def in_residual_block(x, is_training):
+    shortcut = tf.pad(x.op.inputs[0], [[0, 0], [0, 0], [0, 0], [0, 1]])
+    return ours(x, is_training, activation="relu6", residual=shortcut)
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_a_layer_with_a_residual_folds_as_any_other(mode, tmp_path):
+    prefix, expected = save_trained(tmp_path, in_residual_block, MODES[mode])
+    model = prepare(open_source(prefix + ".meta"), Wishes(outputs=["logits/logits"]))
+    assert fold(model.graph, ["logits/logits"]) == (("bn",), ())
+    feed = {"images": random_images(9, [8, 5, 5, 3])}
+    (found,) = run_graph(model.graph.graph_def(), feed, ["logits/logits"])
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("switch", [with_default, through_logic])
