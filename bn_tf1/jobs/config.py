@@ -158,6 +158,12 @@ class Config:
         "for it only.",
         choices=("float32", "bfloat16"),
     )
+    data_format: str = _option(
+        "NHWC",
+        f"Order of the axes in training, for {', '.join(slim_models.MODELS)}: channels "
+        "last, or first, which may be faster on a GPU. Checkpoints are the same.",
+        choices=("NHWC", "NCHW"),
+    )
     scale_features: bool = _option(
         True,
         "Brings what enters the logits of convnet and mlp to a size that does not depend "
@@ -301,6 +307,11 @@ class Config:
             raise ConfigError(
                 f"--precision is 'bfloat16', but TensorFlow {tf.version.VERSION} has no "
                 "convolution for it on the CPU: use TensorFlow 2, or float32"
+            )
+        if self.data_format == "NCHW" and self.model not in slim_models.MODELS:
+            raise ConfigError(
+                f"--data_format is 'NCHW', but --model={self.model} has channels last "
+                f"only: leave it out, or take one of {', '.join(slim_models.MODELS)}"
             )
         self._check_decay()
         if not self.model_dir:

@@ -44,6 +44,9 @@ from bn_tf1.jobs.saving.committing_saver import DamagedCheckpoint, SavedCheckpoi
 
 RESULTS_FILE = "results.jsonl"
 _BATCH_SIZE = 256
+# The most that such a batch holds: photographs go in smaller ones, since the first layers of
+# a network make twenty times as much of them.
+_BATCH_VALUES = 1 << 22
 # With ten classes or fewer, a hit among the best five says little.
 _TOP5_CLASSES = 11
 _POLL_SECS = 0.5
@@ -421,7 +424,9 @@ def _report_sick_statistics(path):
 
 
 def _build_graph(config, dataset):
-    batches = datasets.evaluation_batches(dataset, _BATCH_SIZE)
+    fitting = _BATCH_VALUES // int(np.prod(dataset.image_shape))
+    batch_size = max(1, min(_BATCH_SIZE, fitting))
+    batches = datasets.evaluation_batches(dataset, batch_size)
     iterator = tf.data.make_initializable_iterator(batches)
     next_images, labels = iterator.get_next()
     # Can be fed, to evaluate an example in another company.

@@ -79,6 +79,7 @@ def build(
     num_classes: int,
     *,
     fold_once: bool = False,
+    data_format: str = "NHWC",
     sync: Any = None,
 ) -> Objective:
     """The model of `config`, applied to `images`.
@@ -90,6 +91,8 @@ def build(
         config: the configuration.
         num_classes: the number of classes of the data set.
         fold_once: as in `models.Settings`.
+        data_format: as in `models.Settings`. That of `config` is for training alone:
+            channels last, the default, are what every device can evaluate.
         sync: as for `batch_norm`.
     """
     settings = models.Settings(
@@ -107,6 +110,7 @@ def build(
         precision=config.precision,
         scale_features=config.scale_features,
         fold_once=fold_once,
+        data_format=data_format,
         bn_normalize_with=config.bn_normalize_with,
         bn_update=config.bn_update,
         bn_train_affine=config.bn_train_affine,

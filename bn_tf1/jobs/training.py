@@ -101,6 +101,7 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
         allocator.keep_memory()
     dataset = network.open_split(config, "train")
     _check_batch_size(config, dataset)
+    _check_data_format(config)
     test_dataset = network.open_split(config, "test")  # eval.py needs it
     checksum = datasets.checksum(dataset, test_dataset)
     if workers is not None and not workers.is_chief:
@@ -141,6 +142,16 @@ def _check_batch_size(config, dataset):
             f"--batch_size is {config.batch_size}, but of images of {values} values at most "
             f"{(_MAX_VALUES - 1) // values} go into one batch"
         )
+
+
+def _check_data_format(config):
+    is_new = not tf.version.VERSION.startswith("1.")
+    if config.data_format == "NHWC" or is_new or tf.test.is_gpu_available():
+        return
+    raise ConfigError(
+        f"--data_format is 'NCHW', but TensorFlow {tf.version.VERSION} has no convolution "
+        "for it on the CPU, and finds no GPU: use NHWC, or TensorFlow 2"
+    )
 
 
 @contextlib.contextmanager
@@ -262,7 +273,13 @@ def _build_step(config, dataset, workers=None):
     images, labels = batches.get_next()
     sync = workers if config.sync_batch_norm else None
     objective = network.build(
-        images, labels, True, config, dataset.num_classes, sync=sync
+        images,
+        labels,
+        True,
+        config,
+        dataset.num_classes,
+        data_format=config.data_format,
+        sync=sync,
     )
     penalty = tf.losses.get_regularization_loss()
     loss, accuracy = tf.reduce_mean(objective.losses), tf.reduce_mean(objective.hits)

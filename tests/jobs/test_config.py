@@ -36,6 +36,8 @@ from bn_tf1.jobs.models import LEARNING_RATES
         ("grace_secs", 1e300, "less than"),
         ("max_steps", 2**31, "less than 2147483648"),
         ("model_dir", "", "the name of a folder"),
+        ("data_format", "NCHW", "--model=convnet has channels last only"),
+        ("data_format", "HWCN", "one of NHWC, NCHW"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(option, value, constraint):

@@ -22,6 +22,7 @@ from bn_tf1.jobs import models, network, training
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
+from bn_tf1.jobs.evaluation import Request, evaluate
 from bn_tf1.jobs.progress import Progress
 from bn_tf1.jobs.training import TrainingError, train
 
@@ -384,3 +385,24 @@ def test_a_start_that_fails_in_its_first_step_leaves_nothing_that_binds(tmp_path
     damaged.unlink()
     options = {**options, "seed": 1, "max_steps": 1, "batch_size": 4}
     assert train(_config(run, **options)).step == 1
+
+
+def test_channels_first_are_for_training_alone(tmp_path):
+    config = _config(
+        tmp_path,
+        dataset="synthetic",
+        synthetic_size=32,
+        synthetic_examples=16,
+        model="mobilenet_v1",
+        data_format="NCHW",
+        batch_size=4,
+        max_steps=1,
+    )
+    if tf.version.VERSION.startswith("1.") and not tf.test.is_gpu_available():
+        with pytest.raises(ConfigError, match="--data_format is 'NCHW'"):
+            train(config)
+        return
+    train(config)
+    assert 's: "NCHW"' in (tmp_path / "graph.pbtxt").read_text()
+    (result,) = evaluate(Request(model_dir=str(tmp_path), run_once=True))
+    assert result.step == 1  # by a network with channels last, on any device

@@ -18,6 +18,7 @@ for Image Recognition", 2015 (arXiv:1512.03385), section 4.2.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import os
@@ -313,6 +314,7 @@ def _open_streamed(name, split, folder, options):
         augments_photos=options.augments_photos,
         max_bad_examples=options.max_bad_examples,
         failures=[],
+        recent=collections.deque(),
     )
 
 

@@ -111,7 +111,7 @@ def _listed(folder):
             for entry in entries
             if entry.name.lower().endswith(EXTENSIONS)
             and not entry.name.startswith(".")
-            and entry.is_file()
+            and not entry.is_dir()  # a link to nothing is an error when it is used
         )
         if not found:
             raise DataFileError(

@@ -13,6 +13,7 @@ example of the epoch's order takes its place, so that a batch stays a function o
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import sys
@@ -22,6 +23,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.checkpoints.reader_writer import first_line
 from bn_tf1.formats.tfrecords import RecordError
 from bn_tf1.jobs.data import encoded_images
 from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
@@ -29,6 +31,8 @@ from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 
 _do_not_convert = tf.autograph.experimental.do_not_convert
 _AUTOTUNE = tf.data.experimental.AUTOTUNE
+# Batches that may be under way to a step, and some more.
+_UNDER_WAY = 8
 _ENDLESS = np.iinfo(np.int64).max
 
 
@@ -75,6 +79,7 @@ class StreamedDataset(NamedTuple):
         max_bad_examples: how many examples that cannot be used are left out; one more
             is an error.
         failures: what ended the stream; TensorFlow makes its own error of it.
+        recent: functions that read the examples that went into the stream last.
     """
 
     name: str
@@ -87,6 +92,7 @@ class StreamedDataset(NamedTuple):
     augments_photos: bool
     max_bad_examples: int
     failures: list[DataFileError]
+    recent: collections.deque[Callable[[], Example]]
 
     @property
     def num_examples(self) -> int:
@@ -98,9 +104,12 @@ class StreamedDataset(NamedTuple):
         try:
             yield
         except tf.errors.OpError as error:
-            if not self.failures:
+            failure = self.failures[-1] if self.failures else None
+            if failure is None and isinstance(error, tf.errors.InvalidArgumentError):
+                failure = _first_undecodable(tuple(self.recent))
+            if failure is None:
                 raise
-            raise self.failures[-1] from error
+            raise failure from error
 
 
 def training_batches(
@@ -190,6 +199,37 @@ def _permuted(source, seed, epoch):
     )
 
 
+class _TrialDecoder:
+    """Tells of one image after the other what keeps TensorFlow from decoding it."""
+
+    def __init__(self):
+        with tf.Graph().as_default() as graph:
+            self._encoded = tf.placeholder(tf.string, [])
+            self._image = tf.image.decode_png(self._encoded, channels=3).op
+        self._session = tf.Session(graph=graph)
+
+    def why_not_decodable(self, encoded):
+        try:
+            self._session.run(self._image, {self._encoded: encoded})
+        except tf.errors.InvalidArgumentError as error:
+            return f"TensorFlow says: {first_line(error)}"
+        return None
+
+
+def _first_undecodable(readers):
+    """An error that names the first example that TensorFlow cannot decode, or None."""
+    trial = _TrialDecoder()
+    for read in readers:
+        example = read()
+        problem = trial.why_not_decodable(example.encoded)
+        if problem is not None:
+            return DataFileError(
+                f"{example.place}: the image cannot be decoded: {problem}; replace or "
+                "remove it, or leave it out by --max_bad_examples"
+            )
+    return None
+
+
 class _Reader:
     """Reads the examples of a step; keeps open the blocks that the last one needed."""
 
@@ -198,6 +238,8 @@ class _Reader:
         self._order_of = functools.lru_cache(maxsize=2)(order_of)
         self._blocks: dict[int, Any] = {}
         self._left_out: set[int] = set()
+        # Costs as much as decoding: for those who have such images.
+        self._trial = _TrialDecoder() if dataset.max_bad_examples else None
         self._has_told_of_rotation = False
         self._lock = threading.Lock()
 
@@ -212,6 +254,9 @@ class _Reader:
                 self._at(position, needed, once) for position in range(first, last)
             ]
             self._blocks = needed
+            recent = self._dataset.recent
+            while len(recent) > _UNDER_WAY * (last - first):
+                recent.popleft()
         found = [example for example in found if example is not None]
         return (
             np.array([example.encoded for example in found], object),
@@ -237,13 +282,31 @@ class _Reader:
             kept = self._blocks.get(block)
             needed[block] = kept or self._dataset.source.read_block(block)
         start = int(ends[block - 1]) if block else 0
+        read = needed[block][number - start]
         try:
-            example = needed[block][number - start]()
+            example = read()
             self._tell_of_rotation(example)
-            return _checked(example, self._dataset.num_classes)
+            self._check(example)
         except (RecordError, DataFileError) as error:
             self._leave_out(number, error)
             return None
+        self._dataset.recent.append(read)
+        return example
+
+    def _check(self, example):
+        problem = why_not_decodable(example.encoded)
+        if problem is None and self._trial is not None:
+            problem = self._trial.why_not_decodable(example.encoded)
+        if problem is not None:
+            raise DataFileError(
+                f"{example.place}: the image cannot be decoded: {problem}"
+            )
+        num_classes = self._dataset.num_classes
+        if not 0 <= example.label < num_classes:
+            raise DataFileError(
+                f"{example.place}: the label is {example.label}, but must lie in "
+                f"[0, {num_classes})"
+            )
 
     def _tell_of_rotation(self, example):
         if self._has_told_of_rotation or not is_stored_rotated(example.encoded):
@@ -268,15 +331,3 @@ class _Reader:
             self._dataset.failures.append(failure)
             raise failure from error
         print(f"left out: {error}", file=sys.stderr)
-
-
-def _checked(example, num_classes):
-    problem = why_not_decodable(example.encoded)
-    if problem is not None:
-        raise DataFileError(f"{example.place}: the image cannot be decoded: {problem}")
-    if not 0 <= example.label < num_classes:
-        raise DataFileError(
-            f"{example.place}: the label is {example.label}, but must lie in "
-            f"[0, {num_classes})"
-        )
-    return example

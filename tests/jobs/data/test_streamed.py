@@ -4,6 +4,7 @@ import collections
 import functools
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -337,6 +338,31 @@ def test_the_next_example_takes_the_place_of_one_that_is_left_out(broken_folder,
     np.testing.assert_array_equal(resumed[0][0], whole[2][0])
     test = take(datasets.evaluation_batches(dataset, 50))
     assert set(identities(test)) == EVERY["train"] - {(2, 5)}
+
+
+def test_an_image_that_only_tensorflow_finds_broken_is_named(tmp_path):
+    """The parts of a PNG are whole, but what they hold is no deflated image."""
+    size = struct.pack(">IIBBBBB", 6, 9, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", size), (b"IDAT", b"garbage"), (b"IEND", b"")]
+    broken = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    assert why_not_decodable(broken) is None
+    for name, content in (("a", PNG), ("b", broken)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(content)
+    source = "images", str(tmp_path)
+    dataset = open_split(source, test_share=1e-9)
+    wanted = "b.1.png: the image cannot be decoded: TensorFlow says: .*; replace or"
+    with pytest.raises(DataFileError, match=wanted), dataset.failures_named():
+        take(training(dataset, batch_size=2), 1)
+    dataset = open_split(source, test_share=1e-9, max_bad_examples=1)
+    ((_, labels),) = take(training(dataset, batch_size=4), 1)
+    assert labels.tolist() == [0, 0, 0, 0]
 
 
 def example(**features):
