@@ -319,15 +319,19 @@ class _Reader:
         )
 
     def _leave_out(self, number, error):
-        if number in self._left_out:
-            return
+        is_known = number in self._left_out
         self._left_out.add(number)
-        limit = self._dataset.max_bad_examples
-        if len(self._left_out) > limit:
-            failure = DataFileError(
-                f"{error}; {len(self._left_out)} examples that cannot be used are more "
-                f"than --max_bad_examples={limit}"
-            )
+        limit, count = self._dataset.max_bad_examples, len(self._left_out)
+        why = None
+        if count > limit:
+            why = f"{count} examples that cannot be used are more than "
+            why += f"--max_bad_examples={limit}"
+        elif count == self._dataset.num_examples:
+            # The search for one in its place would never end.
+            why = f"none of all {count} examples can be used"
+        if why is not None:
+            failure = DataFileError(f"{error}; {why}")
             self._dataset.failures.append(failure)
             raise failure from error
-        print(f"left out: {error}", file=sys.stderr)
+        if not is_known:
+            print(f"left out: {error}", file=sys.stderr)

@@ -327,6 +327,22 @@ def test_an_example_that_cannot_be_used_is_named(broken_folder):
     assert "--max_bad_examples=0" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"), [(0, "--max_bad_examples=0"), (9, "none of all 2 examples")]
+)
+def test_a_search_for_an_example_ends_where_there_is_none(limit, words, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"no image")
+    dataset = open_split(
+        ("images", str(tmp_path)), test_share=1e-9, max_bad_examples=limit
+    )
+    reader = streamed._Reader(dataset, lambda epoch: np.arange(2))
+    for _ in range(3):  # also where all are known to be bad
+        with pytest.raises(DataFileError, match=words):
+            reader.batch(0, batch_size=2, rows=(0, 2), once=False)
+
+
 def test_the_next_example_takes_the_place_of_one_that_is_left_out(broken_folder, capfd):
     root, _ = broken_folder
     dataset = open_split(("images", str(root)), max_bad_examples=1)
