@@ -85,18 +85,18 @@ def normalize_and_update(
         layer: the layer's variable scope, for errors and records.
     """
     if arguments.kernel == "recipe":
-        normalized, updates = _by_recipe(x, variables, arguments, updating)
+        normalized, draw = _by_recipe(x, variables, arguments)
     else:
         # A scope of its own leaves the layer's names to the output and the updates. What
         # is foldable makes the output itself in the layer's scope: behind an Identity
         # `tf.contrib.quantize` takes a residual sum for something else.
         scope = None if arguments.is_foldable else "normalize"
         with tf.name_scope(scope) if scope else contextlib.nullcontext():
-            normalized, updates = _normalize(x, variables, arguments, layer), ()
+            normalized, draw = _normalize(x, variables, arguments, layer), None
     y, mean, variance, _ = normalized
-    to_collect = ()
+    updates, to_collect = (), ()
     if updating is not None:
-        updates = _made_updates(updates, x, variables, normalized, arguments, updating)
+        updates = _made_updates(draw, x, variables, normalized, arguments, updating)
         if not updating.in_place:
             to_collect = updates
         elif updates:
@@ -132,7 +132,8 @@ def activated(y: Any, arguments: Arguments) -> Any:
     return each(activate, y, residual)
 
 
-def _by_recipe(x, variables, arguments, updating):
+def _by_recipe(x, variables, arguments):
+    """A `statistics.BatchOutput`, and what draws the updates."""
     dtype, decay = arguments.plan.dtype, arguments.decay
     (axis,) = arguments.plan.axes
     moving = variables.moving_mean, variables.moving_variance
@@ -145,13 +146,13 @@ def _by_recipe(x, variables, arguments, updating):
         axis,
         arguments.epsilon,
     )
-    updates = ()
-    if updating is not None:
-        decay = tf.cast(decay, dtype) if tf.is_tensor(decay) else decay
-        updates = recipe.updates_of(
-            moving, (mean, variance), decay, arguments.is_training
-        )
-    return statistics.BatchOutput(tf.cast(y, x.dtype), mean, variance), tuple(updates)
+
+    def draw():
+        casted = tf.cast(decay, dtype) if tf.is_tensor(decay) else decay
+        operands = moving, (mean, variance), casted, arguments.is_training
+        return tuple(recipe.updates_of(*operands))
+
+    return statistics.BatchOutput(tf.cast(y, x.dtype), mean, variance), draw
 
 
 def _normalize(x, variables, arguments, layer):
@@ -352,14 +353,19 @@ def _checks_of_several_values(x, axes, layer, is_training):
     return [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
 
 
-def _made_updates(made, x, variables, normalized, arguments, updating):
-    """The operations of the updates, `made` or made here, which a train op can order."""
+def _made_updates(draw, x, variables, normalized, arguments, updating):
+    """The operations of the updates, which a train op can order."""
     graph_state = tf.get_collection_ref(records.COLLECTED_KEY)
     if not graph_state:
         graph_state.append({})
     calls = graph_state[0].setdefault(variables.moving_mean.name, [])
     operands = x, variables, normalized, arguments, updating
-    made = made or _update_operations(*operands, is_shared=bool(calls))
+    # The recipe's, of TensorFlow's own function, know no lock: those of further calls, which
+    # read the same old value, would move it too far.
+    if draw is not None and not calls:
+        made = draw()
+    else:
+        made = _update_operations(*operands, is_shared=bool(calls))
     if not updating.in_place:
         again = functools.partial(_updates_again, tf.get_variable_scope(), *operands)
         calls.append(records.CollectedUpdates(made, again))

@@ -112,10 +112,12 @@ class StatisticsHook(tf.train.SessionRunHook):
             raise ValueError(f"`every_steps` is {every_steps!r}, but must be >= 1")
         self._every_steps = every_steps
         self._output_dir = output_dir
+        self._said: set = set()
 
     def begin(self) -> None:
         self._graph = tf.get_default_graph()
         self._watch = _watch_of(self._graph)
+        self._watch.says_no_more_of(self._said)
         self._global_step = tf.train.get_global_step(self._graph)
         self._known: dict = {}
         self._runs = 0
@@ -189,6 +191,14 @@ class _Watch:
         self._used: dict = {}
         self._said: set = set()
 
+    def says_no_more_of(self, said: set) -> None:
+        """Of what is in `said`, which takes up all that is said from now on.
+
+        An Estimator builds a graph each time that it trains.
+        """
+        said |= self._said
+        self._said = said
+
     def probes(self, may_run: Any) -> list:
         """(layer, probe) of the first call of each layer whose tensors `may_run`."""
         found = []
@@ -219,7 +229,8 @@ class _Watch:
             self._used[layer.name] = layer
             reading = _reading(layer, batch, now)
             readings.append(reading)
-            if self._is_far(layer, batch, reading, step):
+            is_far = self._is_far(layer, batch, reading, step)
+            if is_far and layer.name not in kinds["still"]:
                 kinds["far"].append(layer.name)
         for kind, names in kinds.items():
             self._say(kind, names, step)

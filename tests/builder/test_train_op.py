@@ -430,7 +430,7 @@ def test_calls_of_one_layer_update_it_in_their_order(
         )
 
 
-@pytest.mark.parametrize("name", sorted(set(SHARED_LAYERS) - {"recipe"}))
+@pytest.mark.parametrize("name", sorted(SHARED_LAYERS))
 def test_run_by_hand_they_stay_among_the_batches(name, start, variable, variable_kind):
     """In no order, 20 updates of one old value would move it 4 times the way."""
     for k, batch in enumerate(STEPS):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tf_slim as slim
 
 import bn_tf1
 from tests.graphs import graph_zoo
@@ -114,6 +115,76 @@ def test_in_a_loop_of_ones_own(warnings, session):
     assert bn_tf1.check_statistics(session, 2, {**feed, is_training: False}) == ()
     bn_tf1.check_statistics(session, 3, feed)
     assert len(warnings) == 1 and "stand still" in warnings[0]
+
+
+# ------------------------------------------------------------------ in loops of others
+
+
+def network(updates):
+    """A loss on random batches, a layer of slim's and what trains it."""
+    x = tf.random_normal([16, 6], 3.0, seed=1)
+    loss = tf.reduce_mean(tf.square(bn_tf1.slim.batch_norm(x, decay=0.9) - 1.0))
+    step = tf.train.get_or_create_global_step()
+    update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS) if updates else []
+    optimizer = tf.train.GradientDescentOptimizer(1e-3)
+    return slim.learning.create_train_op(
+        loss, optimizer, global_step=step, update_ops=update_ops
+    )
+
+
+def under_an_estimator(folder, updates):
+    def model(features, labels, mode):
+        train_op = network(updates)
+        return tf.estimator.EstimatorSpec(mode, loss=train_op, train_op=train_op)
+
+    estimator = tf.estimator.Estimator(model, str(folder))
+    hook = bn_tf1.StatisticsHook(every_steps=10)
+    data = tf.data.Dataset.from_tensors
+    for steps in (41, 82):  # the second goes on, in a graph of its own
+        estimator.train(lambda: data(0.0).repeat(), [hook], max_steps=steps)
+
+
+def under_slims_loop_with_hooks(folder, updates):
+    hook = bn_tf1.StatisticsHook(every_steps=10)
+    last = tf.train.StopAtStepHook(num_steps=41)
+    slim.training.train(network(updates), str(folder), hooks=[hook, last])
+
+
+def under_slims_loop(folder, updates):
+    def train_step(session, train_op, global_step, options):
+        result = slim.learning.train_step(session, train_op, global_step, options)
+        step = session.run(global_step)
+        if step % 10 == 1:
+            bn_tf1.check_statistics(session, step)
+        return result
+
+    slim.learning.train(
+        network(updates),
+        str(folder),
+        train_step,
+        number_of_steps=41,
+        save_interval_secs=0,
+    )
+
+
+@pytest.mark.parametrize("updates", [True, False])
+@pytest.mark.parametrize(
+    "loop",
+    [
+        pytest.param(
+            under_an_estimator,
+            marks=pytest.mark.skipif(
+                not tf.version.VERSION.startswith("1."), reason="gone since 2.16"
+            ),
+        ),
+        under_slims_loop_with_hooks,
+        under_slims_loop,
+    ],
+)
+def test_loops_of_others(loop, updates, warnings, tmp_path):
+    loop(tmp_path, updates)
+    expected = [] if updates else ["stand still"]
+    assert [text.split(":")[1].split("BatchNorm ")[1] for text in warnings] == expected
 
 
 def test_a_number_of_steps_that_cannot_be():

@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs.data import idx_and_cifar, image_folders, record_shards, streamed
-from bn_tf1.jobs.data.streamed import StreamedDataset
+from bn_tf1.jobs.data.streamed import StreamedDataset, do_not_convert
 
 SPLITS = ("train", "test")
 
@@ -37,7 +37,6 @@ _IDX_PREFIXES = {"train": "train", "test": "t10k"}
 # Where the random numbers of "synthetic" begin, far from those of epochs and steps.
 _SYNTHETIC_STREAM = 2**62
 _ENDLESS = np.iinfo(np.int64).max
-_do_not_convert = tf.autograph.experimental.do_not_convert
 
 
 class SyntheticImages(NamedTuple):
@@ -391,7 +390,7 @@ def training_batches(
         )
     pixels, labels = _load(dataset)
 
-    @_do_not_convert
+    @do_not_convert
     def make_batch(step, indices):
         indices = indices[own]
         images = tf.gather(pixels, indices)
@@ -434,7 +433,7 @@ def evaluation_batches(
         return _ready_ahead(streamed.evaluation_batches(dataset, batch_size))
     pixels, labels = _load(dataset)
 
-    @_do_not_convert
+    @do_not_convert
     def make_batch(start):
         images = pixels[start : start + batch_size]
         return _scale(images, dataset.max_pixel), labels[start : start + batch_size]
@@ -543,7 +542,7 @@ def _training_indices(
     """The endless data set of int32 [batch_size] example indices from a step on."""
     first_position = first_step * batch_size
 
-    @_do_not_convert
+    @do_not_convert
     def positions_of_epoch(epoch):
         ranks = tf.random.stateless_uniform(
             [num_examples],

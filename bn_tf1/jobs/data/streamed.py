@@ -29,7 +29,10 @@ from bn_tf1.jobs.data import encoded_images
 from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 
-_do_not_convert = tf.autograph.experimental.do_not_convert
+# Functions of a data set are graphs already; TensorFlow 1.14 has no name for this.
+do_not_convert = getattr(
+    tf.autograph.experimental, "do_not_convert", lambda function: function
+)
 _AUTOTUNE = tf.data.experimental.AUTOTUNE
 # Batches that may be under way to a step, and some more.
 _UNDER_WAY = 8
@@ -132,7 +135,7 @@ def training_batches(
     size = dataset.image_shape[0]
     count = rows[1] - rows[0]
 
-    @_do_not_convert
+    @do_not_convert
     def decode(encoded, label, position):
         if not augment:
             return encoded_images.decode_resized(encoded, size), label
@@ -152,7 +155,7 @@ def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dat
     """The finite stream of all examples in the order of the source."""
     reader = _Reader(dataset, lambda epoch: np.arange(dataset.num_examples))
 
-    @_do_not_convert
+    @do_not_convert
     def decode(encoded, label, position):
         decode_image = encoded_images.decode_resized
         if dataset.augments_photos:
@@ -171,7 +174,7 @@ def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dat
 def _examples(reader, steps, batch_size, rows, once=False):
     """A data set of (encoded, label, position), one for each example."""
 
-    @_do_not_convert
+    @do_not_convert
     def read(step):
         encoded, labels, positions = tf.numpy_function(
             functools.partial(
