@@ -157,10 +157,10 @@ def batch_norm(
         residual: tensor of the shape and dtype of `x`, in which the sum is made, too,
             such as the shortcut of a residual block; or a list of them, where `x` is one.
         name: the variable scope; `batch_norm`, made unique, by default.
-        reuse: as for `tf.variable_scope`. A layer called again makes update
-            operations again, which `make_train_op` runs in the order of the calls: choose
-            for one of the calls `update="skip"` where the statistics shall follow the
-            other alone.
+        reuse: as for `tf.variable_scope`. A layer called again makes update operations
+            again, which `make_train_op` runs in the order of the calls; in place, or run by
+            hand, they take turns in no order. Choose for one of the calls `update="skip"`
+            where the statistics shall follow the other alone.
 
     Returns:
         A tensor of the shape and dtype of `x`, or a list of them.

@@ -366,9 +366,10 @@ def _made_updates(draw, x, variables, normalized, arguments, updating):
         made = draw()
     else:
         made = _update_operations(*operands, is_shared=bool(calls))
+    again = None
     if not updating.in_place:
         again = functools.partial(_updates_again, tf.get_variable_scope(), *operands)
-        calls.append(records.CollectedUpdates(made, again))
+    calls.append(records.CallUpdates(made, again))
     return made
 
 

@@ -15,20 +15,21 @@ import tensorflow.compat.v1 as tf
 # A tuple, as TensorFlow's own per-graph Python state uses: `export_meta_graph` writes
 # only collections whose key is a string, and warns of what it cannot write.
 CALLS_KEY = ("bn_tf1_batch_norm_calls",)
-# One dict: by the name of a moving mean, the `CollectedUpdates` of each call.
+# One dict: by the name of a moving mean, the `CallUpdates` of each call.
 COLLECTED_KEY = ("bn_tf1_collected_updates",)
 
 
-class CollectedUpdates(NamedTuple):
-    """The updates of one call that a train op must run.
+class CallUpdates(NamedTuple):
+    """The updates of one call.
 
     Attributes:
         operations: the operations.
-        again: makes operations that do the same, for a train op to run in an order.
+        again: makes operations that do the same, for a train op to run in an order; None
+            where they run with the output.
     """
 
     operations: tuple[tf.Operation, ...]
-    again: Callable[[], tuple[tf.Operation, ...]]
+    again: Callable[[], tuple[tf.Operation, ...]] | None
 
 
 class BatchNormCall(NamedTuple):

@@ -155,7 +155,11 @@ def _in_order(update_ops, graph):
     start, the update of one call must not wait for the input of another.
     """
     for calls in (graph.get_collection(COLLECTED_KEY) or [{}])[0].values():
-        chosen = [call for call in calls if set(call.operations) <= set(update_ops)]
+        chosen = [
+            call
+            for call in calls
+            if call.again is not None and set(call.operations) <= set(update_ops)
+        ]
         if len(chosen) < 2:
             continue
         replaced = {operation for call in chosen for operation in call.operations}

@@ -430,16 +430,26 @@ def test_calls_of_one_layer_update_it_in_their_order(
         )
 
 
-@pytest.mark.parametrize("name", sorted(SHARED_LAYERS))
+IN_PLACE = {
+    "in_place": lambda x, reuse: bn_tf1.batch_norm(
+        x, True, decay=DECAY, name="bn", reuse=reuse, update="in_place"
+    ),
+    "slim_in_place": lambda x, reuse: bn_tf1.slim.batch_norm(
+        x, DECAY, scope="bn", reuse=reuse, updates_collections=None
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted({**SHARED_LAYERS, **IN_PLACE}))
 def test_run_by_hand_they_stay_among_the_batches(name, start, variable, variable_kind):
     """In no order, 20 updates of one old value would move it 4 times the way."""
-    for k, batch in enumerate(STEPS):
-        SHARED_LAYERS[name](tf.constant(batch), k > 0 or None)
+    layer = {**SHARED_LAYERS, **IN_PLACE}[name]
+    ys = [layer(tf.constant(batch), k > 0 or None) for k, batch in enumerate(STEPS)]
     updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-    assert len(updates) == 2 * CALLS
+    assert len(updates) == (0 if name in IN_PLACE else 2 * CALLS)
     session = start()
     for _ in range(60):
-        session.run(updates)
+        session.run(updates or ys)
     mean = session.run(variable("bn/moving_mean"))
     variance = session.run(variable("bn/moving_variance"))
     means, variances = zip(*((b.mean(0), b.var(0)) for b in STEPS))

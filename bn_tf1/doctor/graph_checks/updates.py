@@ -14,6 +14,7 @@ from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 
 # Times the way to the batch from which the distance grows in each step.
 _DIVERGES = 2.0
+_SETTING = {"Assign", "AssignVariableOp"}
 # Nodes that are looked at before an update for one that it waits for.
 _NEARBY = 200
 
@@ -203,8 +204,10 @@ def _several(facts, analysis, nodes, variable):
     in_order = _follow_one_another(facts.view, nodes)
     if decay is not None:
         rate = f" ({count} times decay {decay:g} is {decay**count:g})"
-        # What reads and writes under one lock never takes an old value.
-        at_once = [n for n in nodes if facts.view.ops[n] not in LOCKED_AVERAGES]
+        # What reads and writes under one lock never takes an old value; and of several
+        # values that are set, the last one stays.
+        kinds = LOCKED_AVERAGES | _SETTING
+        at_once = [n for n in nodes if facts.view.ops[n] not in kinds]
         reach = 0.0 if in_order else len(at_once) * (1 - decay)
     gravity = "note" if in_order else "warning"
     return found_by(
