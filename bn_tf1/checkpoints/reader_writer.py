@@ -173,6 +173,8 @@ def first_line(error: Exception) -> str:
         message,
         flags=re.DOTALL,
     )
+    # A session on tf.train.Server first says which of the processes it was.
+    what = re.sub(r"\AFrom /job:[^\n]*:\n", "", what)
     line = what.split("\n")[0]
     # What a tf.Assert was given to say: each part in brackets, its quotes escaped.
     said = re.fullmatch(r"assertion failed: \[(.*)\]", line)
