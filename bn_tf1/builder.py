@@ -137,15 +137,16 @@ def batch_norm(
             alone, and no guards (`bn_tf1.recipe`). All mean the same, but a loss on the
             statistics themselves (`batch_norm_calls`) needs "composed" or "recipe".
         fold: with `is_training=False`, scales the weights of the convolution or matrix
-            product that `x` comes straight from, in place of its output: float32 or
-            float64 `Conv2D`, `DepthwiseConv2dNative` or `MatMul`. True does it in each
-            step, which costs one pass over the weights: it pays where the output is
-            larger than they are. "once" does it when `tf.local_variables_initializer()`
-            runs, and costs nothing in a step: run that by itself after every restore,
-            since what it keeps, in local variables that no checkpoint holds, does not
-            follow the others by itself. It passes no gradient to the weights, gamma and
-            beta, and an exported graph would have to initialise it, too: to train, or to
-            export, use True. (`bn_tf1.statistics.folded`)
+            product that `x` comes straight from, or by way of a `BiasAdd`, in place of
+            its output: float32 or float64 `Conv2D`, `DepthwiseConv2dNative` or
+            `MatMul`. True does it in each step, which costs one pass over the weights:
+            it pays where the output is larger than they are. "once" does it when
+            `tf.local_variables_initializer()` runs, and costs nothing in a step: run
+            that by itself after every restore, since what it keeps, in local variables
+            that no checkpoint holds, does not follow the others by itself. It passes no
+            gradient to the weights, gamma and beta, and an exported graph would have to
+            initialise it, too: to train, or to export, use True.
+            (`bn_tf1.statistics.folded`)
         sync: a `bn_tf1.Workers`, or a group of them: in training, the statistics are
             those of the batches of all its workers together, and so are their
             gradients. All must make the same runs. The check of one value per channel

@@ -1,14 +1,14 @@
 """Constant statistics, folded into the weights of the linear operation before them.
 
-    gamma * (conv(x, w) - mean) / sqrt(variance + epsilon) + beta
-        = conv(x, w * scale) + (beta - mean * scale),
+    gamma * (conv(x, w) + bias - mean) / sqrt(variance + epsilon) + beta
+        = conv(x, w * scale) + (beta + (bias - mean) * scale),
     scale = gamma / sqrt(variance + epsilon)
 
-Contract: for the output of a convolution or matrix product this is what
-`formula.normalize` gives, up to rounding, with no pass over the output but the one that
-adds a bias. The product with the weights costs their size, whatever the batch, unless
-somebody keeps it. The first operation stays in the graph, where nothing runs it unless
-something else needs it.
+Contract: for the output of a convolution or matrix product, with a bias or without, this
+is what `formula.normalize` gives, up to rounding, with no pass over the output but the
+one that adds a bias. The product with the weights costs their size, whatever the batch,
+unless somebody keeps it. The first operation stays in the graph, where nothing runs it
+unless something else needs it.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks", 2017
 (arXiv:1712.05877), section 3.2.
@@ -35,17 +35,28 @@ def why_not_folded(
         axes: the channel axes of `x`, ascending and not negative.
         once: whether the weights are to be kept, and so must not depend on an input.
     """
-    if x.op.type not in _FOLDABLE:
-        return f"`x` is made by {x.op.type}, and not by one of {', '.join(_FOLDABLE)}"
+    linear, bias = _linear_before(x)
+    if linear.type not in _FOLDABLE:
+        return f"`x` is made by {linear.type}, and not by one of {', '.join(_FOLDABLE)}"
     if x.dtype.base_dtype not in (tf.float32, tf.float64):
         return f"`x` has dtype {x.dtype.name}, in which folded weights would be rounded"
-    if axes != (_output_axis(x),):
+    if axes != (_output_axis(linear),):
         given = ", ".join(map(str, axes))
-        return f"the channels of {x.op.type} are on axis {_output_axis(x)}, not {given}"
-    source = _input_behind(x.op.inputs[1]) if once else None
-    if source is not None:
-        return f"the weights depend on {source.name!r}, which changes with each step"
+        return f"the channels of {linear.type} are on axis {_output_axis(linear)}, not {given}"
+    if not once:
+        return None
+    for what, tensor in (("weights", linear.inputs[1]), ("bias", bias)):
+        source = _input_behind(tensor) if tensor is not None else None
+        if source is not None:
+            return f"the {what} depend on {source.name!r}, which changes with each step"
     return None
+
+
+def _linear_before(x):
+    """The operation with the weights that `x` is the result of, and the bias or None."""
+    if x.op.type != "BiasAdd":
+        return x.op, None
+    return x.op.inputs[0].op, x.op.inputs[1]
 
 
 def _input_behind(weights):
@@ -74,7 +85,7 @@ def normalize(
     """As `formula.normalize`, for an `x` of which `why_not_folded` says None.
 
     Args:
-        x: the output of a convolution or matrix product.
+        x: the output of a convolution or matrix product, or of the bias after one.
         mean, variance: tensors of the dtype of `x` and shape [channels].
         gamma, beta: tensors like `mean`, or None for 1 and 0.
         epsilon: added to the variance; in the unit of the variance.
@@ -87,17 +98,20 @@ def normalize(
     scale = tf.rsqrt(variance + epsilon)
     if gamma is not None:
         scale *= gamma
-    offset = -mean * scale
+    linear, bias = _linear_before(x)
+    offset = -mean * scale if bias is None else (bias - mean) * scale
     if beta is not None:
         offset += beta
-    data_format = "NCHW" if _output_axis(x) != x.shape.ndims - 1 else "NHWC"
-    y = _with_weights(x.op, keep(_scaled_weights(x.op, scale)))
+    data_format = "NCHW" if _output_axis(linear) != x.shape.ndims - 1 else "NHWC"
+    y = _with_weights(linear, keep(_scaled_weights(linear, scale)))
     return tf.nn.bias_add(y, keep(offset), data_format)
 
 
-def _output_axis(x):
-    is_middle = x.op.type != "MatMul" and x.op.get_attr("data_format") == b"NCHW"
-    return 1 if is_middle else x.shape.ndims - 1
+def _output_axis(operation):
+    is_middle = (
+        operation.type != "MatMul" and operation.get_attr("data_format") == b"NCHW"
+    )
+    return 1 if is_middle else operation.outputs[0].shape.ndims - 1
 
 
 def _scaled_weights(operation, scale):

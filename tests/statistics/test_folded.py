@@ -34,6 +34,10 @@ def product(dtype, **options):
     return tf.matmul(x, weights, **options)
 
 
+def biased(x):
+    return tf.nn.bias_add(x, tf.constant(array(CHANNELS, seed=5, mean=2.0), x.dtype))
+
+
 LINEAR = {
     "conv": convolution,
     "strided_conv": lambda dtype: convolution(dtype, strides=[1, 2, 2, 1]),
@@ -44,6 +48,9 @@ LINEAR = {
         dtype, padding=[[0, 0], [2, 1], [1, 0], [0, 0]]
     ),
     "depthwise_conv": depthwise,
+    "biased_conv": lambda dtype: biased(convolution(dtype)),
+    "biased_depthwise_conv": lambda dtype: biased(depthwise(dtype)),
+    "biased_matmul": lambda dtype: biased(product(dtype)),
     "matmul": product,
     "matmul_transposed": lambda dtype: product(dtype, transpose_b=True),
 }
@@ -134,8 +141,9 @@ def test_the_variables_are_those_of_the_unfolded_layer(graph):
         (lambda: tf.cast(product("float32"), tf.float16), {}, "Cast"),
         (lambda: product("bfloat16"), {}, "bfloat16"),
         (lambda: convolution("float32"), {"axis": 1}, "axis 3"),
+        (lambda: biased(tf.nn.relu(product("float32"))), {}, "Relu"),
     ],
-    ids=["relu", "cast", "bfloat16", "axis"],
+    ids=["relu", "cast", "bfloat16", "axis", "biased relu"],
 )
 def test_what_cannot_be_folded(x, options, reason):
     with pytest.raises(ValueError, match="`fold` is True.*" + reason):
