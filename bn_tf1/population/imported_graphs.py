@@ -324,7 +324,6 @@ class _Network:
     def _imported_inputs(self):
         """By what they are called, what the layers normalise, for its shape and dtype."""
         view, graph = self._view, self._graph.copy()
-        drop_controls(graph)
         names = {
             name
             for layer in self._layers.values()
@@ -332,7 +331,9 @@ class _Network:
             if not view.body_of(node_of(call.x))
             for name in self._ways_in(call)
         }
-        extract(graph, sorted({node_name(name) for name in names}))
+        wanted = sorted({node_name(name) for name in names})
+        drop_controls(graph, wanted)
+        extract(graph, wanted)
         clean_attributes(graph)
         with tf.Graph().as_default() as scratch:
             tf.import_graph_def(graph.graph_def(), name="")
@@ -343,8 +344,6 @@ class _Network:
 
     def _graph_def(self):
         graph = self._graph
-        drop_controls(graph)
-        remove_dropout(graph, [node_name(name) for name in self._examples.arrays])
         wanted = [
             name
             for places in self._places.values()
@@ -352,6 +351,8 @@ class _Network:
             if not isinstance(place, str)
             for name in place
         ]
+        drop_controls(graph, wanted)
+        remove_dropout(graph, [node_name(name) for name in self._examples.arrays])
         extract(graph, wanted)
         freeze(graph, self._value)
         clean_attributes(graph)

@@ -86,3 +86,36 @@ def test_a_condition_of_control_flow_v2(tmp_path):
     feed = {"images": random_images(9, [8, 5, 5, 3])}
     (found,) = run_graph(model.graph.graph_def(), feed, ["logits/logits"])
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def updated_first(y):
+    """What follows waits for the updates, as with slim's updates_collections=None."""
+    with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+        return tf.identity(y)
+
+
+def with_a_condition_in_a_loop(y):
+    steps = tf.get_variable("steps", initializer=0, trainable=False)
+
+    def step(i, y):
+        with tf.control_dependencies([tf.assign_add(steps, 1)]):
+            factor = tf.constant(0.5)  # only the update says in which loop it is
+            factor = tf.cond(i > 0, lambda: tf.constant(0.25) * factor, lambda: factor)
+        with tf.control_dependencies([factor]):
+            return i + 1, tf.tanh(y) * factor * tf.constant(2.0)
+
+    return tf.while_loop(lambda i, _: i < 3, step, [0, y])[1]
+
+
+def test_constants_stay_in_their_branch_or_loop_though_updates_go(tmp_path):
+    def maker(x, is_training):
+        return with_a_condition_in_a_loop(
+            updated_first(MAKERS["with_nn"](x, is_training))
+        )
+
+    prefix, expected = save_trained(tmp_path, maker, True)
+    model = prepare(open_source(prefix), Wishes(outputs=["logits/logits"]))
+    feed = {"images": random_images(9, [8, 5, 5, 3])}
+    (found,) = run_graph(model.graph.graph_def(), feed, ["logits/logits"])
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert not any("Assign" in node.op for node in model.graph.nodes.values())

@@ -87,13 +87,7 @@ def _run_time_batch(graph, source):
 
 def _with_shapes(graph, inputs):
     """The operations with a shape for an operand whose data depends on the inputs."""
-    consumers = graph.consumers()
-    found, pending = set(), list(inputs)
-    while pending:
-        for name in consumers[pending.pop()]:
-            if name not in found:
-                found.add(name)
-                pending.append(name)
+    found = graph.descendants(inputs)
     return [
         name
         for name, node in list(graph.nodes.items())
@@ -107,6 +101,7 @@ def _rewrite(graph, node, operand, sizes, batch):
         shape = tf.make_ndarray(source.attr["value"].tensor)
         if shape.ndim != 1 or not shape.size or int(shape[0]) not in sizes:
             return False
+        # A first size of 1 is seldom the batch: a vector is given that for broadcasting.
         if int(shape[0]) == 1 and node.op not in ("Reshape", "Conv2DBackpropInput"):
             return False
         node.input[operand] = _any_first(graph, node, shape, batch)
@@ -118,6 +113,7 @@ def _rewrite(graph, node, operand, sizes, batch):
         size = tf.make_ndarray(first.attr["value"].tensor)
         if size.ndim or int(size) not in sizes or size.dtype != np.int32:
             return False
+        # Of its own: somebody may take the same numbers for no shape.
         copy = tf.NodeDef()
         copy.CopyFrom(source)
         copy.name = graph.free_name(source.name)
@@ -130,6 +126,7 @@ def _rewrite(graph, node, operand, sizes, batch):
 
 def _any_first(graph, node, shape, batch):
     rest = shape[1:]
+    # Only one size may be -1; where the program took that, the batch is computed.
     if node.op == "Reshape" and not np.any(rest == -1):
         return graph.constant(
             f"{node.name}/any_batch", np.append(shape[:1] * 0 - 1, rest)

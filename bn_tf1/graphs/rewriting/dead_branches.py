@@ -58,7 +58,7 @@ def resolve(
     """
     for name, value in values.items():
         graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
-    inline_functions(graph, definitions, lambda source: constant_bool(graph, source))
+    inline_functions(graph, definitions, lambda source: constant_scalar(graph, source))
     flags = {}
     for name, node in graph.nodes.items():
         if node.op in SWITCHES:
@@ -66,6 +66,7 @@ def resolve(
             if flag is not None:
                 flags[name] = flag
     dead = _dead_nodes(graph, flags)
+    # Known before they go: some of these were for the dead branches alone.
     fed = {node_name(i) for name in (*dead, *flags) for i in graph.nodes[name].input}
     merged = _resolve_merges(graph, dead, flags)
     graph.remove(dead)
@@ -88,7 +89,7 @@ def _remove_untaken(graph, names):
     while pending:
         node = graph.nodes[pending.pop()]
         if node.op.startswith("Placeholder"):
-            continue
+            continue  # who feeds it gets no error, though nobody takes it now
         graph.remove([node.name])
         for source in {node_name(i) for i in node.input}:
             if source in takers:
@@ -119,6 +120,7 @@ def constant_scalar(graph: EditableGraph, source: str, depth: int = 0) -> Any:
 
     if node.op == "Const":
         shape = node.attr["value"].tensor.tensor_shape
+        # Before it is made an array: it may be as large as the weights.
         if any(size.size != 1 for size in shape.dim):
             return None
         return tf.make_ndarray(node.attr["value"].tensor).reshape(-1)[0]
@@ -132,6 +134,7 @@ def constant_scalar(graph: EditableGraph, source: str, depth: int = 0) -> Any:
         value = operand(0)
         return None if value is None else not value
     if node.op in ("LogicalAnd", "LogicalOr"):
+        # One operand can decide, though the other is known only as the graph runs.
         decisive = node.op == "LogicalOr"
         operands = [operand(0), operand(1)]
         if any(o is not None and bool(o) == decisive for o in operands):
@@ -167,6 +170,7 @@ def _dead_nodes(graph, flags):
                     continue
                 if port is not None and port_in(source) != port:
                     continue
+                # A Merge lives as long as one of its inputs does.
                 if node.op in MERGES and not source.startswith("^"):
                     missing.setdefault(consumer, set()).add(i)
                     count = sum(not s.startswith("^") for s in node.input)
@@ -195,7 +199,7 @@ def _resolve_merges(graph, dead, flags):
         ]
         if len(alive) == len(inputs):
             continue
-        if len(alive) > 1:
+        if len(alive) > 1:  # some other condition chooses among them
             node.input[:] = [inputs[i] for i in alive]
             node.attr["N"].i = len(alive)
             continue
@@ -218,14 +222,5 @@ def _are_alike(graph, name, node):
     """Whether a selection is no broadcast: its operands have the shape of its output."""
     if node.op == "Select":
         return True
-    shapes = [_stated_shape(graph, source) for source in [name, *node.input[1:3]]]
-    return None not in shapes and len(set(shapes)) == 1
-
-
-def _stated_shape(graph, source):
-    node = graph.nodes.get(node_name(source))
-    if node is None or "_output_shapes" not in node.attr:
-        return None
-    shapes = node.attr["_output_shapes"].list.shape
-    port = port_in(source)
-    return shapes[port].SerializeToString() if port < len(shapes) else None
+    shape, *others = [graph.noted_shape(source) for source in [name, *node.input[1:3]]]
+    return shape is not None and all(other == shape for other in others)

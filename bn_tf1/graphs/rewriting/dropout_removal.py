@@ -13,7 +13,7 @@ Source: Srivastava et al., "Dropout", 2014.
 from __future__ import annotations
 
 from bn_tf1.graphs.rewriting.dead_branches import constant_scalar
-from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
+from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name, reached
 from bn_tf1.graphs.rewriting.inference_mode import PLACEHOLDERS, RANDOM
 
 _SIZES = ("Shape", "ShapeN", "Size", "Rank")
@@ -35,6 +35,7 @@ def remove_dropout(graph: EditableGraph, inputs: list[str]) -> list[str]:
     if not noise:
         return []
     data = _after(graph, consumers, inputs) | set(inputs)
+    # What depends on both is no mask but data with noise in it.
     masks = noise - data
     removed = []
     for name, node in list(graph.nodes.items()):
@@ -48,15 +49,10 @@ def remove_dropout(graph: EditableGraph, inputs: list[str]) -> list[str]:
 
 def _after(graph, consumers, names):
     """The nodes that depend on `names`, by more than their sizes."""
-    found = set()
-    pending = list(names)
-    found.update(names)
-    while pending:
-        for consumer in consumers[pending.pop()]:
-            if consumer not in found and graph.nodes[consumer].op not in _SIZES:
-                found.add(consumer)
-                pending.append(consumer)
-    return found
+    return reached(
+        names,
+        lambda name: [c for c in consumers[name] if graph.nodes[c].op not in _SIZES],
+    )
 
 
 def _undropped(graph, node, masks):
@@ -72,6 +68,7 @@ def _undropped(graph, node, masks):
             return None
         mask = of_mask[0]
         dropped = inputs[1 - inputs.index(mask)]
+    # The scale is with the data (1.13 and later), or within the mask.
     x, scale = _without_scale(graph, dropped, lambda name: name not in masks)
     if scale is None:
         x = dropped
@@ -142,6 +139,7 @@ def _are_inverse(graph, scale, mask):
     number = constant_scalar(graph, source)
     keep = _keep_probability(graph, mask)
     if number is not None and keep is not None:
+        # Not inverse: noise of the model, or a mask that nothing makes up for.
         return abs((keep / number if is_divisor else keep * number) - 1) < 1e-4
     return bool(_numbers_behind(graph, source) & _numbers_behind(graph, mask))
 

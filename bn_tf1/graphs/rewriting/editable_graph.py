@@ -6,7 +6,7 @@ it. What reads a graph is `GraphView`; it is made anew (`view`) after a round of
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -41,12 +41,10 @@ class EditableGraph:
         made = tf.GraphDef()
         made.versions.CopyFrom(self.versions)
         made.node.extend(self.nodes.values())
-        used = called_by(self.nodes.values(), self.functions)
-        pending = list(used)
-        while pending:
-            further = called_by(self.functions[pending.pop()].node_def, self.functions)
-            pending += sorted(further - used)
-            used |= further
+        used = reached(
+            called_by(self.nodes.values(), self.functions),
+            lambda name: called_by(self.functions[name].node_def, self.functions),
+        )
         made.library.function.extend(self.functions[name] for name in sorted(used))
         return made
 
@@ -152,6 +150,17 @@ class EditableGraph:
         for name in names:
             self.nodes.pop(name, None)
 
+    def noted_shape(self, source: str) -> list[int | None] | None:
+        """The shape that the program noted for an input, None for an unknown size."""
+        node = self.nodes.get(node_name(source))
+        if node is None or "_output_shapes" not in node.attr:
+            return None
+        shapes = node.attr["_output_shapes"].list.shape
+        port = port_in(source)
+        if port >= len(shapes) or shapes[port].unknown_rank:
+            return None
+        return [d.size if d.size >= 0 else None for d in shapes[port].dim]
+
     def consumers(self) -> dict[str, list[str]]:
         """By name of a node, the nodes that take an output of it or wait for it."""
         found: dict[str, list[str]] = {name: [] for name in self.nodes}
@@ -163,15 +172,49 @@ class EditableGraph:
 
     def ancestors(self, names: Iterable[str]) -> set[str]:
         """`names` and the nodes that they need, by inputs and control inputs."""
-        found = set(names)
-        pending = list(found)
-        while pending:
-            for source in self.nodes[pending.pop()].input:
-                source = node_name(source)
-                if source not in found and source in self.nodes:
-                    found.add(source)
-                    pending.append(source)
-        return found
+        return reached(
+            names,
+            lambda name: [
+                source
+                for source in map(node_name, self.nodes[name].input)
+                if source in self.nodes
+            ],
+        )
+
+    def descendants(self, names: Iterable[str]) -> set[str]:
+        """`names` and the nodes that need them."""
+        return reached(names, self.consumers().__getitem__)
+
+    def in_order(self) -> list[str]:
+        """The names of the nodes, each after those that it takes or waits for.
+
+        In a loop, where there is no such order, in one of those that come near it.
+        """
+        ordered: dict[str, None] = {}
+        begun = set()
+        for name in self.nodes:
+            pending = [name]
+            while pending:
+                node = pending[-1]
+                if node in begun:
+                    ordered.setdefault(pending.pop())
+                    continue
+                begun.add(node)
+                sources = map(node_name, self.nodes[node].input)
+                pending += [i for i in sources if i in self.nodes and i not in begun]
+        return list(ordered)
+
+
+def reached(names: Iterable[str], further: Callable[[str], Iterable[str]]) -> set[str]:
+    """`names` and all that is come to from them by way of `further`."""
+    found = set(names)
+    pending = list(found)
+    while pending:
+        for name in further(pending.pop()):
+            if name not in found:
+                found.add(name)
+                pending.append(name)
+    return found
 
 
 def set_attributes(node: tf.NodeDef, **attributes: Any) -> None:

@@ -1,16 +1,17 @@
 """What the outputs need, and nothing else.
 
 Control inputs make a training step do more than compute: they wait for updates,
-assertions and summaries. They go, but for those that say in which branch or loop a node
-is, without which TensorFlow refuses a graph ("has inputs from different frames"); what
-these wait for is kept free of assignments.
+assertions and summaries. They go, but for those that say in which branch or loop a
+constant is, without which TensorFlow refuses a graph ("has inputs from different frames").
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Iterable, Sequence
 
-from bn_tf1.graphs.node_values import ASSIGNMENTS
+import tensorflow.compat.v1 as tf
+
 from bn_tf1.graphs.rewriting.dead_branches import MERGES, SWITCHES
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
@@ -20,7 +21,8 @@ from bn_tf1.graphs.rewriting.editable_graph import (
 )
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
 
-_LIMITED = SWITCHES + ("Enter", "RefEnter")
+_ENTRIES = ("Enter", "RefEnter")
+_EXITS = ("Exit", "RefExit")
 
 
 def cut_at(graph: EditableGraph, inputs: Iterable[Candidate]) -> list[str]:
@@ -37,6 +39,7 @@ def cut_at(graph: EditableGraph, inputs: Iterable[Candidate]) -> list[str]:
             raise ValueError(f"the dtype of the input {candidate.tensor} is not known")
         tensor = canonical(candidate.tensor)
         name, port = node_name(tensor), port_in(tensor)
+        # The other outputs, such as labels, stay with the node.
         if port == 0 and _has_one_output(graph, name):
             graph.remove([name])
         else:
@@ -56,68 +59,92 @@ def _has_one_output(graph, name):
     )
 
 
-def drop_controls(graph: EditableGraph) -> None:
-    """Takes out the control inputs, but for those that place a node in a branch or loop."""
-    limited = _limited(graph)
-    writing = _writing(graph, limited)
-    known: dict[str, list[str]] = {}
+def drop_controls(graph: EditableGraph, outputs: Iterable[str]) -> None:
+    """Takes out the control inputs, but for those that place a node in a branch or loop.
 
-    def places(name):
-        """What stands for a control input from `name`, without its assignments."""
-        if name not in known:
-            known[name] = []
-            if name in limited and name not in writing:
-                known[name] = [f"^{name}"]
-            elif name in limited:
-                known[name] = _distinct(
-                    place
-                    for source in graph.nodes[name].input
-                    for place in places(node_name(source))
-                )
-        return known[name]
+    Data tells where a node is that takes any; of a constant only a control input does.
 
-    for node in graph.nodes.values():
+    Args:
+        graph: is changed.
+        outputs: the names of nodes; what these do not need loses all control inputs.
+    """
+    kept: dict[str, str] = {}
+    known: dict[str, str | None] = {}
+    pending = [name for name in outputs if name in graph.nodes]
+    seen = set(pending)
+    while pending:
+        name = pending.pop()
+        needed = [i for i in graph.nodes[name].input if not i.startswith("^")]
+        if not needed:
+            for control in graph.nodes[name].input:
+                if control not in known:
+                    known[control] = _place(graph, control)
+                if known[control] is not None:
+                    kept[name] = known[control]
+                    needed = [kept[name]]
+                    break
+        for source in map(node_name, needed):
+            if source not in seen and source in graph.nodes:
+                seen.add(source)
+                pending.append(source)
+    for name, node in graph.nodes.items():
         if any(source.startswith("^") for source in node.input):
             data = [source for source in node.input if not source.startswith("^")]
-            controls = [i[1:] for i in node.input if i.startswith("^")]
-            kept = _distinct(p for name in controls for p in places(name))
-            node.input[:] = data + kept
+            node.input[:] = data + ([kept[name]] if name in kept else [])
 
 
-def _distinct(values):
-    return list(dict.fromkeys(values))
+def _place(graph: EditableGraph, control: str) -> str | None:
+    """A control input that puts a node where `control` put it, and does nothing else.
 
-
-def _limited(graph):
-    """The nodes that are in a branch or a loop."""
-    consumers = graph.consumers()
-    found = set()
-    pending = [n for n, node in graph.nodes.items() if node.op in _LIMITED]
+    What was waited for may be an update, which must not be needed any more; all that it
+    takes is in the same branch and frame, up to where that begins. What went through
+    another condition or loop on the way is left where it was entered.
+    """
+    seen, pending = set(), deque([(control, 0)])
     while pending:
-        for name in consumers[pending.pop()]:
-            # A Merge of a condition ends it; one of a loop begins its frame.
-            if name not in found:
-                found.add(name)
-                pending.append(name)
-    return found
+        source, inside = pending.popleft()
+        name = node_name(source)
+        if (name, inside) in seen or name not in graph.nodes:
+            continue
+        seen.add((name, inside))
+        node = graph.nodes[name]
+        sources = list(node.input)
+        if node.op in SWITCHES and port_in(source) >= 0:
+            if not inside:
+                return f"^{_copy_of(graph, source)}"
+            inside -= not _decides_loop(graph, node)
+        elif node.op in _ENTRIES:
+            if not inside:
+                return f"^{name}"
+            inside -= 1
+        elif node.op in MERGES and _begins_loop(graph, node):
+            if not inside:
+                return f"^{name}"
+            sources = sources[:1]  # the second is of the iteration before
+        elif node.op in MERGES or node.op in _EXITS:
+            inside += 1
+        pending.extend((i, inside) for i in sources)
+    return None
 
 
-def _writing(graph, names):
-    """Those of `names` that assign something, or take or wait for what does."""
-    consumers = graph.consumers()
-    found = {name for name in names if _assigns(graph.nodes[name].op)}
-    pending = list(found)
-    while pending:
-        for name in consumers[pending.pop()]:
-            is_loop = graph.nodes[name].op in MERGES
-            if name in names and name not in found and not is_loop:
-                found.add(name)
-                pending.append(name)
-    return found
+def _begins_loop(graph, merge):
+    ops = [graph.nodes[node_name(i)].op for i in merge.input]
+    return "NextIteration" in ops or "RefNextIteration" in ops
 
 
-def _assigns(op):
-    return op in ASSIGNMENTS or op.startswith(("Scatter", "ResourceScatter", "Assert"))
+def _decides_loop(graph, switch):
+    return graph.nodes[node_name(switch.input[1])].op == "LoopCond"
+
+
+def _copy_of(graph, source):
+    """An Identity of an output of a `Switch`: who waits for the `Switch` itself always
+    runs."""
+    for name, node in graph.nodes.items():
+        if node.op == "Identity" and list(node.input) == [source]:
+            return name
+    switch = graph.nodes[node_name(source)]
+    dtype = tf.as_dtype(switch.attr["T"].type)
+    return graph.add("Identity", f"{switch.name}/place", [source], T=dtype)
 
 
 def extract(graph: EditableGraph, outputs: Sequence[str]) -> int:
@@ -137,5 +164,5 @@ def clean_attributes(graph: EditableGraph) -> None:
         node.device = ""
         for key in [key for key in node.attr if key.startswith("_")]:
             del node.attr[key]
-        if node.op == "PlaceholderV2":
+        if node.op == "PlaceholderV2":  # deprecated: the first does the same now
             node.op = "Placeholder"

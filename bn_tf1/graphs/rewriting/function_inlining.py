@@ -24,6 +24,7 @@ from bn_tf1.graphs.rewriting.editable_graph import (
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _IFS = ("If", "StatelessIf", "_If")
+_CASES = ("Case", "StatelessCase")
 _WHILES = ("While", "StatelessWhile", "_While")
 # A function that calls itself has no end.
 _MAX_INLINED = 100_000
@@ -44,19 +45,21 @@ class InliningError(ValueError):
 def inline_functions(
     graph: EditableGraph,
     definitions: Mapping[str, Any],
-    is_true: Callable[[str], bool | None],
+    value_of: Callable[[str], Any],
 ) -> None:
     """Makes plain nodes of all calls, conditions and loops of `graph`.
 
     Args:
         graph: is changed.
         definitions: OpDef by operation, of the file; may be empty.
-        is_true: tells of the predicate of an `If` whether it is constant, and which.
+        value_of: the value of a scalar where it is constant, else None: what it decides,
+            as the predicate of an `If` or the index of a `Case`, becomes one function. A
+            `Case` whose index is not constant stays.
 
     Raises:
         InliningError: a function calls itself, or is damaged.
     """
-    inliner = _Inliner(graph, definitions, is_true)
+    inliner = _Inliner(graph, definitions, value_of)
     pending = [name for name in graph.nodes if inliner.is_inlined(name)]
     count = 0
     while pending:
@@ -71,14 +74,16 @@ def inline_functions(
 
 
 class _Inliner:
-    def __init__(self, graph, definitions, is_true):
+    def __init__(self, graph, definitions, value_of):
         self._graph = graph
         self._definitions = definitions
-        self._is_true = is_true
+        self._value_of = value_of
 
     def is_inlined(self, name):
-        op = self._graph.nodes[name].op
-        return op in _CALLS + _IFS + _WHILES or op in self._graph.functions
+        node = self._graph.nodes[name]
+        if node.op in _CASES:
+            return self._value_of(node.input[0]) is not None
+        return node.op in _CALLS + _IFS + _WHILES or node.op in self._graph.functions
 
     def inline(self, name):
         node = self._graph.nodes.pop(name)
@@ -88,12 +93,19 @@ class _Inliner:
             outputs = self._inline_if(node, inputs, awaited)
         elif node.op in _WHILES:
             outputs = self._inline_while(node, inputs, awaited)
+        elif node.op in _CASES:
+            branches = node.attr["branches"].list.func
+            index = int(self._value_of(inputs[0]))
+            # As the kernel does it: the last one is for all other numbers.
+            branch = branches[index if 0 <= index < len(branches) else -1]
+            outputs = self._expand(branch.name, name, inputs[1:], awaited)
         else:
             function = node.attr["f"].func.name if node.op in _CALLS else node.op
             outputs = self._expand(function, name, inputs, awaited)
         targets = {tensor_name(name, port): to for port, to in enumerate(outputs)}
         self._graph.aliases.update(targets)
-        # Who waited for the call waits for what it gives.
+        # Who fetched an output of the call fetches what takes its place (`tensor`); who
+        # waited for the call waits for what it gives.
         targets[f"^{name}"] = f"^{node_name(outputs[0])}" if outputs else f"^{name}"
         self._graph.redirect(targets)
         if outputs and "_output_shapes" in node.attr and node.op not in _WHILES:
@@ -108,10 +120,10 @@ class _Inliner:
     # ------------------------------------------------------------------------- conditions
 
     def _inline_if(self, node, inputs, awaited):
-        flag = self._is_true(inputs[0])
+        flag = self._value_of(inputs[0])
         branches = [node.attr[key].func.name for key in ("else_branch", "then_branch")]
         if flag is not None:
-            return self._expand(branches[flag], node.name, inputs[1:], awaited)
+            return self._expand(branches[bool(flag)], node.name, inputs[1:], awaited)
         types = self._argument_types(branches[0])
         switches = [
             self._graph.add(
@@ -154,6 +166,7 @@ class _Inliner:
                 is_constant=False,
                 parallel_iterations=10,
             )
+            # Its second input, of the iteration before, follows when there is one.
             merges.append(graph.add("Merge", f"{scope}/Merge", [enter], T=dtype, N=2))
         first = [f"^{merges[0]}"] if merges else []
         (condition,) = self._expand(
@@ -209,6 +222,7 @@ class _Inliner:
             node.CopyFrom(definition)
             node.name = names[own]
             node.input[:] = [place.input(i) for i in definition.input]
+            # A constant has nothing else that says in which branch or loop it is.
             if not node.input:
                 node.input.extend(awaited)
             self._graph.nodes[node.name] = node

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.node_values import is_fused
-from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name, port_in
+from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
 
 _BY_VALUE = frozenset(
     ["Add", "AddV2", "Sub", "Mul", "RealDiv", "Identity", "Cast", "Relu", "IdentityN"]
@@ -33,14 +33,15 @@ def unpack_views(graph: EditableGraph) -> list[str]:
         if node.op != "Reshape":
             continue
         target = _constant(graph, node.input[1])
-        shape = _noted_shape(graph, node.input[0])
+        shape = graph.noted_shape(node.input[0])
         if target is None or target.size < 2 or not shape or not shape[-1]:
             continue
         channels, packed = shape[-1], int(target[-1])
         if packed <= channels or packed % channels:
             continue
         region = _region(graph, consumers, name)
-        if region is None:
+        if not region:
+            # Somebody's own change of shape, such as that to what a dense layer takes.
             continue
         sizes = np.ones_like(target)
         sizes[0], sizes[-1] = -1, channels
@@ -89,21 +90,3 @@ def _constant(graph, source):
 def _is_scalar(graph, source):
     value = _constant(graph, source)
     return value is not None and value.size == 1
-
-
-def _noted_shape(graph, source):
-    """The shape that is noted for an input, None for an unknown size; or None."""
-    node = graph.nodes[node_name(source)]
-    shapes = (
-        node.attr["_output_shapes"].list.shape
-        if "_output_shapes" in (node.attr)
-        else []
-    )
-    if port_in(source) >= len(shapes):
-        return None
-    shape = shapes[port_in(source)]
-    return (
-        None
-        if shape.unknown_rank
-        else [s.size if s.size > 0 else None for s in shape.dim]
-    )
