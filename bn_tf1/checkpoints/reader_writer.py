@@ -166,16 +166,12 @@ def _one_line_errors(what):
 def first_line(error: Exception) -> str:
     """What an error of Python or TensorFlow says happened, without where."""
     message = str(getattr(error, "message", None) or error).strip()
-    # TensorFlow 2 first says where the operation that failed was built.
-    what = re.sub(
-        r"\AGraph execution error:\n.*?\n(Node: [^\n]*\n)+",
-        "",
-        message,
-        flags=re.DOTALL,
-    )
+    # TensorFlow 2 first says where each operation that took part was built.
+    what = re.sub(r"\AGraph execution error:\s*", "", message)
+    built = r"Detected at node .*?\nNode: [^\n]*\n+"
+    what = re.sub(built, "", what, flags=re.DOTALL).strip()
     # A session on tf.train.Server first says which of the processes it was.
-    what = re.sub(r"\AFrom /job:[^\n]*:\n", "", what)
-    line = what.split("\n")[0]
+    line = re.sub(r"\AFrom /job:[^\n]*:\n", "", what).split("\n")[0]
     # What a tf.Assert was given to say: each part in brackets, its quotes escaped.
     said = re.fullmatch(r"assertion failed: \[(.*)\]", line)
     if said is not None:
