@@ -271,6 +271,7 @@ def _build_step(config, dataset, workers=None):
     first_step = tf.placeholder_with_default(tf.cast(global_step, tf.int64), [])
     batches = _input(config, dataset, first_step, workers)
     images, labels = batches.get_next()
+    images = tf.identity(images, name="images")  # what a served model calls its input
     sync = workers if config.sync_batch_norm else None
     objective = network.build(
         images,
