@@ -93,7 +93,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=600.0,
         metavar="SECONDS",
-        help="how long the checks, and the writing, may each take (default: 600)",
+        help="how long a run, and the writing, may each take (default: 600)",
     )
 
 

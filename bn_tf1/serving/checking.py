@@ -19,7 +19,9 @@ import numpy as np
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, canonical
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.serving.isolated_run import Isolated, IsolatedError
-from bn_tf1.serving.preparing import ExportError, Model
+from bn_tf1.serving.partwise_comparison import bytes_of, differences_by_part
+from bn_tf1.serving.preparing import Model
+from bn_tf1.serving.refusal import ExportError
 
 # What TensorFlow's own kernels differ by with another order of summation.
 TOLERANCE = 1e-5
@@ -30,7 +32,7 @@ _ROUNDING = 2e-7
 _AMPLIFIED = 30
 _MOST_ALLOWED = 1e-2
 _EXAMPLES = 4
-_SINGLES = 2
+_ALONE = 2
 _GUESSED_SIZES = {4: 64, 5: 16, 3: 16, 2: 16}
 
 
@@ -54,10 +56,12 @@ class Examples(NamedTuple):
             for name, array in self.arrays.items()
         }
 
-    def single(self, index: int) -> dict[str, np.ndarray]:
-        """One example, as a batch of its own."""
+    def alone(self, index: int, size: int) -> dict[str, np.ndarray]:
+        """One example in a batch without others: `size` times the same."""
         return {
-            name: array if array.ndim == 0 else array[index : index + 1]
+            name: array
+            if array.ndim == 0
+            else np.repeat(array[index : index + 1], size, axis=0)
             for name, array in self.batch(index + 1).items()
         }
 
@@ -171,38 +175,91 @@ def measure(
     Raises:
         ExportError: something does not hold.
     """
+    _, outputs = model.names()
     size = model.batch_size or _EXAMPLES
     full = examples.batch(size)
     is_fixed = any(c.shape and c.shape[0] for c in model.inputs) or any(
         c.shape and c.shape[0] and c.shape[0] == model.batch_size for c in model.outputs
     )
-    singles = [] if is_fixed else [examples.single(i) for i in range(_SINGLES)]
-    _, outputs = model.names()
-    feeds = [full, full, _nudged(full), *singles]
-    isolated.run("frozen", _bytes(model.graph), feeds, outputs)
-    if unfolded is not None:
-        isolated.run("frozen", _bytes(unfolded), [full], outputs)
-    if model.before is not None:
-        isolated.run("frozen", _bytes(model.before), [full, full], outputs)
-    try:
-        own, *others = isolated.results()
-    except IsolatedError as error:
-        raise ExportError(str(error)) from error
-    if isinstance(own, IsolatedError):
-        raise ExportError(str(own)) from own
-    notes = [_examples_note(examples, size), _repeatable(outputs, own)]
+    # One example says nothing of a batch: what had batch size 1 gets a larger one, too.
+    count = size if size > 1 or is_fixed else _ALONE
+    # Of a fixed batch size, the others become the same as the one that is looked at.
+    of_one = size if is_fixed else 1
+    alone = [examples.alone(i, of_one) for i in range(min(_ALONE, count))]
+    together = examples.batch(count)
+    feeds = [full, full, _nudged(full), together, *alone]
+    own, *further = isolated.run("frozen", bytes_of(model.graph), feeds, outputs)
+    _check_numbers(outputs, own)
+    notes = [_examples_note(examples, size), _repeatable(outputs, own, further[0])]
     # A network that amplifies the rounding of its input amplifies that of its layers.
-    rounding = max(difference(a, b) for a, b in zip(own[2], own[0]))
-    rounding = min(_AMPLIFIED * rounding, _MOST_ALLOWED)
-    if model.before is not None:
-        notes.append(_as_before(outputs, own[0], others.pop(), rounding))
-    else:
+    rounding = max(difference(a, b) for a, b in zip(further[1], own))
+    compared = _Comparison(
+        outputs, full, min(_AMPLIFIED * rounding, _MOST_ALLOWED), isolated
+    )
+    plain = _Ran(model.graph, own)
+    if unfolded is not None:
+        plain = _Ran(
+            unfolded, isolated.run("frozen", bytes_of(unfolded), [full], outputs)[0]
+        )
+    if model.before is None:
         notes.append("the graph before had no inference mode: there is no comparison")
-    if others:
-        notes.append(_as_unfolded(outputs, own[0], others.pop(), rounding))
-    if singles:
-        notes.append(_by_itself(outputs, own[0], own[3:], size, rounding))
-    return Measured(full, own[0], tuple(notes))
+    else:
+        notes.append(compared.as_before(plain, model.before))
+    if unfolded is not None:
+        notes.append(compared.as_unfolded(_Ran(model.graph, own), plain))
+    allowed = max(_BATCH_TOLERANCE, compared.rounding)
+    notes.append(_by_itself(outputs, count, further[2], further[3:], allowed))
+    return Measured(full, own, tuple(notes))
+
+
+class _Ran(NamedTuple):
+    """A graph, and what its outputs are for the examples."""
+
+    graph: EditableGraph
+    values: Sequence[np.ndarray]
+
+
+class _Comparison(NamedTuple):
+    """How a graph is compared with another.
+
+    The outputs may differ by what the network makes of rounding; its parts, each given
+    the same values, by the rounding itself.
+    """
+
+    outputs: Sequence[str]
+    feed: Mapping[str, np.ndarray]
+    rounding: float
+    isolated: Isolated
+
+    def as_before(self, own: _Ran, before: EditableGraph) -> str:
+        try:
+            runs = self.isolated.run(
+                "frozen", bytes_of(before), [self.feed, self.feed], self.outputs
+            )
+        except IsolatedError as error:
+            return (
+                f"the graph before could not be run: there is no comparison ({error})"
+            )
+        if any(difference(a, b) > TOLERANCE for a, b in zip(*runs)):
+            return "the graph before draws random numbers: there is no comparison"
+        what = "the outputs and those of the graph before"
+        worst = self._worst(own, _Ran(before, runs[0]), TOLERANCE, what)
+        return (
+            f"the outputs are those of the graph before, to {worst:.1e} of their scale"
+        )
+
+    def as_unfolded(self, own: _Ran, unfolded: _Ran) -> str:
+        what = "the outputs of the folded graph"
+        worst = self._worst(own, unfolded, _FOLDED_TOLERANCE, what)
+        return f"folding changed the outputs by {worst:.1e} of their scale"
+
+    def _worst(self, own, right, tolerance, what):
+        parts = differences_by_part(
+            right.graph, own.graph, self.feed, self.outputs, self.isolated
+        )
+        _compared(parts, tolerance, f"{what}, each part given the same values,")
+        whole = zip(self.outputs, own.values, right.values)
+        return _compared(whole, max(tolerance, self.rounding), what)
 
 
 def _nudged(feed):
@@ -216,10 +273,6 @@ def _nudged(feed):
         else array
         for name, array in feed.items()
     }
-
-
-def _bytes(graph):
-    return graph.portable_graph_def().SerializeToString()
 
 
 def _examples_note(examples, size):
@@ -246,10 +299,11 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return worst / (scale or 1.0) if np.isfinite(worst) else np.inf
 
 
-def _compared(names, found, expected, tolerance, what):
+def _compared(triples, tolerance, what):
+    """The largest difference of (name, found, expected)."""
     worst = 0.0
-    for name, a, b in zip(names, found, expected):
-        apart = difference(a, b)
+    for name, found, expected in triples:
+        apart = difference(found, expected)
         if apart > tolerance:
             raise ExportError(
                 f"{what} differ: {name} by {apart:.1e} of its scale, and {tolerance:.0e} "
@@ -259,9 +313,18 @@ def _compared(names, found, expected, tolerance, what):
     return worst
 
 
-def _repeatable(names, own):
-    for name, first, second in zip(names, own[0], own[1]):
-        apart = difference(first, second)
+def _check_numbers(names, values):
+    for name, value in zip(names, values):
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise ExportError(
+                f"{name} is NaN for the examples: the checkpoint or the examples have "
+                "values that are not finite; `python -m bn_tf1 doctor` names those of layers"
+            )
+
+
+def _repeatable(names, first, second):
+    for name, a, b in zip(names, first, second):
+        apart = difference(a, b)
         if apart > TOLERANCE:
             raise ExportError(
                 f"two runs on the same examples differ: {name} by {apart:.1e} of its scale"
@@ -269,47 +332,26 @@ def _repeatable(names, own):
     return "two runs give the same"
 
 
-def _as_before(names, own, before, rounding):
-    if isinstance(before, IsolatedError):
-        return f"the graph before could not be run: there is no comparison ({before})"
-    if any(difference(a, b) > TOLERANCE for a, b in zip(*before)):
-        return "the graph before draws random numbers: there is no comparison"
-    allowed = max(TOLERANCE, rounding)
-    what = "the outputs and those of the graph before"
-    worst = _compared(names, own, before[0], allowed, what)
-    return f"the outputs are those of the graph before, to {worst:.1e} of their scale"
-
-
-def _as_unfolded(names, own, unfolded, rounding):
-    if isinstance(unfolded, IsolatedError):
-        raise ExportError(str(unfolded)) from unfolded
-    allowed = max(_FOLDED_TOLERANCE, rounding)
-    worst = _compared(
-        names, own, unfolded[0], allowed, "the outputs of the folded graph"
-    )
-    return f"folding changed the outputs by {worst:.1e} of their scale"
-
-
-def _by_itself(names, full, singles, size, rounding):
+def _by_itself(names, count, together, runs_alone, allowed):
     worst, checked = 0.0, 0
     for position, name in enumerate(names):
-        output = full[position]
-        if output.ndim == 0 or len(output) != size:
+        output = together[position]
+        if count < _ALONE or output.ndim == 0 or len(output) != count:
             continue
         checked += 1
         scale = np.abs(output).max() if output.dtype.kind in "fc" else 1.0
-        for index, single in enumerate(singles):
-            alone = single[position]
-            if alone.shape[1:] != output.shape[1:] or len(alone) != 1:
+        for index, run in enumerate(runs_alone):
+            alone = run[position]
+            if alone.shape[1:] != output.shape[1:] or len(alone) not in (1, count):
                 raise BatchError(
                     f"{name} has shape {list(alone.shape)} for one example and "
-                    f"{list(output.shape)} for {size}"
+                    f"{list(output.shape)} for {count}"
                 )
             apart = difference(alone[0], output[index])
             if output.dtype.kind in "fc":
                 own_scale = np.abs(output[index]).max() or 1.0
                 apart = apart * own_scale / (scale or 1.0)
-            if apart > max(_BATCH_TOLERANCE, rounding):
+            if apart > allowed:
                 raise ExportError(
                     f"the prediction for an example depends on the rest of its batch: "
                     f"{name} changes by {apart:.1e} of its scale when it is alone; a "

@@ -16,12 +16,12 @@ from bn_tf1.graphs.rewriting.editable_graph import EditableGraph
 from bn_tf1.graphs.rewriting.extraction import extract
 from bn_tf1.graphs.rewriting.folding import fold as fold_layers
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
+from bn_tf1.graphs.rewriting.moving_statistics import take_moving_statistics
 from bn_tf1.serving import model_formats
 from bn_tf1.serving.checking import Examples, Measured, measure, read_examples
 from bn_tf1.serving.isolated_run import Isolated
 from bn_tf1.serving.new_statistics import take_new_statistics, with_new_statistics
 from bn_tf1.serving.preparing import (
-    ExportError,
     Model,
     NewLayer,
     Wishes,
@@ -29,6 +29,7 @@ from bn_tf1.serving.preparing import (
     prepare,
     with_stored_pixels,
 )
+from bn_tf1.serving.refusal import ExportError
 from bn_tf1.serving.sources import open_source
 from bn_tf1.serving.writing import check_new, write_model
 
@@ -109,8 +110,7 @@ def export(
             are multiplied by this.
         description: what the .json file beside the model (in the directory of a
             SavedModel: model.json) says, too.
-        time_limit_secs: how long the checks, and the writing, may each take, in
-            seconds.
+        time_limit_secs: how long a run, and the writing, may each take, in seconds.
 
     Returns:
         The `Export`.
@@ -123,34 +123,37 @@ def export(
     _check_arguments(out, to, batch)
     if recalibrate and examples is None:
         raise ExportError("`recalibrate` needs `examples` to compute statistics over")
-    with Isolated(time_limit_secs) as isolated:
-        opened = open_source(source, checkpoint)
-        wishes = Wishes(inputs, outputs, settings or {})
-        new: list[NewLayer] = []
-        if recalibrate:
-            model = prepare(opened, wishes, _noting_down(new))
-        else:
-            model = prepare(opened, wishes)
-        if pixel_scale is not None:
-            model = with_stored_pixels(model, pixel_scale)
-        given = read_examples(examples, model.inputs)
-        if new:
-            model = with_new_statistics(model, new, given, isolated)
-        unfolded = None
+    wishes = Wishes(inputs, outputs, settings or {})
+    with Isolated(time_limit_secs) as isolated:  # first: it starts while files are read
+        model, given = _prepared(
+            open_source(source, checkpoint),
+            wishes,
+            examples,
+            isolated if recalibrate else None,
+            pixel_scale,
+        )
+        unfolded = model.graph if fold else None
         if fold:
-            unfolded = model.graph
             model = _folded(model)
         model, measured = _with_batch(model, unfolded, batch, given, isolated)
         written = write_model(model, out, to, measured, isolated, description)
+    checks = (*measured.notes, written)
     return Export(
-        out,
-        to,
-        model.inputs,
-        model.outputs,
-        model.changed,
-        model.left,
-        (*measured.notes, written),
+        out, to, model.inputs, model.outputs, model.changed, model.left, checks
     )
+
+
+def _prepared(opened, wishes, examples, recalibrating, pixel_scale):
+    """The model with its statistics, and what it is checked on."""
+    new: list[NewLayer] = []
+    take = _noting_down(new) if recalibrating else take_moving_statistics
+    model = prepare(opened, wishes, take)
+    if pixel_scale is not None:
+        model = with_stored_pixels(model, pixel_scale)
+    given = read_examples(examples, model.inputs)
+    if new:
+        model = with_new_statistics(model, new, given, recalibrating)
+    return model, given
 
 
 def _noting_down(new):
@@ -200,6 +203,7 @@ def _with_batch(
         try:
             return changed, measure(changed, unfolded, examples, isolated)
         except ExportError as error:
+            # The sizes that were changed may be others that happen to be the same number.
             if batch == "any" or not names:
                 raise
             reason = str(error)

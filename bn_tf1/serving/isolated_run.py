@@ -2,9 +2,9 @@
 
 A foreign graph may wait for ever on an input queue, or end the process; a converter may
 print what it likes. Here they do so elsewhere. The process is started early and serves
-several requests: to start TensorFlow takes longer than most of them.
+several steps: to start TensorFlow takes longer than most of them.
 
-A request is a folder: steps.json, graphs and arrays; the answer is put beside them.
+A step is a folder: step.json, a graph and arrays; the answer is put beside them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from bn_tf1.serving.refusal import ExportError
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-class IsolatedError(ValueError):
+class IsolatedError(ExportError):
     """A step failed, or did not end in time."""
 
 
@@ -31,17 +33,21 @@ class Isolated:
     """A process that takes steps; a context manager.
 
     Args:
-        time_limit_secs: how long a request may take.
+        time_limit_secs: how long a step may take.
     """
 
     def __init__(self, time_limit_secs: float):
         self._limit = time_limit_secs
-        self._steps: list[dict] = []
-        self._arrays: list[Mapping[str, np.ndarray]] = []
         self._process: Any = None
+        self._is_ready = False
         self._log: Any = None
 
     def __enter__(self):
+        self._log = tempfile.TemporaryFile()  # closed at the end
+        self._start()
+        return self
+
+    def _start(self):
         environment = dict(
             os.environ, TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1"
         )
@@ -50,7 +56,6 @@ class Isolated:
         # TensorFlow 1.15 looks for its converter to TFLite there.
         scripts = [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
         environment["PATH"] = os.pathsep.join(scripts)
-        self._log = tempfile.TemporaryFile()  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             env=environment,
@@ -58,17 +63,27 @@ class Isolated:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        return self
+        self._is_ready = False
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._end()
         self._log.close()
 
+    def _end(self):
+        self._process.kill()
+        self._process.communicate()
+
     def write(self, kind: str, graph: bytes, path: str, **options: Any) -> None:
-        """A step: to write a graph in the format `kind`; see `model_formats`."""
-        step = {"do": "write", "kind": kind, "graph": graph, "path": path, **options}
-        self._steps.append(step)
+        """Writes a graph in the format `kind`; see `model_formats`.
+
+        Raises:
+            IsolatedError: that failed.
+        """
+        self._take(
+            {"do": "write", "kind": kind, "path": path, **options},
+            graph=graph,
+            feeds=(),
+        )
 
     def run(
         self,
@@ -76,58 +91,46 @@ class Isolated:
         model: Any,
         feeds: Sequence[Mapping[str, np.ndarray]],
         outputs: Sequence[str],
-    ) -> None:
-        """A step: to run a path, or the bytes of a GraphDef, for each of `feeds`."""
-        first = len(self._arrays)
-        self._arrays += list(feeds)
-        step = {"do": "run", "kind": kind, "outputs": list(outputs)}
-        step["feeds"] = [first, len(self._arrays)]
-        step["graph" if isinstance(model, bytes) else "path"] = model
-        self._steps.append(step)
-
-    def results(self) -> list[Any]:
-        """Takes the steps. For each: the outputs of each feed; of what is written, None;
-        an `IsolatedError` where it failed.
+    ) -> list[list[np.ndarray]]:
+        """The outputs of a path, or of the bytes of a GraphDef, for each of `feeds`.
 
         Raises:
-            IsolatedError: the steps did not end in time, or the process died.
+            IsolatedError: it failed, did not end in time, or the process died.
         """
-        steps, arrays = self._steps, self._arrays
-        self._steps, self._arrays = [], []
+        step = {"do": "run", "kind": kind, "outputs": list(outputs)}
+        if isinstance(model, bytes):
+            return self._take(step, graph=model, feeds=feeds)
+        return self._take(dict(step, path=model), graph=None, feeds=feeds)
+
+    def _take(self, step, graph, feeds):
         with tempfile.TemporaryDirectory() as folder:
-            for number, step in enumerate(steps):
-                if isinstance(step.get("graph"), bytes):
-                    path = os.path.join(folder, f"graph-{number}.pb")
-                    with open(path, "wb") as file:
-                        file.write(step["graph"])
-                    step["graph"] = path
-            for number, feed in enumerate(arrays):
-                _save(os.path.join(folder, f"feed-{number}"), feed)
-            with open(_steps_file(folder), "w", encoding="utf-8") as file:
-                json.dump(steps, file)
+            if graph is not None:
+                step["graph"] = os.path.join(folder, "graph.pb")
+                with open(step["graph"], "wb") as file:
+                    file.write(graph)
+            for number, feed in enumerate(feeds):
+                _save(_feed(folder, number), feed)
+            _write_json(_step_file(folder), dict(step, feeds=len(feeds)))
             self._ask(folder)
-            return _answers(folder, steps)
+            error = _read_json(_error_file(folder))
+            if error is not None:
+                raise IsolatedError(error)
+            results = (_load(_result(folder, number)) for number in range(len(feeds)))
+            return [list(result.values()) for result in results]
 
     def _ask(self, folder):
-        answer = b""
+        if self._process.poll() is not None:  # of the step before
+            self._end()
+            self._start()
         try:
+            if not self._is_ready:  # to start is not the graph's fault, however long
+                self._line(None)
+                self._is_ready = True
             self._process.stdin.write(folder.encode() + b"\n")
             self._process.stdin.flush()
-            end = time.monotonic() + self._limit
-            while not answer.endswith(b"\n"):
-                left = max(end - time.monotonic(), 0)
-                if not select.select([self._process.stdout], [], [], left)[0]:
-                    raise IsolatedError(
-                        f"the graph did not come back within {self._limit:g} seconds: "
-                        "it may wait for an input that nobody gives: name its inputs, "
-                        "or allow more time with `--time_limit`"
-                    )
-                part = os.read(self._process.stdout.fileno(), 100)
-                if not part:
-                    break
-                answer += part
+            answer = self._line(time.monotonic() + self._limit)
         except BrokenPipeError:
-            pass  # it is dead: its code and last words follow
+            answer = b""  # it is dead: its code and last words follow
         if not answer:
             code = self._process.wait()
             self._log.seek(0)
@@ -136,42 +139,62 @@ class Isolated:
                 f"TensorFlow ended with code {code} on this graph: {lines[-1][:300]}"
             )
 
+    def _line(self, end):
+        """A line that the process says until `end`; empty when it is dead."""
+        answer = b""
+        while not answer.endswith(b"\n"):
+            left = None if end is None else max(end - time.monotonic(), 0)
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                # What it would say later is no answer to the next step.
+                self._process.kill()
+                self._process.wait()
+                raise IsolatedError(
+                    f"the graph did not come back within {self._limit:g} seconds: it may "
+                    "wait for an input that nobody gives: name its inputs, or allow more "
+                    "time with `--time_limit`"
+                )
+            part = os.read(self._process.stdout.fileno(), 100)
+            if not part:
+                return b""
+            answer += part
+        return answer
 
-def _answers(folder, steps):
-    with open(_errors_file(folder), encoding="utf-8") as file:
-        errors = json.load(file)
-    found: list[Any] = []
-    for number, (step, error) in enumerate(zip(steps, errors)):
-        if error is not None:
-            found.append(IsolatedError(error))
-        elif step["do"] == "write":
-            found.append(None)
-        else:
-            runs = range(step["feeds"][1] - step["feeds"][0])
-            paths = [os.path.join(folder, f"result-{number}-{r}") for r in runs]
-            found.append([list(_load(path).values()) for path in paths])
-    return found
+
+def _step_file(folder):
+    return os.path.join(folder, "step.json")
 
 
-def _steps_file(folder):
-    return os.path.join(folder, "steps.json")
+def _error_file(folder):
+    return os.path.join(folder, "error.json")
 
 
-def _errors_file(folder):
-    return os.path.join(folder, "errors.json")
+def _feed(folder, number):
+    return os.path.join(folder, f"feed-{number}")
+
+
+def _result(folder, number):
+    return os.path.join(folder, f"result-{number}")
+
+
+def _write_json(path, value):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+
+
+def _read_json(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def _save(path, arrays):
     """Arrays by name; names of tensors are no names of files."""
     numbered = {str(i): value for i, value in enumerate(arrays.values())}
     np.savez(path + ".npz", **numbered)
-    with open(path + ".json", "w", encoding="utf-8") as file:
-        json.dump(list(arrays), file)
+    _write_json(path + ".json", list(arrays))
 
 
 def _load(path):
-    with open(path + ".json", encoding="utf-8") as file:
-        names = json.load(file)
+    names = _read_json(path + ".json")
     with np.load(path + ".npz", allow_pickle=False) as loaded:
         return {name: loaded[str(i)] for i, name in enumerate(names)}
 
@@ -180,36 +203,32 @@ def _load(path):
 
 
 def main() -> None:
-    """Takes the steps of the folders that standard input names, until it ends."""
+    """Takes the step of each folder that standard input names, until that ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever is printed is no answer
     from bn_tf1.serving import model_formats
 
+    answers.write(b"ready\n")
     for line in sys.stdin:
         folder = line.rstrip("\n")
-        with open(_steps_file(folder), encoding="utf-8") as file:
-            steps = json.load(file)
-        errors = []
-        for number, step in enumerate(steps):
-            try:
-                _take(model_formats, folder, number, step)
-                errors.append(None)
-            # Whatever a foreign graph or a converter raises is told in one line.
-            except Exception as error:  # noqa: BLE001
-                errors.append(model_formats.explained(step, error))
-        with open(_errors_file(folder), "w", encoding="utf-8") as file:
-            json.dump(errors, file)
+        step, error = _read_json(_step_file(folder)), None
+        try:
+            _take(model_formats, folder, step)
+        # Whatever a foreign graph or a converter raises is told in one line.
+        except Exception as raised:  # noqa: BLE001
+            error = model_formats.explained(step, raised)
+        _write_json(_error_file(folder), error)
         answers.write(b"done\n")
 
 
-def _take(model_formats, folder, number, step):
+def _take(model_formats, folder, step):
     if step["do"] == "write":
         model_formats.write(step)
         return
-    feeds = [_load(os.path.join(folder, f"feed-{n}")) for n in range(*step["feeds"])]
-    for run, outputs in enumerate(model_formats.run(step, feeds)):
+    feeds = [_load(_feed(folder, number)) for number in range(step["feeds"])]
+    for number, outputs in enumerate(model_formats.run(step, feeds)):
         arrays = {str(i): np.asarray(value) for i, value in enumerate(outputs)}
-        _save(os.path.join(folder, f"result-{number}-{run}"), arrays)
+        _save(_result(folder, number), arrays)
 
 
 if __name__ == "__main__":

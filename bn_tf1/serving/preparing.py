@@ -14,6 +14,7 @@ from bn_tf1.graphs.rewriting.dead_branches import dtype_of, resolve
 from bn_tf1.graphs.rewriting.dropout_removal import remove_dropout
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
+    called_by,
     canonical,
     node_name,
     port_in,
@@ -41,7 +42,9 @@ from bn_tf1.graphs.rewriting.inference_mode import (
 )
 from bn_tf1.graphs.rewriting.moving_statistics import take_moving_statistics
 from bn_tf1.graphs.rewriting.packed_views import unpack_views
+from bn_tf1.graphs.training_nodes import find_training
 from bn_tf1.graphs.view import reference_to
+from bn_tf1.serving.refusal import ExportError
 from bn_tf1.serving.sources import Source
 
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
@@ -50,10 +53,6 @@ _OF_TRAINING = re.compile(
     r"\w+Grad(V\d+)?$"
 )
 _MOST_NAMED = 3
-
-
-class ExportError(ValueError):
-    """A graph from which no model can be made that is surely right."""
 
 
 class Model(NamedTuple):
@@ -144,9 +143,10 @@ def prepare(
     interface = _Interface(mode, wishes, served)
     outputs = interface.outputs()
     names = [node_name(canonical(c.tensor)) for c in outputs]
-    drop_controls(graph)
+    drop_controls(graph, names)
     changed = _mode_notes(mode, wishes)
-    baked = take_statistics(graph, mode.view, _needed_layers(mode, names))
+    layers = _needed_layers(mode, names)
+    baked = take_statistics(graph, mode.view, layers)
     if baked:
         changed.append(
             f"{len(baked)} layers take statistics that they did not take in the graph: "
@@ -170,12 +170,17 @@ def prepare(
         model.definitions = source.definitions
         _freeze(model, source)
         clean_attributes(model)
+    left = []
+    if take_statistics is take_moving_statistics:
+        left = _never_updated(mode.view, layers, baked, source)
     served_keys = {graph.tensor(name): key for pairs in served for name, key in pairs}
     keys = {
         canonical(now.tensor): served_keys.get(canonical(then.tensor))
         for then, now in zip((*inputs, *outputs), (*made.inputs, *made.outputs))
     }
-    return made._replace(before=before, keys=keys, changed=tuple(changed))
+    return made._replace(
+        before=before, keys=keys, changed=tuple(changed), left=tuple(left)
+    )
 
 
 def _set_mode(source, wishes, outputs):
@@ -476,12 +481,20 @@ def _before(source: Source, mode: Mode, inputs, outputs) -> EditableGraph:
     for name, value in mode.values.items():
         if name in graph.nodes:
             graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
-    drop_controls(graph)
+    drop_controls(graph, [node_name(canonical(c.tensor)) for c in outputs])
     return _extracted(graph, inputs, outputs).graph
 
 
 def _check_clean(graph):
     for name, node in graph.nodes.items():
+        functions = called_by([node], graph.functions)
+        if functions:
+            # A layer in there would keep its mode, and a variable could not be frozen.
+            raise ExportError(
+                f"the outputs need {name!r} ({node.op}), which calls {_some(functions)} as "
+                "the graph runs: name what it gives as an input with `--inputs`, or name "
+                "other outputs"
+            )
         if node.op in _PYTHON:
             raise ExportError(
                 f"the outputs need {name!r}, a Python function (tf.py_func) that is not "
@@ -497,6 +510,47 @@ def _check_clean(graph):
                 f"the outputs need {name!r} ({node.op}), which is for training: name "
                 "other outputs"
             )
+
+
+def _never_updated(view, layers, baked, source):
+    """What is said of layers whose moving statistics are as they began.
+
+    Whoever trained with the statistics of the batch and ran no updates served with them,
+    too: with 0 and 1 in their place the model would be another one.
+    """
+    untouched = [
+        analysis
+        for analysis in layers
+        if _is_constant(view, analysis, "moving_mean", (0,), source)
+        and _is_constant(view, analysis, "moving_variance", (0, 1), source)
+    ]
+    if not untouched:
+        return []
+    training = find_training(view)
+    of_batch = [
+        analysis.layer.name
+        for analysis in untouched
+        if analysis.layer.name in baked
+        and training.applies
+        and not any(training.runs[update.node] for update in analysis.updates)
+    ]
+    if of_batch:
+        raise ExportError(
+            f"the moving statistics of {_some(of_batch)} were never updated, and no "
+            "training step updates them: recalibrate them with `--recalibrate --examples "
+            "X.npz`"
+        )
+    names = _some(analysis.layer.name for analysis in untouched)
+    told = "as they began, all means 0 and all variances alike"
+    return [f"the moving statistics of {names} {told}: `--recalibrate` computes them"]
+
+
+def _is_constant(view, analysis, role, values, source):
+    names = [view.names[node] for node in analysis.variables[role]]
+    found = [source.values.read(name) for name in names if source.values.has(name)]
+    return bool(found) and any(
+        all(np.all(value == number) for value in found) for number in values
+    )
 
 
 def _freeze(graph, source):

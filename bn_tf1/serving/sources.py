@@ -104,6 +104,7 @@ def open_source(path: str, checkpoint: str | None = None) -> Source:
     graph_def = tf.GraphDef()
     graph_def.node.extend(loaded.graph.nodes)
     for function in loaded.graph.functions:
+        # Of large files the bodies are parsed apart.
         whole = graph_def.library.function.add()
         whole.CopyFrom(function.definition)
         if not whole.node_def:
@@ -136,7 +137,8 @@ def _files_of(path):
     if os.path.exists(path + ".meta"):
         return path + ".meta", path
     if not os.path.exists(path):
-        open_checkpoint(path)  # says what there is instead
+        # A prefix is no file: this says what there is where it is none.
+        open_checkpoint(path)
         return _meta_of(path), path
     return path, None
 
@@ -192,6 +194,7 @@ def _saved_places(view: GraphView, meta: Any) -> dict[str, tuple[str, str]]:
         own = view.find(meta.saver_def.save_tensor_name)
         if own is not None:
             needed = ancestors(view, [own])
+            # Another saver may call a variable by the name of its average.
             saves = [n for n in saves if needed[n]] or saves
     places: dict[str, tuple[str, str]] = {}
     for node in saves:

@@ -9,8 +9,9 @@ import tempfile
 
 from bn_tf1.graphs.rewriting.editable_graph import canonical
 from bn_tf1.serving.checking import Measured, difference
-from bn_tf1.serving.isolated_run import Isolated, IsolatedError
-from bn_tf1.serving.preparing import ExportError, Model
+from bn_tf1.serving.isolated_run import Isolated
+from bn_tf1.serving.preparing import Model
+from bn_tf1.serving.refusal import ExportError
 
 _TOLERANCE = 1e-5
 DESCRIPTION = "model.json"
@@ -58,7 +59,7 @@ def write_model(
         made = os.path.join(place, os.path.basename(path.rstrip("/")))
         apart = _written(model, made, kind, measured, isolated)
         description = _description(model, kind, more or {})
-        check_new(path)
+        check_new(path)  # again: the checks may have taken minutes
         if os.path.isdir(made):
             _write_json(os.path.join(made, DESCRIPTION), description)
         else:
@@ -85,16 +86,9 @@ def _written(model, made, kind, measured, isolated):
         input_keys=list(zip(_keys(model, inputs), inputs)),
         output_keys=list(zip(_keys(model, outputs), outputs)),
     )
-    isolated.run(kind, made, [measured.feed], outputs)
-    try:
-        written, ran = isolated.results()
-    except IsolatedError as error:
-        raise ExportError(str(error)) from error
-    for result in (written, ran):
-        if isinstance(result, IsolatedError):
-            raise ExportError(str(result)) from result
+    (ran,) = isolated.run(kind, made, [measured.feed], outputs)
     worst = 0.0
-    for name, found, expected in zip(outputs, ran[0], measured.outputs):
+    for name, found, expected in zip(outputs, ran, measured.outputs):
         apart = difference(found, expected)
         if apart > _TOLERANCE:
             raise ExportError(

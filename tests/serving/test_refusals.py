@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import bn_tf1
 from bn_tf1.serving.checking import read_examples
 from bn_tf1.serving.preparing import ExportError, Wishes, prepare
 from bn_tf1.serving.sources import open_source
@@ -148,3 +149,41 @@ def test_examples_that_are_none(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ExportError, match="cannot be read as .npz"):
         read_examples(str(path), [])
+
+
+def test_functions_that_are_chosen_as_the_graph_runs(tmp_path):
+    def build():
+        y = plain()
+        index = tf.placeholder_with_default(0, [], name="index")
+        return tf.switch_case(index, [lambda: y * 2.0, lambda: y * 3.0], name="choice")
+
+    was_enabled = tf.control_flow_v2_enabled()
+    tf.enable_control_flow_v2()
+    try:
+        meta = saved(tmp_path, build)
+    finally:
+        if not was_enabled:
+            tf.disable_control_flow_v2()
+    assert "Case), which calls choice_indexed_case_branch" in refused(meta)
+    chosen = prepare(open_source(meta), Wishes(None, ["logits/logits"], {"index": 1}))
+    assert not chosen.graph.graph_def().library.function
+
+
+def test_a_checkpoint_of_other_sizes(tmp_path):
+    meta = saved(tmp_path, plain)
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, shape in tf.train.list_variables(meta[: -len(".meta")]):
+            tf.get_variable(name, [1] if name == "bn/gamma" else shape)
+        session.run(tf.global_variables_initializer())
+        other = tf.train.Saver().save(session, str(tmp_path / "other"))
+    with pytest.raises(ExportError, match="'bn/gamma' is float32 .*4.*, but .* .1,"):
+        prepare(open_source(meta, other), Wishes(outputs=["logits/logits"]))
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    def nan():
+        return plain() * tf.get_variable("factor", initializer=np.float32("nan"))
+
+    meta = saved(tmp_path, nan)
+    with pytest.raises(ExportError, match="logits/logits is NaN for the examples"):
+        bn_tf1.export(meta, str(tmp_path / "out"), outputs=["logits/logits"])

@@ -31,8 +31,8 @@ from bn_tf1.graphs.rewriting.editable_graph import (
 )
 from bn_tf1.graphs.training_nodes import Conditions
 
-# The axis of the output channels among those of the weights, by rank from the end.
-_OUTPUT_AXIS = {
+# What has weights, and the axis of the output channels among those, from the end.
+LINEAR = {
     "Conv2D": -1,
     "Conv3D": -1,
     "DepthwiseConv2dNative": -1,
@@ -99,6 +99,7 @@ def fold(graph: EditableGraph, outputs: Iterable[str]) -> Folding:
             if len(analysis.calls) > 1:
                 name = f"{name} ({view.names[call.node]})"
             try:
+                # A gamma or a shift by hand after the kernel goes with it.
                 last = folder.last_of(view.names[call.node])
                 rest = folder.fold(last, input_for(view, call.x))
                 folded.append(name)
@@ -214,7 +215,7 @@ class _Folder:
             node = self._graph.nodes[name]
             if port_in(source):
                 raise _Left(f"it normalises output {port_in(source)} of {name!r}")
-            if node.op in _OUTPUT_AXIS:
+            if node.op in LINEAR:
                 return self._place_at(name, node, way)
             way.append(name)
             source = self._before(name, node)
@@ -253,6 +254,7 @@ class _Folder:
             raise _Left(f"the weights of {name!r} are not constant")
         if node.op in _PRODUCTS and weights.ndim != 2:
             raise _Left(f"{name!r} is no product with a matrix of weights")
+        # Scaled weights of 8 or 11 bits would be other weights.
         dtype = tf.as_dtype(node.attr["T"].type)
         if dtype not in (tf.float32, tf.float64):
             raise _Left(f"{name!r} is in {dtype.name}, where weights would be rounded")
@@ -283,6 +285,7 @@ class _Folder:
         if node.op == "Reshape":
             sizes = [int(size) for size in self._values.constant(_data(node)[1])]
             trailing = len(sizes) - 1
+            # [-1, channels, 1, 1]: the axes that follow are for broadcasting.
             while trailing and sizes[trailing] == 1 and channels != 1:
                 trailing -= 1
             behind = len(sizes) - 1 - trailing
@@ -350,6 +353,7 @@ class _Folder:
             except _Left as reason:
                 places.append(None)
                 reasons.append(str(reason))
+        # One part may keep a product and a sum: the others win more than it loses.
         if len(reasons) > 1 or len(parts) < 2:
             raise _Left(f"of the parts that it normalises, {reasons[0]}")
         self._check_concatenation(concatenation, places)
@@ -416,7 +420,7 @@ def _axis(node):
     """The axis of the output channels among those of the weights."""
     flag = {"MatMul": "transpose_b", "BatchMatMulV2": "adj_y", "BatchMatMulV3": "adj_y"}
     is_turned = node.op in flag and node.attr[flag[node.op]].b
-    return -2 if is_turned else _OUTPUT_AXIS[node.op]
+    return -2 if is_turned else LINEAR[node.op]
 
 
 def _as_vector(array: np.ndarray, channels: int, after: int) -> Any:

@@ -20,6 +20,7 @@ from bn_tf1.graphs.rewriting.editable_graph import (
 
 _RESOURCE = tf.resource.as_datatype_enum
 _PASSING = ("Identity", "Switch", "Merge", "Enter", "Exit", "NextIteration")
+# Constants are no references: the plain operation does the same with a value.
 _REFERENCES = {f"Ref{op}": op for op in _PASSING}
 _GATHERS = {"ResourceGather": "GatherV2", "ResourceGatherNd": "GatherNd"}
 
@@ -37,7 +38,8 @@ def freeze(graph: EditableGraph, value_of: Callable[[str], np.ndarray]) -> None:
         value_of: gives the value of a variable by its name.
 
     Raises:
-        ValueError: an operation takes a variable as such, and not its value.
+        ValueError: a value does not fit its variable, or an operation takes a variable
+            as such, and not its value.
     """
     dtypes = {}
     for name in variables_in(graph):
@@ -45,8 +47,7 @@ def freeze(graph: EditableGraph, value_of: Callable[[str], np.ndarray]) -> None:
         dtype = tf.as_dtype(node.attr["dtype"].type)
         if node.op == "VarHandleOp":
             dtypes[name] = dtype
-        value = value_of(name)
-        graph.make_constant(name, value)
+        graph.make_constant(name, _fitting(node, dtype, value_of(name)))
     for node in graph.nodes.values():
         node.op = _REFERENCES.get(node.op, node.op)
     _pass_values(graph, dtypes)
@@ -55,6 +56,18 @@ def freeze(graph: EditableGraph, value_of: Callable[[str], np.ndarray]) -> None:
             _make_read(node)
         elif node.op in _GATHERS:
             _make_gather(graph, name, node)
+
+
+def _fitting(node, dtype, value):
+    # TensorFlow would broadcast some wrong shapes without a word.
+    shape = tf.TensorShape(node.attr["shape"].shape)
+    if not shape.is_compatible_with(value.shape) or value.dtype != dtype.as_numpy_dtype:
+        raise ValueError(
+            f"the variable {node.name!r} is {dtype.name} {shape}, but its value in the "
+            f"checkpoint {value.dtype} {value.shape}: give the checkpoint of this graph "
+            "with `--checkpoint`"
+        )
+    return value
 
 
 def _pass_values(graph, dtypes):
@@ -71,6 +84,7 @@ def _pass_values(graph, dtypes):
                 dtypes[consumer] = dtypes[name]
                 set_attributes(node, T=dtypes[name])
                 pending.append(consumer)
+            # A function, a queue or an optimizer: what it does with it is not known here.
             elif node.op not in ("ReadVariableOp", *_GATHERS, "VariableShape"):
                 raise ValueError(
                     f"the node {consumer!r} ({node.op}) takes the variable {name!r} as "

@@ -1,0 +1,166 @@
+"""What a model is checked for: a wrong number is refused, and nothing is waited for long."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import bn_tf1
+from bn_tf1.serving.checking import measure, read_examples
+from bn_tf1.serving.isolated_run import Isolated
+from bn_tf1.serving.preparing import Wishes, prepare
+from bn_tf1.serving.refusal import ExportError
+from bn_tf1.serving.sources import open_source
+from tests.graphs.graph_zoo import (
+    convolution,
+    loss_of,
+    make_train_op,
+    with_fused_kernel,
+)
+
+LIMIT_SECS = 300.0
+
+
+def amplified(channels=3):
+    """Images near 1, of which a difference by a millionth is made one by a hundredth."""
+    images = tf.placeholder(tf.float32, [None, 5, 5, channels], name="images")
+    return (images - 1.0) * 1e4
+
+
+def example_images(count):
+    noise = np.random.RandomState(4).normal(size=[count, 5, 5, 3])
+    return (1 + 1e-4 * noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def amplifying(tmp_path_factory):
+    """A training graph whose statistics are those of 20 steps."""
+    prefix = str(tmp_path_factory.mktemp("amplifying") / "model.ckpt")
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(1)
+        is_training = tf.placeholder(tf.bool, [], name="is_training")
+        y = with_fused_kernel(convolution(amplified()), is_training, epsilon=1e-3)
+        train_op = make_train_op(loss_of(y))
+        session.run(tf.global_variables_initializer())
+        feed = {"images:0": example_images(6), "labels:0": [0, 1, 2, 0, 1, 2]}
+        for _ in range(20):
+            session.run(train_op, {is_training: True, **feed})
+        tf.train.Saver().save(session, prefix)
+    return prefix
+
+
+def constants_of(graph, name):
+    return [n for n in graph.nodes if name in n and graph.nodes[n].op == "Const"]
+
+
+def with_another_epsilon(graph):
+    (kernel,) = (n for n in graph.nodes.values() if "FusedBatchNorm" in n.op)
+    kernel.attr["epsilon"].f = 1e-5
+
+
+def with_a_mean_off_by_a_hundredth(graph):
+    (name,) = constants_of(graph, "moving_mean")
+    value = tf.make_ndarray(graph.nodes[name].attr["value"].tensor).copy()
+    value[np.abs(value).argmax()] *= 1.01
+    graph.make_constant(name, value)
+
+
+def with_other_statistics(graph):
+    (name,) = constants_of(graph, "moving_variance")
+    value = tf.make_ndarray(graph.nodes[name].attr["value"].tensor)
+    graph.make_constant(name, value[::-1].copy())
+
+
+MISTAKES = [
+    lambda graph: None,
+    with_another_epsilon,
+    with_a_mean_off_by_a_hundredth,
+    with_other_statistics,
+]
+
+
+def test_a_wrong_number_is_found_also_where_the_network_amplifies_rounding(amplifying):
+    told = []
+    with Isolated(LIMIT_SECS) as isolated:
+        for mistake in MISTAKES:
+            model = prepare(open_source(amplifying), Wishes(outputs=["logits/logits"]))
+            mistake(model.graph)
+            given = read_examples({"images": example_images(8)}, model.inputs)
+            try:
+                told.append(measure(model, None, given, isolated).notes[2])
+            except ExportError as error:
+                told.append(str(error))
+    assert "the outputs are those of the graph before" in told[0]
+    for refused in told[1:]:
+        assert (
+            "those of the graph before, each part given the same values, diff"
+            in refused
+        )
+
+
+def saved(folder, build):
+    prefix = str(folder / "model.ckpt")
+    with tf.Graph().as_default(), tf.Session() as session:
+        build()
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, prefix)
+    return prefix
+
+
+def endless():
+    x = tf.placeholder(tf.float32, [None, 3], name="x")
+    w = tf.get_variable("w", [3, 2])
+    y = tf.while_loop(lambda y: tf.reduce_sum(y) < np.inf, tf.tanh, [tf.matmul(x, w)])
+    tf.identity(y, name="logits")
+
+
+def test_a_graph_that_never_comes_back_is_left(tmp_path):
+    with pytest.raises(ExportError, match="did not come back within 3 seconds"):
+        bn_tf1.export(
+            saved(tmp_path, endless),
+            str(tmp_path / "out"),
+            outputs=["logits"],
+            examples={"x": np.ones([2, 3], np.float32)},
+            time_limit_secs=3,
+        )
+    assert not list(tmp_path.glob("out*"))
+
+
+def of_batch_size_1():
+    """A network that was trained with the statistics of its one image, and no updates."""
+    images = tf.placeholder(tf.float32, [1, 5, 5, 3], name="images")
+    make_train_op(loss_of(with_fused_kernel(convolution(images), True)), updates=[])
+
+
+def test_statistics_that_nobody_updated_are_not_taken(tmp_path):
+    source, out = saved(tmp_path, of_batch_size_1), str(tmp_path / "model.pb")
+    images = np.random.RandomState(2).uniform(size=[6, 5, 5, 3]).astype(np.float32)
+    options = {
+        "to": "frozen",
+        "outputs": ["logits/logits"],
+        "examples": {"images": images},
+    }
+    with pytest.raises(ExportError, match="of bn were never updated.*--recalibrate"):
+        bn_tf1.export(source, out, **options)
+    made = bn_tf1.export(source, out, recalibrate=True, **options)
+    assert made.inputs[0].shape == (None, 5, 5, 3)
+    assert any("the rest of its batch by" in text for text in made.checks)
+
+
+@pytest.mark.parametrize("batch", [None, "keep"])
+def test_a_prediction_that_depends_on_its_batch_is_refused(batch, tmp_path):
+    def build():
+        x = tf.placeholder(tf.float32, [4, 3], name="x")
+        y = tf.matmul(x, tf.get_variable("w", [3, 2]))
+        tf.subtract(y, tf.reduce_mean(y, 0), name="logits")
+
+    with pytest.raises(
+        ExportError, match="depends on the rest of its batch: logits ch"
+    ):
+        bn_tf1.export(
+            saved(tmp_path, build),
+            str(tmp_path / "out"),
+            outputs=["logits"],
+            examples={"x": np.random.RandomState(5).normal(size=[4, 3])},
+            batch=batch,
+        )
+    assert not list(tmp_path.glob("out*"))
