@@ -21,7 +21,7 @@ from bn_tf1.graphs.node_values import (
 )
 from bn_tf1.graphs.rewriting.inference_mode import PLACEHOLDERS
 from bn_tf1.graphs.training_nodes import find_training, is_gradient
-from bn_tf1.graphs.view import GraphView, node_of, reference_to
+from bn_tf1.graphs.view import GraphView, ancestors, node_of, reference_to
 
 PIPELINES = frozenset(
     ["IteratorGetNext", "IteratorGetNextSync", "QueueDequeue", "QueueDequeueV2"]
@@ -41,7 +41,9 @@ _ONLOOKERS = frozenset(
     + ["QueueEnqueueV2", "QueueEnqueueManyV2", "BroadcastGradientArgs", "Range"]
     + ["BatchDatasetV2", "MakeIterator"]
 )
+# Parts of loops and branches, which no program calls its output.
 _NO_OUTPUTS = frozenset(["LoopCond", "Enter", "NextIteration", "Const", "Switch"])
+# The attributes that tell the dtype of an output, the first that a node has counting.
 _NUMBERS = ("T", "dtype", "DstT", "out_type", "Tparams", "output_type")
 
 
@@ -93,6 +95,7 @@ def find_interface(view: GraphView, mode: Iterable[str] = ()) -> Interface:
     forward = _Forward(view)
     sources = _sources(view, frozenset(mode))
     inputs = [s for s in sources if forward.meets_weights(s)]
+    # A graph without weights is arithmetic: whatever comes from outside is its input.
     if not inputs and not forward.weights:
         inputs = sources
     others = [s for s in sources if s not in inputs]
@@ -140,7 +143,7 @@ def _sources(view, mode):
         if view.names[node] in mode:
             continue
         if op in PLACEHOLDERS:
-            if op != "PlaceholderWithDefault" or not _has_constant_default(view, node):
+            if op != "PlaceholderWithDefault" or not _has_own_default(view, node):
                 found.append(reference_to(node))
         elif op in PIPELINES:
             ports = {
@@ -161,26 +164,14 @@ def _sources(view, mode):
     return [reference for reference in found if reference not in hidden]
 
 
-def _has_constant_default(view, node):
-    return (
-        bool(view.inputs[node])
-        and all(
-            view.ops[node_of(source)] in ("Const", "Fill", "PlaceholderWithDefault")
-            for source in origins(view, view.inputs[node][0])
-        )
-        and _ends_in_constant(view, view.inputs[node][0])
+def _has_own_default(view, node):
+    """Whether the default needs nothing from outside: no batch that the pipeline made."""
+    needed = ancestors(view, [node_of(reference) for reference in view.inputs[node]])
+    return not any(
+        needed[other]
+        for other, op in enumerate(view.ops)
+        if op in PIPELINES or op in ("Placeholder", "PlaceholderV2")
     )
-
-
-def _ends_in_constant(view, reference):
-    for _ in range(20):
-        node = node_of(reference)
-        if view.ops[node] in ("Const", "Fill"):
-            return True
-        if not view.inputs[node]:
-            return False
-        reference = view.inputs[node][0]
-    return False
 
 
 class _Forward:
@@ -188,6 +179,7 @@ class _Forward:
 
     def __init__(self, view: GraphView):
         self._view = view
+        # A counter or a moving average is a variable, too, but no weight.
         trained = find_training(view).trained
         self.weights = trained or frozenset(
             node for node, op in enumerate(view.ops) if op in VARIABLES
@@ -216,6 +208,7 @@ class _Forward:
     def _depending(self, references):
         view = self._view
         found = bytearray(len(view))
+        # Of a pipeline one output is the images, another the labels.
         wanted = set(references)
         pending = []
         for start in {node_of(reference) for reference in references}:

@@ -34,6 +34,7 @@ _LOGIC = frozenset(
     + ["Reshape", "StopGradient", "Merge"]
 )
 _SELECTIONS = ("Select", "SelectV2")
+# Each is tried out, and each trial analyses the whole graph.
 _MAX_SOURCES = 8
 
 
@@ -83,6 +84,8 @@ def set_inference_mode(
     sources = _sources(view, conditions, wanted)[:_MAX_SOURCES]
     if not sources:
         return Mode(graph, dict(values), view, tuple(layers))
+    # False means inference for most: is_training, phase_train. Then one after the other
+    # is turned, which finds `is_test`, too, without trying all combinations.
     best = _tried(graph, {source: 0 for source in sources}, definitions, outputs)
     for source in sources:
         if not best[0]:
@@ -104,6 +107,7 @@ def _tried(graph, values, definitions, outputs):
     layers = analyse(view, Conditions(view))
     needed = _needed(trial, view, outputs)
     left = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
+    # A value that makes an output dead is none, however few layers it leaves.
     missing = sum(node_name(trial.tensor(t)) not in trial.nodes for t in outputs)
     return (missing, len(left)), Mode(trial, values, view, tuple(layers))
 

@@ -93,6 +93,7 @@ def _read(graph, view, analysis, role):
     reads = [_value_of(graph, view.names[node]) for node in nodes]
     if len(reads) == 1:
         return reads[0]
+    # A partitioned variable: its parts are joined, as the program joined them.
     axis = graph.constant(f"{analysis.layer.name}/{role}/axis", np.int32(0))
     return graph.add(
         "ConcatV2",
@@ -107,7 +108,7 @@ def _read(graph, view, analysis, role):
 def _value_of(graph, name):
     node = graph.nodes[name]
     if node.op != "VarHandleOp":
-        return name
+        return name  # a reference is its value
     dtype = tf.as_dtype(node.attr["dtype"].type)
     return graph.add(
         "ReadVariableOp", f"{name}/moving/ReadVariableOp", [name], dtype=dtype
@@ -126,11 +127,13 @@ def normalise_with(
     if call.kind == "fused":
         node = graph.nodes[name]
         data = [i for i in node.input if not i.startswith("^")]
+        # In training these two are empty, or what is averaged with a factor.
         node.input[:] = [*data[:3], given.mean, given.variance]
         set_attributes(node, is_training=False)
         if "exponential_avg_factor" in node.attr:
             del node.attr["exponential_avg_factor"]
         return
+    # Its statistics went into a kernel, whose result alone is left.
     if call.op == "IdentityN":
         _rebuild(graph, view, call, given)
         return
