@@ -215,10 +215,11 @@ def _with_batch(
 
 def _with_any_batch(model):
     graph = model.graph.copy()
-    inputs, _ = model.names()
+    inputs, outputs = model.names()
     names = allow_any_batch(graph, inputs, model.batch_size)
     if not names:
         return model, names
+    extract(graph, outputs)  # OpenVINO takes what nobody takes for outputs
     changed = f"the batch size is any: {', '.join(names)}"
 
     def any_first(candidate):

@@ -39,6 +39,8 @@ def test_a_frozen_graph_by_the_command_line(trained, tmp_path, capsys):
     assert "those of the graph before" in printed
     assert "the batch size is any" in printed
     graph_def = tf.GraphDef.FromString(out.read_bytes())
+    taken = {source.split(":")[0] for node in graph_def.node for source in node.input}
+    assert {node.name for node in graph_def.node} - taken == {"logits/logits"}
     x = np.load(examples)["images"]
     for size in (8, 3):
         (found,) = run_graph(graph_def, {"images": x[:size]}, ["logits/logits"])
