@@ -41,7 +41,11 @@ def check_installed(kind: str) -> None:
 def explained(step: Mapping[str, Any], error: Exception) -> str:
     """What a step failed with, in one line."""
     doing = "written" if step["do"] == "write" else "run"
-    text = first_line(error)[:500]
+    text = first_line(error)
+    if text == "See console for info.":  # the converter of 1.15, before its reason
+        told = re.search(r"^\w*(?:Exception|Error): (.+)", str(error), re.MULTILINE)
+        text = told.group(1) if told is not None else text
+    text = text[:500]
     return f"the {step['kind']} model cannot be {doing}: {type(error).__name__}: {text}"
 
 

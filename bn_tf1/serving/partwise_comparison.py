@@ -14,12 +14,15 @@ from __future__ import annotations
 from typing import Mapping, Sequence
 
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.rewriting.dead_branches import SWITCHES
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
 from bn_tf1.graphs.rewriting.folding import LINEAR
 from bn_tf1.serving.isolated_run import Isolated
 
+# NumPy's own: a file of arrays loses what bfloat16 is.
+_DTYPES = [d.as_datatype_enum for d in (tf.float16, tf.float32, tf.float64)]
 _ACTIVATIONS = frozenset(
     ["Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Softplus", "Tanh", "Sigmoid"]
 )
@@ -82,11 +85,11 @@ def _in_branches_and_loops(graph):
 
 def _is_cut(before, after):
     if after.op in _ACTIVATIONS:
-        return before.op == after.op
-    if after.op in LINEAR:
+        is_same = before.op == after.op
+    elif after.op in LINEAR:
         # With other weights it gives something else: a layer was folded into it.
-        same = [node_name(i) for i in before.input] == [
-            node_name(i) for i in after.input
-        ]
-        return same and before.op == after.op
-    return len(after.input) > 1 and after.input[1] == f"{after.name}/folded"
+        sources = [[node_name(i) for i in node.input] for node in (before, after)]
+        is_same = before.op == after.op and sources[0] == sources[1]
+    else:
+        is_same = len(after.input) > 1 and after.input[1] == f"{after.name}/folded"
+    return is_same and after.attr["T"].type in _DTYPES
