@@ -25,7 +25,7 @@ from bn_tf1.statistics.channels import IS_TENSORFLOW_1
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _CHOICES = {
     "ema_variance": ("biased", "unbiased"),
-    "update": ("collection", "in_place", "skip"),
+    "update": ("collection", "merged", "in_place", "skip"),
     "kernel": (*statistics.KERNELS, "recipe"),
     "activation": (None, *statistics.ACTIVATIONS),
 }
@@ -277,7 +277,7 @@ def _check_recipe(asked, axes):
         "zero_debias": asked.zero_debias,
         "ema_variance": asked.ema_variance != "biased",
         "fold": asked.fold is not False,
-        "update": asked.update == "in_place",
+        "update": asked.update in ("in_place", "merged"),
         "trainable": not isinstance(asked.trainable, bool),
         "axis": len(axes) > 1,
     }

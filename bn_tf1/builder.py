@@ -123,9 +123,12 @@ def batch_norm(
             by N, as `tf.nn.moments` gives) or "unbiased" (by N - 1, as the fused
             kernel gives). The output always uses the biased one.
         update: "collection" puts the two update operations into
-            `updates_collection`, for the train op to run; "in_place" makes the output
-            depend on them, so that they run whenever it is computed; "skip" makes
-            none.
+            `updates_collection`, for the train op to run; "merged" leaves it to
+            `make_train_op` to make one update by all calls of the layer that say so, by
+            the joint statistics of their values (`bn_tf1.train_step.joint_updates`): no
+            collection has it, and without `make_train_op` there is none, which
+            `bn_tf1.lint` finds; "in_place" makes the output depend on the updates, so
+            that they run whenever it is computed; "skip" makes none.
         updates_collection: the collection for `update="collection"`.
         skip_nonfinite: leaves the moving statistics as they are when a batch mean or
             variance is NaN or infinite. One such batch would spoil them for ever.
@@ -160,8 +163,9 @@ def batch_norm(
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update operations
             again, which `make_train_op` runs in the order of the calls; in place, or run by
-            hand, they take turns in no order. Choose for one of the calls `update="skip"`
-            where the statistics shall follow the other alone.
+            hand, they take turns in no order. Choose for all of them `update="merged"`
+            where they shall count as one batch, or for some `update="skip"` where the
+            statistics shall follow the others alone.
 
     Returns:
         A tensor of the shape and dtype of `x`, or a list of them.
@@ -171,9 +175,10 @@ def batch_norm(
             tensor, `axis` is not an int; or an argument has the name that another
             library gives it.
         ValueError: any other argument is outside of what is said above; there is one
-            value per channel in training, so that its variance is 0; or update
-            operations for a collection would be made inside of a `tf.cond`,
-            `tf.while_loop` or function body, where the train op cannot run them.
+            value per channel in training, so that its variance is 0; update
+            operations for a collection, or to be merged, would belong to a `tf.cond`,
+            `tf.while_loop` or function body, where the train op cannot run them; or a
+            train op has merged the updates of the layer already.
         RuntimeError: eager execution is on.
         tf.errors.InvalidArgumentError: at run time, when a training step has one value
             per channel, or a batch that `ghost_batch_size` does not divide, and the

@@ -28,11 +28,14 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import COUNTED, Arguments, WarmUp
 from bn_tf1.control_flow import inside_of_control_flow
-from bn_tf1.records import batch_norm_calls
+from bn_tf1.records import MERGED_KEY, batch_norm_calls
 from bn_tf1.statistics import in_dtype
 from bn_tf1.variables import OF_STATISTICS
 
 UPDATE_OPS_COLLECTION = tf.GraphKeys.UPDATE_OPS
+# The name of an operation that does nothing, in the scope of a call whose update
+# `make_train_op` merges with that of others.
+MERGED_MARK = "make_train_op_merges_updates"
 _OF_REPLICA = re.compile(r"/replica_\d+$")
 _IN_GRADIENT = re.compile(r"_grad(_\d+)?(/|$)")
 
@@ -77,13 +80,20 @@ def updating(
     if arguments.update == "in_place":
         return Updating(rate, in_place=True)
     inside = inside_of_control_flow(made_here=None if rate is None else rate.op)
-    if inside and not moves_in:
+    is_merged = arguments.update == "merged"
+    if inside and (is_merged or not moves_in):
         raise ValueError(
-            f'`update` is "collection", but the layer {layer!r} is built inside of a '
+            f'`update` is "{arguments.update}", but the layer {layer!r} is built inside of a '
             "tf.cond, tf.while_loop or function body: its update operations would "
             "belong to that body, where a train op outside cannot run them (it would "
             "silently do nothing when the branch is not taken). Use "
             'update="in_place", or call batch_norm outside of the body'
+        )
+    if is_merged and layer in tf.get_collection(MERGED_KEY):
+        raise ValueError(
+            f'`update` is "merged", but a train op has merged the calls of the layer '
+            f"{layer!r} already, and this one would be left out: call make_train_op after "
+            'the last call of the layer, or give this one update="skip"'
         )
     return Updating(rate, in_place=inside)
 

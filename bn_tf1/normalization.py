@@ -31,6 +31,7 @@ from bn_tf1.control_flow import (
     switch,
 )
 from bn_tf1.moving_averages import (
+    MERGED_MARK,
     Updating,
     applied_rate,
     assign_moving_value,
@@ -96,7 +97,8 @@ def normalize_and_update(
     y, mean, variance, _ = normalized
     updates, to_collect = (), ()
     if updating is not None:
-        updates = _made_updates(draw, x, variables, normalized, arguments, updating)
+        operands = x, variables, normalized, arguments, updating
+        updates = _made_updates(draw, layer, *operands)
         if not updating.in_place:
             to_collect = updates
         elif updates:
@@ -353,29 +355,42 @@ def _checks_of_several_values(x, axes, layer, is_training):
     return [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
 
 
-def _made_updates(draw, x, variables, normalized, arguments, updating):
-    """The operations of the updates, which a train op can order."""
+def _made_updates(draw, layer, x, variables, normalized, arguments, updating):
+    """The operations of the updates, which a train op can order, or must make."""
     graph_state = tf.get_collection_ref(records.COLLECTED_KEY)
     if not graph_state:
         graph_state.append({})
     calls = graph_state[0].setdefault(variables.moving_mean.name, [])
     operands = x, variables, normalized, arguments, updating
+    if arguments.update == "merged":
+        made = ()
+        # For who reads the graph: so far, nothing updates the layer.
+        tf.no_op(name=MERGED_MARK)
     # The recipe's, of TensorFlow's own function, know no lock: those of further calls, which
     # read the same old value, would move it too far.
-    if draw is not None and not calls:
+    elif draw is not None and not calls:
         made = draw()
     else:
         made = _update_operations(*operands, is_shared=bool(calls))
     again = None
     if not updating.in_place:
         again = functools.partial(_updates_again, tf.get_variable_scope(), *operands)
-    calls.append(records.CallUpdates(made, again))
+    conditions = arguments.is_training, arguments.trainable
+    record = layer, variables, x, normalized, arguments, conditions, made, again
+    calls.append(records.CallUpdates(*record))
     return made
 
 
-def _updates_again(scope, *operands):
+def _updates_again(scope, x, variables, normalized, arguments, updating, moments=None):
+    """The updates again; by `moments`, if given, in the place of the batch's."""
+    if moments is not None:
+        normalized = statistics.BatchOutput(None, *moments)
+        # A batch that must not count is not in them.
+        arguments = arguments._replace(is_training=True, trainable=True)
+    operands = x, variables, normalized, arguments, updating
+    # What only an update needs, as for `zero_debias`, a merged one has not made before.
     with tf.variable_scope(
-        scope, reuse=True, auxiliary_name_scope=False
+        scope, reuse=tf.AUTO_REUSE, auxiliary_name_scope=False
     ), tf.name_scope("updates_in_order"):
         return _update_operations(*operands, is_shared=False)
 
@@ -386,7 +401,7 @@ def _update_operations(x, variables, normalized, arguments, updating, is_shared)
     if arguments.skip_nonfinite:
         # The variance is made of distances from the mean: finite only if that is.
         conditions.append(tf.reduce_all(tf.is_finite(variance)))
-    elif arguments.is_plain and not arguments.plan.count:
+    elif count is None and arguments.is_plain and not arguments.plan.count:
         count = tf.size(x)
     if count is not None:
         conditions.append(count > 0)

@@ -17,19 +17,35 @@ import tensorflow.compat.v1 as tf
 CALLS_KEY = ("bn_tf1_batch_norm_calls",)
 # One dict: by the name of a moving mean, the `CallUpdates` of each call.
 COLLECTED_KEY = ("bn_tf1_collected_updates",)
+# The layers whose merged update a train op has made: a later call would be left out.
+MERGED_KEY = ("bn_tf1_merged_layers",)
 
 
 class CallUpdates(NamedTuple):
-    """The updates of one call.
+    """The update by one call, which a train op must run or make, or which runs with the output.
 
     Attributes:
-        operations: the operations.
-        again: makes operations that do the same, for a train op to run in an order; None
-            where they run with the output.
+        layer: the layer's variable scope.
+        variables: the layer's `LayerVariables`.
+        x: the tensor, or the list of them, that was normalised.
+        batch: its `statistics.BatchOutput`.
+        arguments: those of the call.
+        conditions: bools, and scalar bool tensors: where one is false, it does nothing.
+        operations: the operations; none where the update is merged with that of others.
+        again: again() makes operations that do the same, for a train op to run in an
+            order; again(moments) those of an update by `statistics.Moments` of several
+            batches in the place of `batch`, which does nothing where they count 0. None
+            for an update that runs with the output.
     """
 
+    layer: str
+    variables: Any
+    x: Any
+    batch: Any
+    arguments: Any
+    conditions: tuple
     operations: tuple[tf.Operation, ...]
-    again: Callable[[], tuple[tf.Operation, ...]] | None
+    again: Callable[..., tuple[tf.Operation, ...]] | None
 
 
 class BatchNormCall(NamedTuple):

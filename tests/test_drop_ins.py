@@ -98,6 +98,7 @@ def test_signatures_and_defaults(name, function):
     # What the originals have no such thing for can only be given by name.
     ours.remove(["sync", "KEYWORD_ONLY", None])
     ours.remove(["kernel", "KEYWORD_ONLY", "auto"])
+    ours.remove(["update", "KEYWORD_ONLY", "collection"])
     texts, _ = RECORDED[name]
     assert json.loads(json.dumps(ours)) == texts["signatures"][function]
 

@@ -168,6 +168,16 @@ CHECKS = (
         "y = bn_tf1.batch_norm(x, is_training, name={name!r})",
     ),
     Check(
+        "merged-update-not-made",
+        "graph",
+        ("error",),
+        'A layer has update="merged", and no train op was made that merges its calls.',
+        _NEVER_UPDATED,
+        "Make the train op with train_op = bn_tf1.make_train_op(loss, optimizer), after "
+        "the last call of the layer. For a train op of your own: bn_tf1.batch_norm(x, "
+        'is_training, update="collection").',
+    ),
+    Check(
         "no-moving-statistics",
         "graph",
         ("warning",),
@@ -201,7 +211,8 @@ CHECKS = (
         'x, is_training, update="skip"). For towers, take the updates of the first alone: '
         "bn_tf1.make_train_op(loss, optimizer, update_ops=tf.get_collection("
         "tf.GraphKeys.UPDATE_OPS, scope)). Where all count, make_train_op lets them follow "
-        "one another.",
+        'one another, or, with bn_tf1.batch_norm(x, is_training, update="merged"), makes '
+        "one update by all of them together.",
     ),
     Check(
         "zero-debias",

@@ -129,17 +129,18 @@ class StatisticsHook(tf.train.SessionRunHook):
         if (self._runs - 1) % self._every_steps:
             return None
         self._probes = self._probes_of(run_context.original_args)
-        fetches = [probe.tensors() for _, probe in self._probes]
-        step = [] if self._global_step is None else [self._global_step]
-        return tf.train.SessionRunArgs([fetches, step])
+        return tf.train.SessionRunArgs([p.tensors() for _, p in self._probes])
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         if self._probes is None:
             return
-        values, step = run_values.results
-        self._step = int(step[0]) if step else self._runs
+        session, self._step = run_context.session, self._runs
+        if self._global_step is not None:
+            # After the run, as the statistics are read: where gradients are accumulated,
+            # not each run is a step that moves them.
+            self._step = int(session.run(self._global_step))
         readings = self._watch.look(
-            run_context.session, self._step, self._probes, values
+            session, self._step, self._probes, run_values.results
         )
         if self._output_dir is not None and readings:
             writer = tf.summary.FileWriterCache.get(self._output_dir)

@@ -1,6 +1,6 @@
 """What a train op is told about the whole graph: layers of any maker are checked.
 
-`bn_tf1.train_op` refuses to leave out an update that `batch_norm` made. What other
+`bn_tf1.train_step` refuses to leave out an update that `batch_norm` made. What other
 layers of the graph suffer from is a warning, one line each: the graph is the user's.
 """
 
@@ -11,12 +11,18 @@ from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import train_op
 from bn_tf1.doctor.lint import lint
+from bn_tf1.train_step import train_op
 
 # What training does wrong; a saver may be made after the train op.
 _NOT_RUN = ("update-not-run", "update-collection-not-run")
-_CHECKS = ("no-update", "update-in-branch", "several-updates", "one-value-per-channel")
+_CHECKS = (
+    "no-update",
+    "merged-update-not-made",
+    "update-in-branch",
+    "several-updates",
+    "one-value-per-channel",
+)
 
 
 def warn_of_training(

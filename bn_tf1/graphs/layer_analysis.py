@@ -193,8 +193,9 @@ def _moving(view, reference, ends):
 
 def _is_auxiliary(view, node):
     leaf = variable_name(view, node).rpartition("/")[2]
-    # Batch renormalization in tf.layers averages the deviation and squares it.
-    return leaf in _AUXILIARY or leaf.startswith("renorm_")
+    # Batch renormalization in tf.layers averages the deviation and squares it;
+    # `bn_tf1.train_step.accumulation` keeps sums of gradients, and of batches.
+    return leaf in _AUXILIARY or leaf.startswith(("renorm_", "accumulated"))
 
 
 def _is_named(view, node):

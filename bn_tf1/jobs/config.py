@@ -204,7 +204,18 @@ class Config:
         False, "Applies --weight_decay to gamma and beta too."
     )
 
-    batch_size: int = _option(64, "Images per training step.", minimum=2)
+    batch_size: int = _option(
+        64,
+        "Images of a batch: those of a training step but for --accumulate_steps.",
+        minimum=2,
+    )
+    accumulate_steps: int = _option(
+        1,
+        "Batches whose gradients are averaged for one training step, a count: a step then "
+        "sees so many times --batch_size images, in the memory of one batch. Each is "
+        "normalised by itself; the moving statistics follow all of them together.",
+        minimum=1,
+    )
     max_steps: int = _option(
         1000, "Training step at which the run ends, a count.", minimum=1
     )

@@ -133,7 +133,8 @@ class Progress:
     def _averages(self, now):
         """Loss, accuracy and examples per second since the last line."""
         step, then = self._reported
-        speed = (self.step - step) * self._config.batch_size / max(now - then, 1e-9)
+        examples = self._config.batch_size * self._config.accumulate_steps
+        speed = (self.step - step) * examples / max(now - then, 1e-9)
         return (*np.mean(self._unreported, axis=0), speed)
 
     def _report(self, learning_rate):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from typing import Any, Iterator, Mapping, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -29,6 +29,25 @@ from bn_tf1.jobs.stop_signals import StopSignals
 from bn_tf1.workers.cluster import Workers
 
 GRAPH_FILE = "graph.pbtxt"
+
+
+def _of_all(summaries: Sequence[bytes]) -> tf.Summary:
+    """The summaries of the last batch, with the curves of the loss those of all."""
+    read = [tf.Summary.FromString(summary) for summary in summaries]
+    for values in zip(*(summary.value for summary in read)):
+        if values[-1].tag in _OF_ALL_BATCHES:
+            values[-1].simple_value = np.mean([v.simple_value for v in values])
+    return read[-1]
+
+
+# What the results of a step's batches make together.
+_OF_ALL_BATCHES = {
+    "summary": _of_all,
+    "total_loss": np.mean,
+    "loss": np.mean,
+    "accuracy": np.mean,
+    "labels": np.concatenate,
+}
 
 
 class TrainingError(RuntimeError):
@@ -51,6 +70,7 @@ class Step(NamedTuple):
             restored.
         first_step: int64 scalar, the step at which the input begins; the global step
             where it is not fed.
+        batches: how many runs of `train_op` make a step.
         stop: float32 scalar, 1 where this worker wants to stop after the step; None for
             one alone.
         stops: float32 scalar, how many workers do.
@@ -66,6 +86,7 @@ class Step(NamedTuple):
     learning_rate: tf.Tensor
     initialize_input: tf.Operation
     first_step: tf.Tensor
+    batches: int
     stop: tf.Tensor | None = None
     stops: tf.Tensor | None = None
 
@@ -120,17 +141,31 @@ def started(
 
 
 class SharedStep:
-    """One step after the other, until this process, or some worker, is to stop."""
+    """One step after the other, until this process, or some worker, is to stop.
+
+    A step of several batches is made to its end, so that a checkpoint is always one of
+    whole steps: its number tells all of where the run is.
+    """
 
     def __init__(self, session: tf.Session, step: Step, fetches: Mapping[str, Any]):
         self._feeds = [] if step.stop is None else [step.stop]
         if step.stop is not None:
             fetches = {**fetches, "stops": step.stops}
+        self._batches = step.batches
         self._run = session.make_callable(fetches, self._feeds)
 
     def __call__(self, signals: StopSignals | None) -> dict[str, Any]:
+        """The results of the step: of its last batch, but for `_OF_ALL_BATCHES`."""
+        parts = [self._run(*self._wanted(signals)) for _ in range(self._batches)]
+        results = parts[-1]
+        if len(parts) > 1:
+            for key in set(_OF_ALL_BATCHES) & set(results):
+                results[key] = _OF_ALL_BATCHES[key]([part[key] for part in parts])
+        return results
+
+    def _wanted(self, signals):
         wanted = [float(signals is not None and signals.received is not None)]
-        return self._run(*wanted[: len(self._feeds)])
+        return wanted[: len(self._feeds)]
 
 
 def goes_on(step: Step, results: Mapping[str, Any], signals: StopSignals) -> bool:

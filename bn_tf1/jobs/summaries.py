@@ -44,16 +44,18 @@ def layer_group(scope: str) -> str:
     return re.sub("/batch_norm$", "", scope.rstrip("/")).replace("/", ".")
 
 
-def add_statistics(call, epsilon: float) -> None:
+def add_statistics(call, epsilon: float, train_op: tf.Operation) -> None:
     """Adds the summaries of one layer to the default graph.
 
     Args:
         call: a `bn_tf1.BatchNormCall` in training mode.
         epsilon: float, added to the variances.
+        train_op: the operation of the step, with the updates.
     """
     with tf.name_scope(layer_group(call.name) + "/"):
-        # After the update of this step: without an order they might be read before.
-        with tf.control_dependencies(call.updates):
+        # After the update of this step: without an order they might be read before. Not
+        # `call.updates`: a train op may have others made in their place.
+        with tf.control_dependencies([train_op]):
             mean = call.moving_mean.read_value()
             variance = call.moving_variance.read_value()
         batch_mean, batch_variance = call.batch_mean, call.batch_variance

@@ -37,7 +37,7 @@ from bn_tf1.jobs.reporting.live_report import LiveReport
 from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.step_loop import Step, TrainingError
-from bn_tf1.train_op import make_train_op
+from bn_tf1.train_step.train_op import make_train_op
 from bn_tf1.workers.cluster import Workers
 
 # What TensorFlow raises where a folder is gone, read-only or on a full disk, a file is
@@ -298,14 +298,16 @@ def _build_step(config, dataset, workers=None):
     learning_rate = _learning_rate(config, global_step)
     # Not `bn_tf1.make_train_op`: that looks at layers of other makers too, and the models
     # have none.
+    optimizer = tf.train.MomentumOptimizer(learning_rate, config.momentum)
+    if config.weight_ema_decay:
+        optimizer = _Averaging(optimizer, config.weight_ema_decay)
     train_op = make_train_op(
-        optimizer=tf.train.MomentumOptimizer(learning_rate, config.momentum),
+        optimizer=optimizer,
         global_step=global_step,
         variables=fine_tuning.trained_variables(config),
+        accumulate_steps=config.accumulate_steps,
         **shared,
     )
-    if config.weight_ema_decay:
-        train_op = _averaging(train_op, config.weight_ema_decay, global_step)
     step = Step(
         train_op=train_op,
         global_step=global_step,
@@ -317,6 +319,7 @@ def _build_step(config, dataset, workers=None):
         learning_rate=learning_rate,
         initialize_input=batches.initializer,
         first_step=first_step,
+        batches=config.accumulate_steps,
         stop=stop,
         stops=stops,
     )
@@ -324,11 +327,18 @@ def _build_step(config, dataset, workers=None):
     return step
 
 
-def _averaging(train_op, decay, global_step):
-    """`train_op`, and then an update of the averages of the weights."""
-    averages = tf.train.ExponentialMovingAverage(decay, global_step)
-    with tf.control_dependencies([train_op]):
-        return averages.apply(tf.trainable_variables())
+class _Averaging:
+    """An optimizer that updates averages of the weights whenever it has updated them."""
+
+    def __init__(self, optimizer, decay):
+        self.compute_gradients = optimizer.compute_gradients
+        self._optimizer, self._decay = optimizer, decay
+
+    def apply_gradients(self, pairs, global_step):
+        averages = tf.train.ExponentialMovingAverage(self._decay, global_step)
+        applied = self._optimizer.apply_gradients(pairs, global_step=global_step)
+        with tf.control_dependencies([applied]):
+            return averages.apply(tf.trainable_variables())
 
 
 def _input(config, dataset, first_step, workers):
@@ -336,7 +346,7 @@ def _input(config, dataset, first_step, workers):
         dataset,
         config.batch_size,
         seed=config.seed,
-        first_step=first_step,
+        first_step=first_step * config.accumulate_steps,
         augment=config.augment,
         rows=None if workers is None else workers.rows(config.batch_size),
     )
@@ -361,4 +371,4 @@ def _add_summaries(step, config):
     for call in bn_tf1.batch_norm_calls():
         if call.batch_mean is None:
             continue  # it normalises with the moving statistics, which stand still
-        summaries.add_statistics(call, config.bn_epsilon)
+        summaries.add_statistics(call, config.bn_epsilon, step.train_op)

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.drop_in import add_to_collection, as_list, parts
-from bn_tf1.train_op import ancestors
+from bn_tf1.train_step.train_op import ancestors
 
 # A tuple, so that `export_meta_graph` does not try to write it (see calls.py).
 _NAME_COUNTS_KEY = ("bn_tf1_layer_name_counts",)

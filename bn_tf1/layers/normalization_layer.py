@@ -97,6 +97,7 @@ def batch_normalization(
     *,
     sync: Any = None,
     kernel: str = "auto",
+    update: str = "collection",
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.layers.batch_normalization`.
 
@@ -136,6 +137,7 @@ def batch_normalization(
         adjustment=adjustment,
         sync=sync,
         kernel=kernel,
+        update=update,
         name=name,
         _reuse=reuse,
         _scope=name,
@@ -173,7 +175,8 @@ class BatchNormalization(LegacyLayer):
         adjustment: a function from the shape of the inputs, a tensor, to a scale and an
             offset for the normalised values, before gamma and beta, in training only.
         name: the variable scope, a string or a `tf.VariableScope`.
-        sync, kernel: as for `bn_tf1.batch_norm`; the original has no such thing.
+        sync, kernel, update: as for `bn_tf1.batch_norm`; the original has no such
+            thing, and updates as "collection" says.
         **kwargs: `dtype`, that of the layer; by default that of its first input.
 
     Raises:
@@ -213,6 +216,7 @@ class BatchNormalization(LegacyLayer):
         *,
         sync: Any = None,
         kernel: str = "auto",
+        update: str = "collection",
         **kwargs: Any,
     ):
         super().__init__(trainable=trainable, name=name, **kwargs)
@@ -246,6 +250,7 @@ class BatchNormalization(LegacyLayer):
         self.adjustment = adjustment
         self.sync = sync
         self.kernel = kernel
+        self.update = update
         self.fused = True if fused is None else fused
         if renorm:
             self.renorm_clipping = checked_clipping(renorm_clipping or {})
@@ -307,7 +312,7 @@ class BatchNormalization(LegacyLayer):
             ema_variance="unbiased"
             if self.fused and self._bessels_correction_test_only
             else "biased",
-            update="skip" if self.trainable is False else "collection",
+            update="skip" if self.trainable is False else self.update,
             kernel=self.kernel,
             is_foldable=self.fused,
         )

@@ -131,6 +131,7 @@ def batch_norm(
     *,
     sync: Any = None,
     kernel: str = "auto",
+    update: str = "collection",
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.contrib.layers.batch_norm`.
 
@@ -171,7 +172,8 @@ def batch_norm(
             keeps.
         adjustment: a function from the shape of `inputs`, a tensor, to a scale and an
             offset for the normalised values, before beta and gamma, in training only.
-        sync, kernel: as for `bn_tf1.batch_norm`; the original has no such thing.
+        sync, kernel, update: as for `bn_tf1.batch_norm`; the original has no such thing.
+            "merged" updates are in no collection.
 
     Returns:
         A tensor of the shape and dtype of `inputs`.
@@ -201,8 +203,15 @@ def batch_norm(
             "`zero_debias_moving_mean` or `updates_collections` other than "
             f"{_UPDATE_OPS!r}"
         )
-    skips = way.name == _LAYER and trainable is False
-    in_place = updates_collections is None
+    if update != "collection" and updates_collections != _UPDATE_OPS:
+        raise ValueError(
+            f"`update` is {update!r}, but must be 'collection' with `updates_collections` "
+            f"{updates_collections!r}, which asks for another kind of update"
+        )
+    if updates_collections is None:
+        update = "in_place"
+    if way.name == _LAYER and trainable is False:
+        update = "skip"
     asked = Arguments(
         is_training=mode,
         axis=axis,
@@ -215,7 +224,7 @@ def batch_norm(
         sync=sync,
         zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
         ema_variance="unbiased" if way.unbiased else "biased",
-        update="skip" if skips else "in_place" if in_place else "collection",
+        update=update,
         kernel=kernel,
         activation=_name_of(activation_fn),
         is_foldable=way.unbiased,

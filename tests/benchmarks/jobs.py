@@ -25,7 +25,7 @@ from bn_tf1.jobs import network, step_loop, training
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
-from bn_tf1.train_op import make_train_op
+from bn_tf1.train_step.train_op import make_train_op
 from tests.benchmarks import timing
 
 _IMPORT = "import tensorflow.compat.v1 as tf"

@@ -256,6 +256,45 @@ def test_our_updates_of_many_calls(by_hand, options, variable_kind):
     assert said == ["several-updates"] * by_hand
 
 
+def test_merged_updates_that_no_train_op_makes(tmp_path):
+    """Nothing in UPDATE_OPS could be forgotten: it is found in a .meta file, too."""
+    for i in range(2):
+        with tf.variable_scope("net", reuse=i > 0):
+            y = graph_zoo.ours(convolution(images()), True, update="merged")
+    assert tf.get_collection(tf.GraphKeys.UPDATE_OPS) == []
+    make_train_op(tf.reduce_mean(tf.square(y)))
+    found = finding("merged-update-not-made")
+    assert (found.gravity, found.layer) == ("error", "net/bn")
+    path = str(tmp_path / "graph.meta")
+    tf.train.export_meta_graph(path)
+    assert checks(lint(path)) == ["merged-update-not-made"]
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 3])
+def test_merged_and_accumulated_updates_are_healthy(
+    accumulate_steps, control_flow, variable_kind
+):
+    if (control_flow, variable_kind) == ("control_flow_v2", "reference_variables"):
+        return
+    is_training = tf.placeholder(tf.bool, [])
+    for update in ("merged", "merged", "collection"):
+        with tf.variable_scope("net", reuse=tf.AUTO_REUSE):
+            name = "other" if update == "collection" else "bn"
+            x = convolution(images())
+            y = bn_tf1.batch_norm(x, is_training, update=update, name=name)
+    loss, optimizer = loss_of(y), tf.train.MomentumOptimizer(0.1, 0.9)
+    bn_tf1.make_train_op(loss, optimizer, accumulate_steps=accumulate_steps)
+    tf.train.Saver()
+    assert checks() == []
+    facts = Facts(view_of(tf.get_default_graph()))
+    layers = {a.layer.name: a for a in facts.layers}
+    assert sorted(layers) == ["net/bn", "net/other"]
+    for layer in layers.values():
+        assert layer.layer.moving_mean == layer.layer.name + "/moving_mean"
+        run = [u for u in layer.updates if facts.training.runs[u.node]]
+        assert (layer.layer.decay, len(run)) == (0.99, 2)
+
+
 def test_our_updates_of_many_calls_are_no_training():
     for i in range(2):
         with tf.variable_scope("net", reuse=i > 0):

@@ -67,6 +67,26 @@ def test_a_healthy_run_is_silent(warnings, tmp_path):
     }
 
 
+def test_statistics_that_move_once_in_several_runs_are_healthy(warnings):
+    """Gradients are accumulated, and two calls make one update; each run is looked at."""
+    x = tf.placeholder(tf.float32, [16, 6])
+    ys = [
+        bn_tf1.batch_norm(t, True, decay=0.3, name="bn", reuse=reuse, update="merged")
+        for t, reuse in ((x, None), (x + 0.1, True))
+    ]
+    train_op = bn_tf1.make_train_op(
+        tf.reduce_mean(tf.square(ys[0] + ys[1] - 1.0)),
+        tf.train.GradientDescentOptimizer(1e-3),
+        global_step=tf.train.get_or_create_global_step(),
+        accumulate_steps=4,
+    )
+    hook = bn_tf1.StatisticsHook(every_steps=1)
+    with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+        for number in range(20):
+            session.run(train_op, {x: BATCHES[number]})
+    assert warnings == []
+
+
 def test_updates_that_nobody_runs_are_said_once(warnings):
     train(ours(), bn_tf1.StatisticsHook(every_steps=4), steps=20, updates=False)
     assert len(warnings) == 1

@@ -64,7 +64,7 @@ def test_a_run_is_the_same_run_however_many_carry_it(tmp_path):
 
 
 def test_all_workers_stop_at_one_step(tmp_path):
-    process = launch(tmp_path, max_steps=10**6)
+    process = launch(tmp_path, max_steps=10**6, accumulate_steps=2)
     for line in process.stdout:
         if "step 3/" in line:
             break

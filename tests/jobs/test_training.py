@@ -97,8 +97,11 @@ def test_checkpoints_hold_every_moving_statistic_and_they_were_updated(tmp_path)
         assert np.all(saved[f"{layer}/batch_norm/moving_variance"] != 1)
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
-    whole = _config(tmp_path / "whole", lr_schedule="constant")
+@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 3}])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, options):
+    whole = _config(
+        tmp_path / "whole", lr_schedule="constant", weight_ema_decay=0.9, **options
+    )
     train(whole)
     halves = dataclasses.replace(whole, model_dir=str(tmp_path / "halves"))
     train(dataclasses.replace(halves, max_steps=3))
@@ -107,6 +110,33 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
     assert set(resumed) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_a_step_of_several_batches_is_one_of_all_their_images(tmp_path, capfd):
+    """The first layer's statistics; the averages of the weights move once, too."""
+    options = {"max_steps": 1, "augment": False, "weight_ema_decay": 0.9}
+    train(_config(tmp_path / "one", batch_size=64, **options))
+    several = {"batch_size": 16, "accumulate_steps": 4, "log_steps": 1}
+    result = train(_config(tmp_path / "four", **several, **options))
+    assert result.step == 1
+    line = capfd.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"step 1/1: loss {result.loss:.4f}, accuracy ")
+    curve = _summary_values(tmp_path / "four", "loss")
+    np.testing.assert_allclose(curve, [result.loss], rtol=1e-6)
+    one, four = (_saved_values(tmp_path / name) for name in ("one", "four"))
+    for role in ("moving_mean", "moving_variance"):
+        name = f"layer1/batch_norm/{role}"
+        np.testing.assert_allclose(four[name], one[name], rtol=1e-5, atol=1e-6)
+    weights = "layer3/weights"
+    average = four[f"{weights}/ExponentialMovingAverage"]
+    start = tf.train.NewCheckpointReader(str(tmp_path / "four" / "model.ckpt-0"))
+    moved = four[weights] - start.get_tensor(weights)
+    assert np.any(moved != 0)
+    # At step 1 the decay is (1 + 1) / (10 + 1).
+    expected = four[weights] - 2 / 11 * moved
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
+    kept = [value for name, value in four.items() if "accumulated" in name]
+    assert len(kept) > 4 and not any(np.any(value) for value in kept)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):

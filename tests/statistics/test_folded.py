@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.train_op import ancestors
+from bn_tf1.train_step.train_op import ancestors
 from tests import reference
 
 EPSILON = 1e-3

@@ -10,7 +10,7 @@ from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.node_values import LOCKED_AVERAGES, VARIABLES, variable_name
 from bn_tf1.graphs.view import node_of
-from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
+from bn_tf1.moving_averages import MERGED_MARK, UPDATE_OPS_COLLECTION
 
 # Times the way to the batch from which the distance grows in each step.
 _DIVERGES = 2.0
@@ -33,12 +33,12 @@ def check_updates_run(facts: Facts) -> Iterator[Finding]:
             for node in analysis.variables[role]
             if facts.view.ops[node] in VARIABLES
         ]
-        if not statistics:
+        if not statistics and not _is_to_be_merged(facts.view, analysis):
             yield _without_statistics(facts, analysis)
             continue
         writes = {node: facts.writes(analysis, node) for node in statistics}
         lost = [n for n in statistics if not _any_runs(facts, writes[n])]
-        if not lost:
+        if statistics and not lost:
             continue
         ignored = sorted({write for node in lost for write in writes[node]})
         if ignored:
@@ -62,6 +62,16 @@ def _without_statistics(facts, analysis):
 
 
 def _no_update(facts, analysis, lost):
+    if _is_to_be_merged(facts.view, analysis):
+        return found_by(
+            "merged-update-not-made",
+            certainty="certain",
+            layer=analysis.layer.name,
+            where=facts.names_of(lost) or analysis.layer.node,
+            what="The updates of the calls of the layer are to be merged into one, which "
+            "bn_tf1.make_train_op makes, and nothing in the graph updates "
+            f"{facts.names_of(lost) or 'its moving statistics'}.",
+        )
     return found_by(
         "no-update",
         certainty="certain",
@@ -71,6 +81,17 @@ def _no_update(facts, analysis, lost):
         f"updates {facts.names_of(lost)}.",
         name=analysis.layer.name,
     )
+
+
+def _is_to_be_merged(view, analysis):
+    """Whether a call of the layer stands in a scope with the mark of merged updates."""
+    for call in analysis.calls:
+        scope = view.names[call.node].rpartition("/")[0]
+        while scope:
+            if view.find(f"{scope}/{MERGED_MARK}") is not None:
+                return True
+            scope = scope.rpartition("/")[0]
+    return False
 
 
 def _not_run(facts, analysis, lost, updates):

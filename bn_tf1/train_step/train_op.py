@@ -9,12 +9,15 @@ that would leave one out.
 from __future__ import annotations
 
 import collections
+import functools
+import numbers
 from typing import Any, Callable, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
-from bn_tf1.records import COLLECTED_KEY, batch_norm_calls
+from bn_tf1.records import batch_norm_calls
+from bn_tf1.train_step import accumulation, joint_updates
 
 
 def make_train_op(
@@ -24,6 +27,7 @@ def make_train_op(
     global_step: Any = None,
     variables: Sequence[Any] | None = None,
     clip_norm: float | None = None,
+    accumulate_steps: int = 1,
     update_ops: Sequence[Any] | None = None,
     ignored_layers: Sequence[str] = (),
     lint: Callable[..., None] | None = None,
@@ -40,10 +44,19 @@ def make_train_op(
         variables: the variables to train, all trainable ones by default.
         clip_norm: positive bound of the global norm of the gradients, in the unit of
             the gradients; None for no bound.
+        accumulate_steps: k: the gradients of k steps are averaged, then clipped, before
+            one update of the weights, the optimizer's slots and `global_step`; the
+            moving statistics get one update by the k batches together. For the first
+            layer that is what one batch with their examples gives; later layers see
+            each batch normalised by itself. Steps count alike, so give all batches one
+            size. A step with `is_training` false counts with its gradients, and not in
+            the statistics. All that is kept meanwhile is in global variables: saved,
+            it goes on in the middle. (`bn_tf1.train_step.accumulation`)
         update_ops: operations or tensors that run before the gradients are applied,
             those of several calls of a layer in the order of the calls;
             by default what is in `UPDATE_OPS_COLLECTION` of the graph of `loss`. Of a
             layer that is called several times, as in towers, those of one call do.
+            The updates of layers with `update="merged"` are made here, whatever it is.
         ignored_layers: variable scopes of batch-norm layers whose updates this train
             op leaves to another one.
         lint: called when the train op is made, with the graph, `ignored_layers` and
@@ -63,10 +76,11 @@ def make_train_op(
     Raises:
         TypeError: `optimizer` is none.
         ValueError: the step would not run an update that `batch_norm` made in the
-            graph of `loss`, and the layer is not in `ignored_layers`; or an argument
-            is outside of what is said above.
+            graph of `loss`, or, with `accumulate_steps`, would run one in each step, and
+            the layer is not in `ignored_layers`; calls to merge differ in what an update
+            needs; or an argument is outside of what is said above.
     """
-    _check_arguments(loss, optimizer, clip_norm)
+    _check_arguments(loss, optimizer, clip_norm, accumulate_steps)
     if workers is None and not (num_examples is None and penalty is None):
         raise ValueError(
             f"`num_examples` is {num_examples!r} and `penalty` {penalty!r}, but without "
@@ -74,34 +88,32 @@ def make_train_op(
         )
     graph = loss.graph
     are_chosen = update_ops is not None
-    if not are_chosen:
-        update_ops = graph.get_collection(UPDATE_OPS_COLLECTION)
-    update_ops = [getattr(op, "op", op) for op in update_ops]
-    for op in update_ops:
-        if op.graph is not graph:
-            raise ValueError(
-                f"`update_ops` has {op.name!r}, which is not in the graph of `loss`"
-            )
+    update_ops = _operations(update_ops, graph)
     roots = [loss.op] + update_ops
     _check_all_updates_run(roots, graph, ignored_layers, are_chosen)
-
     with graph.as_default():
-        update_ops = _in_order(update_ops, graph)
+        parts = loss, optimizer, variables
         if workers is None:
-            pairs = _gradients(loss, optimizer, variables)
+            pairs = _gradients(*parts)
         else:
-            pairs = _joint_gradients(
-                loss, optimizer, variables, workers, num_examples, penalty
+            pairs = _joint_gradients(*parts, workers, num_examples, penalty)
+        apply = functools.partial(_apply, optimizer, clip_norm, global_step)
+        layers = joint_updates.updates_of_layers(graph, update_ops, ignored_layers)
+        if accumulate_steps == 1:
+            with tf.control_dependencies(_in_order(update_ops, layers)):
+                train_op = apply(pairs)
+        else:
+            others = _others(update_ops, layers)
+            _check_accumulated(loss, others, ignored_layers)
+            train_op = accumulation.apply_every(
+                accumulate_steps, pairs, layers, others, apply
             )
-        gradients = _clipped(pairs, clip_norm)
-        with tf.control_dependencies(update_ops):
-            train_op = optimizer.apply_gradients(gradients, global_step=global_step)
     if lint is not None:
         lint(graph, ignored_layers=ignored_layers, are_chosen=are_chosen)
     return train_op
 
 
-def _check_arguments(loss, optimizer, clip_norm):
+def _check_arguments(loss, optimizer, clip_norm, accumulate_steps):
     if not hasattr(optimizer, "compute_gradients"):
         raise TypeError(
             f"`optimizer` is {optimizer!r}, but must be a tf.train.Optimizer, such as "
@@ -112,6 +124,42 @@ def _check_arguments(loss, optimizer, clip_norm):
         raise ValueError(f"`loss` is {loss!r}, but must be a scalar float tensor")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"`clip_norm` is {clip_norm!r}, but must be > 0")
+    is_count = isinstance(accumulate_steps, numbers.Integral)
+    if not is_count or isinstance(accumulate_steps, bool) or accumulate_steps < 1:
+        raise ValueError(
+            f"`accumulate_steps` is {accumulate_steps!r}, but must be an int > 0: the "
+            "number of steps for one update of the weights"
+        )
+    if accumulate_steps > 1:
+        _check_can_accumulate(optimizer, accumulate_steps)
+
+
+def _check_can_accumulate(optimizer, accumulate_steps):
+    obstacle = None
+    if isinstance(optimizer, tf.train.SyncReplicasOptimizer):
+        obstacle = "a SyncReplicasOptimizer, which accumulates gradients by itself"
+    elif tf.distribute.has_strategy():
+        obstacle = (
+            "a strategy of tf.distribute, which applies no gradients in a condition; use "
+            "`workers`, or a list of tensors in batch_norm"
+        )
+    if obstacle is not None:
+        raise ValueError(
+            f"`accumulate_steps` is {accumulate_steps}, but must be 1 with {obstacle}"
+        )
+
+
+def _operations(update_ops, graph):
+    """What was given, or is in the collection, as operations of `graph`."""
+    if update_ops is None:
+        update_ops = graph.get_collection(UPDATE_OPS_COLLECTION)
+    update_ops = [getattr(op, "op", op) for op in update_ops]
+    for op in update_ops:
+        if op.graph is not graph:
+            raise ValueError(
+                f"`update_ops` has {op.name!r}, which is not in the graph of `loss`"
+            )
+    return update_ops
 
 
 def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
@@ -147,29 +195,58 @@ def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
         )
 
 
-def _in_order(update_ops, graph):
-    """`update_ops`; those of several calls of a layer one after the other.
+def _in_order(update_ops, layers):
+    """`update_ops`, with one after the other, or one for all, for several calls of a layer.
 
-    All at once, they would read the same old value, and N of them move it N times as far.
     They are made again: an operation cannot be told later what to wait for, and from the
     start, the update of one call must not wait for the input of another.
     """
-    for calls in (graph.get_collection(COLLECTED_KEY) or [{}])[0].values():
-        chosen = [
-            call
-            for call in calls
-            if call.again is not None and set(call.operations) <= set(update_ops)
-        ]
-        if len(chosen) < 2:
-            continue
-        replaced = {operation for call in chosen for operation in call.operations}
-        update_ops = [op for op in update_ops if op not in replaced]
-        before = []
-        for call in chosen:
-            with tf.control_dependencies(before):
-                before = list(call.again())
-        update_ops += before
+    several = [layer for layer in layers if len(layer) > 1 or layer[0].is_merged]
+    update_ops = _others(update_ops, several)
+    for layer in several:
+        update_ops += joint_updates.in_order(layer, joint_updates.merged_update)
     return update_ops
+
+
+def _others(update_ops, layers):
+    """`update_ops` without those of the updates of `layers`."""
+    replaced = {
+        operation
+        for layer in layers
+        for joined in layer
+        for call in joined.calls
+        for operation in call.operations
+    }
+    return [op for op in update_ops if op not in replaced]
+
+
+def _check_accumulated(loss, others, ignored_layers):
+    """Raises for a layer of ours that each step would update; warns of other makers'."""
+    by_layer = joint_updates.collected_calls(loss.graph)
+    collected = {op for calls in by_layer for call in calls for op in call.operations}
+    run = ancestors([loss.op, *others])
+    in_each_step = {
+        call.name
+        for call in batch_norm_calls(loss.graph)
+        # What is not collected runs with the output, or with the loop that it is in.
+        if not collected.issuperset(call.updates) or not run.isdisjoint(call.updates)
+    } - set(ignored_layers)
+    if in_each_step:
+        raise ValueError(
+            "with `accumulate_steps` the moving statistics get one update by all batches, "
+            f"but those of {', '.join(map(repr, sorted(in_each_step)))} would get one in "
+            'each step, as with update="in_place" or inside of a loop; use '
+            'update="collection" and both operations of an update, or name the layers in '
+            "`ignored_layers` to have it so"
+        )
+    if others:
+        tf.logging.warning(
+            "`accumulate_steps`: each step runs %d update operations that are of no "
+            "layer of bn_tf1, %s the first: moving statistics of other makers get an "
+            "update in each step, and not one by all batches",
+            len(others),
+            others[0].name,
+        )
 
 
 def ancestors(operations: Iterable[tf.Operation]) -> set:
@@ -206,9 +283,9 @@ def _joint_gradients(loss, optimizer, variables, workers, num_examples, penalty)
     return workers.mean_gradients(pairs, once, count)
 
 
-def _clipped(pairs, clip_norm):
-    if clip_norm is None:
-        return pairs
-    gradients, trained = zip(*pairs)
-    clipped, _ = tf.clip_by_global_norm(gradients, clip_norm)
-    return list(zip(clipped, trained))
+def _apply(optimizer, clip_norm, global_step, pairs):
+    if clip_norm is not None:
+        gradients, trained = zip(*pairs)
+        clipped, _ = tf.clip_by_global_norm(gradients, clip_norm)
+        pairs = list(zip(clipped, trained))
+    return optimizer.apply_gradients(pairs, global_step=global_step)
