@@ -21,6 +21,29 @@ def test_layers_measures_every_contender_in_every_mode():
     assert all(row.value > 0 and row.unit == "ms" for row in rows)
 
 
+def test_layers_are_measured_with_what_follows_them():
+    for name, follower in layers.FOLLOWERS.items():
+        rows = layers.measure(layers.TINY, 1, ["forward+backward"], follower)
+        measured = {(row.case, row.contender) for row in rows}
+        for shape in layers.TINY:
+            for contender in (peers.OURS, "recipe"):
+                case = f"layer with {name} forward+backward, {shape}"
+                assert (case, contender) in measured
+
+
+def test_what_follows_a_contender_is_the_same_for_all(session):
+    x, r = (tf.random.stateless_normal([8, 5, 4, 3], [1, i]) for i in range(2))
+    outputs = [
+        layers._followed(layer, x, "forward", -1, layers.Follower("relu", True), [r])
+        for layer in (peers.ours, peers.composed, peers.recipe, peers.raw_kernel)
+    ]
+    session.run(tf.global_variables_initializer())
+    first, *others = session.run(outputs)
+    assert 0.2 < np.mean(first > 0) < 0.8
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "what, measure",
     [
@@ -66,6 +89,10 @@ def test_networks_measures_steps_and_inference():
     rows = networks.measure_steps(1, **size) + networks.measure_inference(1, **size)
     contenders = {row.contender for row in rows}
     assert {peers.OURS, networks.NONE, "recipe", "raw kernel"} <= contenders
+    costs = {
+        row.contender for row in rows if row.case.endswith(f"beyond {networks.NONE}")
+    }
+    assert {peers.OURS, "recipe", "raw kernel"} <= costs < contenders
     assert {"mlp", "convnet", "ResNet-8"} <= {row.case.split()[0] for row in rows}
     assert any("bfloat16" in row.case for row in rows) != peers.ON_TENSORFLOW_1
 

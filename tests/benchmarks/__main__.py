@@ -24,6 +24,7 @@ from tests.benchmarks import accuracy, graphs, jobs, layers, networks, peers, ti
 
 SECTIONS = (
     "layers",
+    "followed",
     "masked",
     "ghost",
     "shipped",
@@ -115,6 +116,14 @@ def _measure(section, options):
     if section == "layers":
         modes = options.modes or layers.MODES[1 if options.quick else 0 :]
         return layers.measure(_shapes(options), rounds, modes)
+    if section == "followed":
+        modes = options.modes or layers.MODES[1 : 2 if small else 3]
+        shapes = _shapes(options)
+        return [
+            row
+            for follower in layers.FOLLOWERS.values()
+            for row in layers.measure(shapes, rounds, modes, follower)
+        ]
     if section == "masked":
         return layers.measure_masked(_shapes(options), rounds)
     if section == "ghost":

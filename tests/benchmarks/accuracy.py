@@ -13,7 +13,8 @@ CONTENDERS = {
     peers.OURS: peers.ours,
     "bn_tf1 composed": peers.composed,
 }
-
+if peers.has_compiled():
+    CONTENDERS[peers.COMPILED] = peers.compiled
 
 _FIGURES = ("output", "mean", "gradient of x", "gradient of gamma")
 

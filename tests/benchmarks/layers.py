@@ -1,14 +1,18 @@
-"""One layer by itself: forward, forward and backward, inference, by shape and layout."""
+"""One layer by itself: forward, forward and backward, inference, by shape and layout.
+
+And with what follows it in a network: a ReLU, or a residual and a ReLU.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1 import statistics
 from tests.benchmarks import peers, timing
 
 SHAPES = {
@@ -29,18 +33,39 @@ TINY = {"NHWC 4x4x4x3": ((4, 4, 4, 3), -1), "NCW 4x3x5": ((4, 3, 5), 1)}
 MODES = ("forward", "forward+backward", "inference")
 
 
-def measure(shapes, rounds: int, modes: Sequence[str] = MODES) -> list[timing.Row]:
+class Follower(NamedTuple):
+    """What follows a layer: activation(y + residual).
+
+    Attributes:
+        activation: as for `batch_norm`.
+        has_residual: whether there is a residual, of the size of the input.
+    """
+
+    activation: str | None = None
+    has_residual: bool = False
+
+
+NOTHING = Follower()
+FOLLOWERS = {"ReLU": Follower("relu"), "residual and ReLU": Follower("relu", True)}
+
+
+def measure(
+    shapes, rounds: int, modes: Sequence[str] = MODES, follower: Follower = NOTHING
+) -> list[timing.Row]:
     """The rows of `modes` on `shapes`, a mapping from a name to (shape, axis)."""
     found = []
+    what = {own: f" with {name}" for name, own in FOLLOWERS.items()}.get(follower, "")
     for name, (shape, axis) in shapes.items():
         for mode in modes:
             with tf.Graph().as_default(), tf.Session() as session:
                 contenders = peers.layers_for(shape, axis)
-                calls = _calls(contenders, session, shape, axis, mode)
+                if follower != NOTHING:
+                    del contenders["copy"]
+                calls = _calls(contenders, session, shape, axis, mode, follower)
                 if importlib.util.find_spec("torch"):
-                    calls["PyTorch"] = _torch(shape, axis, mode)
+                    calls["PyTorch"] = _torch(shape, axis, mode, follower)
                 timings = _in_turns(calls, rounds)
-            found += timing.rows(f"layer {mode}, {name}", timings)
+            found += timing.rows(f"layer{what} {mode}, {name}", timings)
     return found
 
 
@@ -73,22 +98,23 @@ def _in_turns(calls, rounds):
     return timing.in_turns(calls, rounds, calls=2, seconds=rounds / 10)
 
 
-def _calls(contenders, session, shape, axis, mode):
-    x, dy = (
+def _calls(contenders, session, shape, axis, mode, follower=NOTHING):
+    x, dy, residual = (
         tf.get_variable(name, initializer=_values(shape, seed))
-        for seed, name in enumerate(("x", "dy"))
+        for seed, name in enumerate(("x", "dy", "residual"))
     )
+    residuals = [residual] if follower.has_residual else []
     fetches = {}
     for name, layer in contenders.items():
         before = len(tf.trainable_variables())
         updates_before = len(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
-        y = layer(tf.identity(x), mode != "inference", axis)
+        y = _followed(layer, tf.identity(x), mode, axis, follower, residuals)
         fetched = [y.op]
         if mode != "inference":
             # All but the limits have two updates, of a few numbers each.
             fetched += tf.get_collection(tf.GraphKeys.UPDATE_OPS)[updates_before:]
         if mode == "forward+backward" and layer is not peers.copy:
-            inputs = [x, *tf.trainable_variables()[before:]]
+            inputs = [x, *residuals, *tf.trainable_variables()[before:]]
             fetched += [slope.op for slope in tf.gradients(y, inputs, dy)]
         fetches[name] = fetched
     session.run(tf.global_variables_initializer())
@@ -100,11 +126,21 @@ def _calls(contenders, session, shape, axis, mode):
     }
 
 
+def _followed(layer, x, mode, axis, follower, residuals):
+    """The output of a contender, which takes what follows it where it can."""
+    after = {"activation": follower.activation, "residual": None}
+    if residuals:
+        after["residual"] = tf.identity(residuals[0])
+    if layer in peers.WITH_FOLLOWERS:
+        return layer(x, mode != "inference", axis, **after)
+    return statistics.activated(layer(x, mode != "inference", axis), **after)
+
+
 def _values(shape, seed):
     return np.random.RandomState(seed).normal(size=shape).astype(np.float32)
 
 
-def _torch(shape, axis, mode):
+def _torch(shape, axis, mode, follower=NOTHING):
     import torch
 
     torch.set_num_threads(os.cpu_count())
@@ -112,18 +148,25 @@ def _torch(shape, axis, mode):
     kinds = {4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
     layer = kinds.get(len(shape), torch.nn.BatchNorm1d)(channels, eps=peers.EPSILON)
     layer.train(mode != "inference")
-    x, dy = (torch.from_numpy(_values(shape, seed)) for seed in (0, 1))
+    tensors = [torch.from_numpy(_values(shape, seed)) for seed in range(3)]
     if axis == -1 and len(shape) > 2:
         # The same bytes, seen with the channels first: PyTorch's channels_last.
-        x, dy = x.movedim(-1, 1), dy.movedim(-1, 1)
-    x.requires_grad_(mode == "forward+backward")
+        tensors = [tensor.movedim(-1, 1) for tensor in tensors]
+    x, dy, residual = tensors
+    for tensor in (x, residual):
+        tensor.requires_grad_(mode == "forward+backward")
+
+    def followed():
+        y = layer(x)
+        y = y + residual if follower.has_residual else y
+        return y if follower.activation is None else torch.relu(y)
 
     def call():
         if mode == "forward+backward":
-            x.grad = None
-            layer(x).backward(dy)
+            x.grad = residual.grad = None
+            followed().backward(dy)
         else:
             with torch.no_grad():
-                layer(x)
+                followed()
 
     return call

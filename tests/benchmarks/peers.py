@@ -6,6 +6,7 @@ and the copy, which are limits and not layers.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import numpy as np
@@ -21,20 +22,36 @@ GHOST_BATCH = 4
 ON_TENSORFLOW_1 = tf.version.VERSION.startswith("1.")
 
 OURS = timing.OURS
+COMPILED = "bn_tf1 compiled"
 
 
-def ours(x, is_training, axis=-1):
-    return bn_tf1.batch_norm(x, is_training, axis=axis)
+def ours(x, is_training, axis=-1, **after):
+    return bn_tf1.batch_norm(x, is_training, axis=axis, **after)
 
 
-def composed(x, is_training, axis=-1):
-    return bn_tf1.batch_norm(x, is_training, axis=axis, kernel="composed")
+def composed(x, is_training, axis=-1, **after):
+    return bn_tf1.batch_norm(x, is_training, axis=axis, kernel="composed", **after)
 
 
-def switched(x, is_training, axis=-1):
+def compiled(x, is_training, axis=-1, **after):
+    return bn_tf1.batch_norm(x, is_training, axis=axis, kernel="compiled", **after)
+
+
+def switched(x, is_training, axis=-1, **after):
     """With a tensor in the place of the Python bool."""
     mode = tf.placeholder_with_default(is_training, [])
-    return bn_tf1.batch_norm(x, mode, axis=axis)
+    return bn_tf1.batch_norm(x, mode, axis=axis, **after)
+
+
+# Those that take an activation and a residual; they follow all others as one writes them.
+WITH_FOLLOWERS = (ours, composed, compiled, switched)
+
+
+def has_compiled() -> bool:
+    """Whether there is the compiled operation: `python -m bn_tf1 build`."""
+    if importlib.util.find_spec("bn_tf1.compiled") is None:
+        return False
+    return importlib.import_module("bn_tf1.compiled").is_built()
 
 
 def recipe(x, is_training, axis=-1):
@@ -176,6 +193,8 @@ def layers_for(shape, axis):
         "bn_tf1 composed": composed,
         "bn_tf1 tensor mode": switched,
     }
+    if has_compiled():
+        found[COMPILED] = compiled
     if last or not ON_TENSORFLOW_1:
         found["raw kernel"] = raw_kernel
     if ON_TENSORFLOW_1:

@@ -92,6 +92,21 @@ def rows(case: str, timings: Mapping[str, Timing]) -> list[Row]:
     ]
 
 
+def beyond(case: str, timings: Mapping[str, Timing], limit: str) -> list[Row]:
+    """The lines of the table for what each takes longer than `limit` in the same round."""
+    base = timings[limit].rounds
+    return [
+        row(
+            f"{case}, beyond {limit}",
+            name,
+            [own - least for own, least in zip(timing.rounds, base)],
+            "ms",
+        )
+        for name, timing in timings.items()
+        if name != limit
+    ]
+
+
 def _ratio(timings, timing):
     if OURS not in timings:
         return None
