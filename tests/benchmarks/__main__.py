@@ -119,6 +119,8 @@ def _measure(section, options):
     if section == "followed":
         modes = options.modes or layers.MODES[1 : 2 if small else 3]
         shapes = _shapes(options)
+        if options.quick:  # images alone: most networks have no others in between
+            shapes = {name: case for name, case in shapes.items() if len(case[0]) == 4}
         return [
             row
             for follower in layers.FOLLOWERS.values()
