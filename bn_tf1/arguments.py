@@ -47,6 +47,7 @@ _ONE_ARGUMENT = (
     ("axis", "data_format"),
     ("activation", "activation_fn", "act"),
     ("residual", "shortcut", "side_input"),
+    ("banks", "num_banks"),
 )
 # Where ours is not one name for another.
 _SAYS_MORE = {
@@ -91,6 +92,8 @@ class Arguments(NamedTuple):
     Attributes:
         zero_debias: a bool, or which of "moving_mean" and "moving_variance" are
             bias-corrected; the latter after the check.
+        bank, banks, bank_affine: which of how many sets of variables, and whether those of
+            gamma and beta are among them.
         towers: the length of the list that `x` is; 0 where it is none.
         is_foldable: whether the graph has the form in which `tf.contrib.quantize` folds a
             layer; after the check only with one mode, on the TensorFlow that has contrib.
@@ -118,6 +121,9 @@ class Arguments(NamedTuple):
     activation: str | None = None
     residual: Any = None
     towers: int = 0
+    bank: Any = None
+    banks: int | None = None
+    bank_affine: bool = False
     is_foldable: bool = False
     plan: Plan | None = None
     is_plain: bool = True
@@ -156,6 +162,8 @@ def check(
         asked = _with_rich_statistics(x, asked, axes)
     if asked.fold is not False:
         _check_fold(x, asked, axes)
+    if (asked.bank, asked.banks, asked.bank_affine) != (None, None, False):
+        asked = asked._replace(bank=_checked_bank(asked))
     if asked.towers:
         alone = ("weights", "adjustment", "fold", "ghost_batch_size")
         _check_alone(asked, "a list of tensors", alone)
@@ -372,6 +380,45 @@ def _checked_weights(weights, x, axes):
             f"of the rank of `x`, {x.shape}, with size 1 on the channel axes"
         )
     return weights
+
+
+def _checked_bank(asked):
+    """The bank, an int or a scalar int tensor."""
+    bank, banks = asked.bank, asked.banks
+    if isinstance(banks, bool) or not isinstance(banks, numbers.Integral) or banks < 1:
+        raise ValueError(
+            f"`banks` is {banks!r}, but must be an int > 0, with a `bank` and for "
+            "`bank_affine`: how many sets of statistics the layer has"
+        )
+    if asked.kernel == "recipe":
+        raise ValueError(
+            f"`kernel` is 'recipe', but the recipe cannot have `banks` = {banks}; leave it "
+            "out, or use kernel='auto'"
+        )
+    if not tf.is_tensor(bank):
+        is_int = isinstance(bank, numbers.Integral) and not isinstance(bank, bool)
+        if not (is_int and 0 <= bank < banks):
+            raise ValueError(
+                f"`bank` is {bank!r}, but must be an int in [0, {banks}), as `banks` says, "
+                "or a scalar int tensor"
+            )
+        return int(bank)
+    bank = tf.convert_to_tensor(bank)
+    if not (bank.dtype.is_integer and bank.shape.is_compatible_with([])):
+        raise ValueError(
+            f"`bank` is {bank!r}, but must be an int or a scalar int tensor"
+        )
+    if asked.sync is not None:
+        raise ValueError(
+            "`bank` is a tensor, but with `sync` must be an int: workers that choose "
+            "different banks in one step would mix them; build a call for each bank"
+        )
+    if asked.fold == "once":
+        raise ValueError(
+            "`fold` is 'once', but `bank` is a tensor, and what is folded once is of one "
+            "bank; use an int, or fold=True"
+        )
+    return bank
 
 
 def _check_fold(x, asked, axes):

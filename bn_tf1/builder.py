@@ -61,6 +61,9 @@ def batch_norm(
     sync: Any = None,
     activation: str | None = None,
     residual: tf.Tensor | Sequence[tf.Tensor] | None = None,
+    bank: int | tf.Tensor | None = None,
+    banks: int | None = None,
+    bank_affine: bool = False,
     name: str | None = None,
     reuse: Any = None,
 ) -> tf.Tensor | list[tf.Tensor]:
@@ -160,6 +163,16 @@ def batch_norm(
             is 0 gets it as any other.
         residual: tensor of the shape and dtype of `x`, in which the sum is made, too,
             such as the shortcut of a residual block; or a list of them, where `x` is one.
+        bank, banks: with `banks`, the layer has so many sets of moving statistics, for
+            kinds of data that must not be mixed: domains, real and generated, clean and
+            adversarial examples (arXiv:1911.09665). A call normalises with, and updates,
+            the set `bank` alone: an int in [0, banks), or a scalar int tensor that is one
+            at run time. The variables of bank 0 are called as those of a layer without
+            banks, the others' are below `bank_1`, `bank_2`, ...; every call makes or
+            shares all of them. A tensor cannot be with `sync`.
+        bank_affine: whether each bank has a gamma and a beta of its own. (To those of a
+            bank that a tensor did not choose a gradient of 0 is applied: an optimizer
+            with momentum still moves them.)
         name: the variable scope; `batch_norm`, made unique, by default.
         reuse: as for `tf.variable_scope`. A layer called again makes update operations
             again, which `make_train_op` runs in the order of the calls; in place, or run by
@@ -182,7 +195,7 @@ def batch_norm(
         RuntimeError: eager execution is on.
         tf.errors.InvalidArgumentError: at run time, when a training step has one value
             per channel, or a batch that `ghost_batch_size` does not divide, and the
-            shape of `x` did not tell.
+            shape of `x` did not tell; or when a tensor `bank` is not in [0, banks).
     """
     if tf.executing_eagerly():
         raise RuntimeError(
@@ -229,6 +242,9 @@ def batch_norm(
         activation=activation,
         residual=residual,
         towers=len(towers),
+        bank=bank,
+        banks=banks,
+        bank_affine=bank_affine,
     )
     arguments = check(towers[0] if towers else x, asked)
     plan = arguments.plan
@@ -252,6 +268,8 @@ def batch_norm(
             scale=scale,
             renorm=renorm is not None,
             counts=isinstance(decay, COUNTED),
+            banks=banks,
+            bank_affine=bank_affine,
             initializers=initializers or {},
         )
         normalized = normalize_and_update(

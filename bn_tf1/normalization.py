@@ -55,6 +55,7 @@ class Normalized(NamedTuple):
         mean, variance: tensors of shape [channels] as they enter the moving averages, or
             the moving ones where `is_training` is false.
         updates: the operations that update the moving statistics, first that of the mean.
+        moving: the variable that each of `updates` is of.
         to_collect: those of them that a train op must run: all, or none where the output
             depends on them.
     """
@@ -63,7 +64,16 @@ class Normalized(NamedTuple):
     mean: tf.Tensor
     variance: tf.Tensor
     updates: tuple[tf.Operation, ...]
+    moving: tuple
     to_collect: tuple[tf.Operation, ...]
+
+
+class _Bank(NamedTuple):
+    """A bank that a call may update; `is_chosen` as in a `BatchNormCall`."""
+
+    number: int
+    variables: LayerVariables
+    is_chosen: Any = None
 
 
 def normalize_and_update(
@@ -78,13 +88,16 @@ def normalize_and_update(
 
     Args:
         x: the input.
-        variables: the layer's variables.
+        variables: the layer's variables, those of all banks.
         arguments: checked ones. Where `trainable` is a scalar bool tensor, it switches the
             gradients of gamma and beta, and the updates, at run time. Whether the
             variables are trainable is theirs.
         updating: how it updates its statistics, decided just before; None if it does not.
         layer: the layer's variable scope, for errors and records.
     """
+    banks = [_Bank(0, variables)]
+    if arguments.banks is not None:
+        variables, banks = _with_bank(variables, arguments, layer)
     if arguments.kernel == "recipe":
         normalized, draw = _by_recipe(x, variables, arguments)
     else:
@@ -95,30 +108,60 @@ def normalize_and_update(
         with tf.name_scope(scope) if scope else contextlib.nullcontext():
             normalized, draw = _normalize(x, variables, arguments, layer), None
     y, mean, variance, _ = normalized
-    updates, to_collect = (), ()
-    if updating is not None:
-        operands = x, variables, normalized, arguments, updating
-        updates = _made_updates(draw, layer, *operands)
-        if not updating.in_place:
-            to_collect = updates
-        elif updates:
-            with tf.control_dependencies(updates):
-                y = each(tf.identity, y)
     in_batch = arguments.is_training is not False
-    call = records.BatchNormCall(
-        name=layer,
-        gamma=variables.gamma,
-        beta=variables.beta,
-        moving_mean=variables.moving_mean,
-        moving_variance=variables.moving_variance,
-        batch_mean=mean if in_batch else None,
-        batch_variance=variance if in_batch else None,
-        updates=updates,
-        x=x,
-        arguments=arguments,
-    )
-    tf.add_to_collection(records.CALLS_KEY, call)
-    return Normalized(y, mean, variance, updates, to_collect)
+    updates, moving = (), ()
+    for bank in banks:
+        own = ()
+        if updating is not None:
+            operands = x, bank, normalized, arguments, updating
+            own = _made_updates(draw, layer, *operands)
+        call = records.BatchNormCall(
+            name=layer,
+            gamma=bank.variables.gamma,
+            beta=bank.variables.beta,
+            moving_mean=bank.variables.moving_mean,
+            moving_variance=bank.variables.moving_variance,
+            batch_mean=mean if in_batch else None,
+            batch_variance=variance if in_batch else None,
+            updates=own,
+            x=x,
+            arguments=arguments,
+            bank=bank.number,
+            is_chosen=bank.is_chosen,
+        )
+        tf.add_to_collection(records.CALLS_KEY, call)
+        updates += own
+        moving += call.moving_mean, call.moving_variance
+    to_collect = updates
+    if updates and updating.in_place:
+        to_collect = ()
+        with tf.control_dependencies(updates):
+            y = each(tf.identity, y)
+    return Normalized(y, mean, variance, updates, moving, to_collect)
+
+
+def _with_bank(variables, arguments, layer):
+    """(the variables to normalise with, the banks that may be updated)."""
+    every = variables._replace(others=()), *variables.others
+    index = arguments.bank
+    if not tf.is_tensor(index):
+        return every[index], [_Bank(index, every[index])]
+    with tf.name_scope("bank"):
+        index = tf.cast(index, tf.int64)
+        message = (
+            f"`bank` of layer {layer!r} must lie in [0, {len(every)}), as `banks` says, "
+            "but is:"
+        )
+        # On a GPU, what is gathered from beyond the last bank would be zeros without a word.
+        is_one = tf.logical_and(index >= 0, index < len(every))
+        with tf.control_dependencies([tf.Assert(is_one, [message, index])]):
+            index = tf.identity(index, name="index")
+        chosen = [
+            values[0] if values[0] is values[-1] else tf.gather(tf.stack(values), index)
+            for values in zip(*(bank[:-1] for bank in every))
+        ]
+        banks = [_Bank(i, v, tf.equal(index, i)) for i, v in enumerate(every)]
+    return LayerVariables(*chosen), banks
 
 
 def activated(y: Any, arguments: Arguments) -> Any:
@@ -355,13 +398,13 @@ def _checks_of_several_values(x, axes, layer, is_training):
     return [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
 
 
-def _made_updates(draw, layer, x, variables, normalized, arguments, updating):
+def _made_updates(draw, layer, x, bank, normalized, arguments, updating):
     """The operations of the updates, which a train op can order, or must make."""
     graph_state = tf.get_collection_ref(records.COLLECTED_KEY)
     if not graph_state:
         graph_state.append({})
-    calls = graph_state[0].setdefault(variables.moving_mean.name, [])
-    operands = x, variables, normalized, arguments, updating
+    calls = graph_state[0].setdefault(bank.variables.moving_mean.name, [])
+    operands = x, bank, normalized, arguments, updating
     if arguments.update == "merged":
         made = ()
         # For who reads the graph: so far, nothing updates the layer.
@@ -376,18 +419,21 @@ def _made_updates(draw, layer, x, variables, normalized, arguments, updating):
     if not updating.in_place:
         again = functools.partial(_updates_again, tf.get_variable_scope(), *operands)
     conditions = arguments.is_training, arguments.trainable
-    record = layer, variables, x, normalized, arguments, conditions, made, again
+    if bank.is_chosen is not None:
+        conditions += (bank.is_chosen,)
+    record = layer, bank.variables, x, normalized, arguments, conditions, made, again
     calls.append(records.CallUpdates(*record))
     return made
 
 
-def _updates_again(scope, x, variables, normalized, arguments, updating, moments=None):
+def _updates_again(scope, x, bank, normalized, arguments, updating, moments=None):
     """The updates again; by `moments`, if given, in the place of the batch's."""
     if moments is not None:
         normalized = statistics.BatchOutput(None, *moments)
         # A batch that must not count is not in them.
         arguments = arguments._replace(is_training=True, trainable=True)
-    operands = x, variables, normalized, arguments, updating
+        bank = bank._replace(is_chosen=None)
+    operands = x, bank, normalized, arguments, updating
     # What only an update needs, as for `zero_debias`, a merged one has not made before.
     with tf.variable_scope(
         scope, reuse=tf.AUTO_REUSE, auxiliary_name_scope=False
@@ -395,9 +441,12 @@ def _updates_again(scope, x, variables, normalized, arguments, updating, moments
         return _update_operations(*operands, is_shared=False)
 
 
-def _update_operations(x, variables, normalized, arguments, updating, is_shared):
+def _update_operations(x, bank, normalized, arguments, updating, is_shared):
+    variables = bank.variables
     _, mean, variance, count = normalized
     conditions = [arguments.is_training, arguments.trainable]
+    if bank.is_chosen is not None:
+        conditions.append(bank.is_chosen)
     if arguments.skip_nonfinite:
         # The variance is made of distances from the mean: finite only if that is.
         conditions.append(tf.reduce_all(tf.is_finite(variance)))

@@ -49,7 +49,7 @@ class CallUpdates(NamedTuple):
 
 
 class BatchNormCall(NamedTuple):
-    """One call of `batch_norm`.
+    """One call of `batch_norm`; of one that chooses a bank at run time, one of its banks.
 
     Attributes:
         name: the layer's variable scope.
@@ -61,6 +61,9 @@ class BatchNormCall(NamedTuple):
         updates: the operations that update the moving statistics; may be empty.
         x: the tensor that the layer normalises.
         arguments: what it was asked for, checked: `arguments.Arguments`.
+        bank: which of the layer's banks the variables are; 0 where there is one.
+        is_chosen: a scalar bool tensor, whether a run takes this bank; None where it is
+            always this one.
     """
 
     name: str
@@ -73,6 +76,13 @@ class BatchNormCall(NamedTuple):
     updates: tuple[tf.Operation, ...]
     x: Any = None
     arguments: Any = None
+    bank: int = 0
+    is_chosen: Any = None
+
+    @property
+    def bank_name(self) -> str:
+        """The scope of the moving statistics: the layer's, or below it that of a bank."""
+        return f"{self.name}/bank_{self.bank}" if self.bank else self.name
 
 
 def batch_norm_calls(graph: tf.Graph | None = None) -> tuple[BatchNormCall, ...]:

@@ -2,7 +2,10 @@
 
 Contract: `gamma`, `beta`, `moving_mean` and `moving_variance`, and with
 renormalisation `moving_stddev`, `renorm_mean` and `renorm_stddev`: the names and the
-order of `tf.layers`; where the decay follows from it `num_updates`, a scalar. How one is made (shape, collections, regularizer) is for the
+order of `tf.layers`; where the decay follows from it `num_updates`, a scalar. The first
+of several banks has these names, too, the others have theirs below `bank_1`, `bank_2` and
+so on: so whoever knows of one bank alone reads the first, and nobody's tools need to know
+of more than vectors. How one is made (shape, collections, regularizer) is for the
 layer to say.
 
 `renorm_mean` and `renorm_stddev` are the moving statistics that training corrects with;
@@ -47,6 +50,7 @@ class LayerVariables(NamedTuple):
         moving_mean, moving_variance: never None.
         moving_stddev, renorm_mean, renorm_stddev: None without renormalisation.
         num_updates: a scalar; None where the decay does not follow from it.
+        others: those of the further banks, whose own `others` are empty.
     """
 
     gamma: Any
@@ -57,6 +61,7 @@ class LayerVariables(NamedTuple):
     renorm_mean: Any = None
     renorm_stddev: Any = None
     num_updates: Any = None
+    others: tuple = ()
 
 
 def make_variables(
@@ -66,6 +71,8 @@ def make_variables(
     scale: bool,
     renorm: bool,
     counts: bool,
+    banks: int | None,
+    bank_affine: bool,
     initializers: Mapping[str, Any],
     order: Sequence[str] = tuple(INITIALIZERS),
     named_by: str = "name",
@@ -73,10 +80,13 @@ def make_variables(
     """The variables of a layer.
 
     Args:
-        make: make(name, initializer) creates or gets a variable.
+        make: make(name, initializer) creates or gets a variable; what it is, the last
+            part of its name tells.
         center, scale: whether there is a `beta` and a `gamma`.
         renorm: whether there are those of renormalisation.
         counts: whether there is the counter.
+        banks: how many of each there are; None for one.
+        bank_affine: whether each bank has a gamma and a beta of its own.
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
         named_by: the argument that names the layer, for errors.
@@ -85,30 +95,45 @@ def make_variables(
         ValueError: the scope has such variables and may not share them, or shall share
             and has none, or others; or an initializer raises it.
     """
-    made = {}
+    constants: dict = {}
     kinds = tf.zeros_initializer, tf.ones_initializer
-    shared = {kind: _Sharing(kind, made) for kind in kinds}
+    shared = {kind: _Sharing(kind, constants) for kind in kinds}
     initial = {
         key: initializers.get(key) or INITIALIZERS[key]() for key in INITIALIZERS
     }
     initial = {key: shared.get(type(value), value) for key, value in initial.items()}
     absent = {"gamma": not scale, "beta": not center}
+    if renorm:
+        stddev = _square_root_of(initial["moving_variance"])
+        initial.update(moving_stddev=stddev, renorm_stddev=stddev)
+        initial["renorm_mean"] = initial["moving_mean"]
+        order = (*order, "moving_stddev", "renorm_mean", "renorm_stddev")
+    if counts:
+        initial[COUNTER] = tf.zeros_initializer()
+        order = (*order, COUNTER)
+    made: list = []
     try:
-        made = {k: None if absent.get(k) else make(k, initial[k]) for k in order}
-        if renorm:
-            stddev = _square_root_of(initial["moving_variance"])
-            made["moving_stddev"] = make("moving_stddev", stddev)
-            made["renorm_mean"] = make("renorm_mean", initial["moving_mean"])
-            made["renorm_stddev"] = make("renorm_stddev", stddev)
-        if counts:
-            made[COUNTER] = make(COUNTER, tf.zeros_initializer())
+        for number in range(banks or 1):
+            bank = {}
+            for key in order:
+                if absent.get(key):
+                    bank[key] = None
+                elif made and key in LEARNED and not bank_affine:
+                    bank[key] = made[0][key]
+                else:
+                    name = f"bank_{number}/{key}" if made else key
+                    bank[key] = make(name, initial[key])
+            made.append(bank)
     except ValueError as error:
         problem = _problem_of_sharing(str(error), named_by)
         if problem is None:
             raise
         layer = tf.get_variable_scope().name
         raise ValueError(f"layer {layer!r}: {problem}") from error
-    return LayerVariables(**made)
+    first, *others = made
+    if others:
+        first["others"] = tuple(LayerVariables(**bank) for bank in others)
+    return LayerVariables(**first)
 
 
 def _problem_of_sharing(message, named_by):
@@ -167,15 +192,16 @@ def own_variables(
             to its value.
     """
 
-    def make(key, initializer):
+    def make(name, initializer):
+        role = name.rpartition("/")[2]
         return tf.get_variable(
-            key,
-            [] if key == COUNTER else shape,
+            name,
+            [] if role == COUNTER else shape,
             dtype,
             initializer,
-            trainable=key in LEARNED and trainable is not False,
-            **({} if key in LEARNED else OF_STATISTICS),
-            **{option: (values or {}).get(key) for option, values in by_name.items()},
+            trainable=role in LEARNED and trainable is not False,
+            **({} if role in LEARNED else OF_STATISTICS),
+            **{option: (values or {}).get(role) for option, values in by_name.items()},
         )
 
     return make

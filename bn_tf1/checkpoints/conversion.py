@@ -30,7 +30,7 @@ from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from bn_tf1.checkpoints import dialects, reader_writer
+from bn_tf1.checkpoints import bank_names, dialects, reader_writer
 from bn_tf1.checkpoints.dialects import (
     DIALECTS,
     HAND_WRITTEN,
@@ -114,6 +114,9 @@ def convert(
     shape: str | None = None,
     drop: Sequence[str] = (),
     ema: str | None = None,
+    banks: int | None = None,
+    bank: int | None = None,
+    bank_affine: bool = False,
     dry_run: bool = False,
 ) -> Conversion:
     """Writes the checkpoint `source` as `to_dialect` names and shapes it.
@@ -135,6 +138,10 @@ def convert(
             such as state that the target cannot hold.
         ema: the name of a `tf.train.ExponentialMovingAverage`, such as
             `dialects.AVERAGE`: each variable that has a shadow takes its value.
+        banks: spreads the statistics of each layer over so many banks (`batch_norm`); a
+            `like` must have them, too.
+        bank: takes this bank out, in the place of all of a layer.
+        bank_affine: with `banks`, whether each bank gets a gamma and a beta of its own.
         dry_run: plan everything, write nothing.
 
     Returns:
@@ -151,6 +158,12 @@ def convert(
     checkpoint = reader_writer.open_checkpoint(source)
     reader_writer.check_new(destination)
     checkpoint, dropped = _without_dropped(checkpoint, drop)
+    sources: Mapping[str, str] = {}
+    if (banks, bank, bank_affine) != (None, None, False):
+        checkpoint, sources, left_out = _with_banks(
+            checkpoint, from_dialect, banks, bank, bank_affine
+        )
+        dropped += left_out
     shadows = _shadows(checkpoint, ema)
     moves = _checked_map(name_map or {}, checkpoint.shapes)
     adopted = _adopted_layers(checkpoint, moves, from_dialect, to_dialect)
@@ -175,6 +188,7 @@ def convert(
     if not dry_run:
         entries = _entries(rows, checkpoint, layers, targets)
         reader_writer.write_checkpoint(destination, checkpoint, entries)
+    rows = tuple(row._replace(old=sources.get(row.old, row.old)) for row in rows)
     return Conversion(rows + dropped, unmatched)
 
 
@@ -220,6 +234,31 @@ def _without_dropped(checkpoint, patterns):
     ]
     kept = {n: shape for n, shape in checkpoint.shapes.items() if n not in dropped}
     return checkpoint._replace(shapes=kept), tuple(rows)
+
+
+def _with_banks(checkpoint, dialect, banks, bank, bank_affine):
+    """The checkpoint under other names, its names in the file, and rows of the others."""
+    if dialect == HAND_WRITTEN:
+        raise ValueError(
+            f"`from_dialect` is {HAND_WRITTEN!r}, but with `banks` or `bank` must be a "
+            "library: convert to one first"
+        )
+    if (banks is None) == (bank is None) or (bank_affine and banks is None):
+        raise ValueError(
+            f"`banks` is {banks}, `bank` {bank} and `bank_affine` {bank_affine}, but either "
+            "`banks` spreads one set, with `bank_affine` or without, or `bank` takes one out"
+        )
+    if bank is None:
+        found = bank_names.spread_over_banks(
+            checkpoint, dialect, banks, bank_affine=bank_affine
+        )
+    else:
+        found = bank_names.one_bank_of(checkpoint, dialect, bank)
+    rows = [
+        Row(name, None, checkpoint.shapes[name], "left out: of another bank")
+        for name in sorted(found.left_out, key=dialects.natural_key)
+    ]
+    return found.checkpoint, found.sources, tuple(rows)
 
 
 def _shadows(checkpoint, ema):
@@ -406,7 +445,9 @@ def _target(layer, moves, reference, to_dialect, shape):
     scope = dialects.rename(layer.scope, moves)
     model = None if reference is None else reference[scope]
     if model is None:
-        roles = set(layer.names) | set(dialect.defaults)
+        # What the banks of a layer share is there once.
+        is_further_bank = dialects.bank_of(layer.scope)[1] > 0
+        roles = set(layer.names) | set(() if is_further_bank else dialect.defaults)
     else:
         roles = set(model.names)
     return _Target(

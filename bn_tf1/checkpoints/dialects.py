@@ -29,13 +29,15 @@ STATISTICS = ("moving_mean", "moving_variance")
 # Beside them, where the decay follows from the number of updates: that number.
 COUNTER = "num_updates"
 ROLES = ("gamma", "beta", *STATISTICS)
+# Where `bn_tf1` has the second and further banks of a layer.
+_BANK = re.compile(r"((?P<layer>.+)/)?bank_(?P<number>\d+)$")
 # What tf.train.ExponentialMovingAverage calls its shadows unless told otherwise.
 AVERAGE = "ExponentialMovingAverage"
 INITIAL_VALUES = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
 
 _TF_STATISTICS = dict(zip(STATISTICS, STATISTICS))
 _TENSORPACK_STATISTICS = dict(zip(STATISTICS, ("mean/EMA", "variance/EMA")))
-_RENORM = (
+RENORM = (
     "moving_stddev",
     "renorm_mean",
     "renorm_mean_weight",
@@ -54,7 +56,7 @@ class Dialect(NamedTuple):
         keeps_rank: whether the variables have the rank of the layer's input.
         renorm: whether a layer can have the state of batch renormalization.
         zero_debias: whether it can have the state of a zero-debiased average.
-        counts: whether it can have the number of its updates.
+        is_own: whether it can have the number of its updates, and several banks.
     """
 
     leaves: Mapping[str, str]
@@ -62,7 +64,7 @@ class Dialect(NamedTuple):
     keeps_rank: bool = False
     renorm: bool = False
     zero_debias: bool = False
-    counts: bool = False
+    is_own: bool = False
 
 
 class Layer(NamedTuple):
@@ -98,7 +100,7 @@ def _leaves(statistics):
 
 DIALECTS: Mapping[str, Dialect] = {
     "bn_tf1": Dialect(
-        _leaves(_TF_STATISTICS), renorm=True, zero_debias=True, counts=True
+        _leaves(_TF_STATISTICS), renorm=True, zero_debias=True, is_own=True
     ),
     "tf_layers": Dialect(_leaves(_TF_STATISTICS), renorm=True),
     "slim": Dialect(
@@ -135,6 +137,12 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def unnumbered(scope: str) -> str:
     """`scope` without the numbers that TensorFlow appends to make names unique."""
     return "/".join(re.sub(r"_\d+$", "", part) for part in scope.split("/"))
+
+
+def bank_of(scope: str) -> tuple[str, int]:
+    """(the layer, the number) of a scope in which a bank may lie; 0 where it is none."""
+    match = _BANK.match(scope)
+    return (match["layer"] or "", int(match["number"])) if match else (scope, 0)
 
 
 def statistic_role(name: str) -> str | None:
@@ -258,13 +266,13 @@ def lost_state(
     lost = []
     for name in sorted(shapes, key=natural_key):
         scope, _, leaf = name.rpartition("/")
-        is_renorm = scope in scopes and leaf in _RENORM
+        is_renorm = scope in scopes and leaf in RENORM
         is_debias = leaf in _ZERO_DEBIAS and find_slot(name, statistics) is not None
-        is_count = scope in scopes and leaf == COUNTER
+        is_own = scope in scopes and (leaf == COUNTER or bank_of(scope)[1] > 0)
         kinds = (
             (is_renorm, target.renorm),
             (is_debias, target.zero_debias),
-            (is_count, target.counts),
+            (is_own, target.is_own),
         )
         if any(is_one and not is_held for is_one, is_held in kinds):
             lost.append(name)

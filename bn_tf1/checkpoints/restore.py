@@ -233,10 +233,13 @@ def _check_missing(missing, statistics, allowed, prefix):
         if target.variable.op.name in statistics and not _matches(target.name, allowed)
     ]
     if forbidden:
+        scopes = [name.rpartition("/")[0] for name in forbidden]
+        translate = "translate it with `python -m bn_tf1 convert`"
+        if any(dialects.bank_of(scope)[1] for scope in scopes):
+            translate = "spread its one set over all banks with `python -m bn_tf1 convert --banks`"
         raise ValueError(
             f"{prefix} lacks the moving statistics {', '.join(_sorted(forbidden))}: "
-            "map them with `name_map`, translate it with `python -m bn_tf1 convert`, or "
-            "allow them in `allow_missing`"
+            f"map them with `name_map`, {translate}, or allow them in `allow_missing`"
         )
 
 

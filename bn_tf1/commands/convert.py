@@ -80,6 +80,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{AVERAGE} unless told otherwise",
     )
     parser.add_argument(
+        "--banks",
+        type=int,
+        metavar="K",
+        help="spread the one set of statistics of each layer over K banks",
+    )
+    parser.add_argument(
+        "--bank_affine",
+        action="store_true",
+        help="with --banks: a gamma and a beta for each bank, too",
+    )
+    parser.add_argument(
+        "--bank",
+        type=int,
+        metavar="I",
+        help="take bank I out of the several that the layers have",
+    )
+    parser.add_argument(
         "--dry_run", action="store_true", help="print the table, write nothing"
     )
 
@@ -97,6 +114,9 @@ def run(options: argparse.Namespace) -> int:
         shape=options.shape,
         drop=list(itertools.chain.from_iterable(options.drop)),
         ema=options.ema,
+        banks=options.banks,
+        bank=options.bank,
+        bank_affine=options.bank_affine,
         dry_run=options.dry_run,
     )
     print(conversion)

@@ -215,7 +215,8 @@ class _Watch:
             (layer, probe.batch(fetched))
             for (layer, probe), fetched in zip(probes, values)
         ]
-        batches = [(layer, batch) for layer, batch in batches if batch is not None]
+        # A run for another bank of the layer has no values for this one.
+        batches = [(layer, batch) for layer, batch in batches if batch and batch.count]
         moving = session.run([[c.value for c in x.moving] for x, _ in batches])
         kinds: dict = {"still": [], "not-finite": [], "far": []}
         readings = []

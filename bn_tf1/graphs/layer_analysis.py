@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Sequence
 
-from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, STATISTICS, join
+from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, STATISTICS, bank_of, join
 from bn_tf1.graphs.node_values import (
     VARIABLES,
     constant,
@@ -356,7 +356,8 @@ def _layer_name(view, names, node):
     """The scope that the variables share; without one, that of the node."""
     if any(name and _FROZEN_READ.search(name) for name in names.values()):
         return _scope_of_node(view, node) or view.names[node]
-    for roles in (("gamma", "beta"), STATISTICS):
+    in_bank = bank_of((names["moving_mean"] or "").rpartition("/")[0])[1]
+    for roles in (STATISTICS,) if in_bank else (("gamma", "beta"), STATISTICS):
         known = [names[role] for role in roles if names[role]]
         scopes = [name.rpartition("/")[0] for name in known]
         if scopes and all(scopes):

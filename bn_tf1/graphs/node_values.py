@@ -45,7 +45,7 @@ NextIteration RefNextIteration StopGradient PreventGradient CheckNumerics Snapsh
 Cast Reshape Squeeze ExpandDims BroadcastTo EnsureShape Print Tile DeepCopy Assign
 AssignAdd AssignSub PlaceholderWithDefault Copy CopyHost _Recv HorovodAllreduce
 HorovodBroadcast CollectiveReduce CollectiveReduceV2 NcclAllReduce _MklToTf
-ResourceGather
+ResourceGather GatherV2
 """
 _SAME_AS_FIRST = frozenset(_SAME_AS_FIRST_NAMES.split())
 _SAME_AS_ANY = frozenset(["Merge", "RefMerge", "_Arg", "_Ret", "RefSelect"])
@@ -170,10 +170,7 @@ def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
     while pending:
         current = pending.pop()
         node = node_of(current)
-        op = view.ops[node]
-        earlier = same_values(view, current)
-        if op in _ARITHMETIC:
-            earlier = view.inputs[node]
+        earlier = operands_of(view, current)
         if not earlier:
             _sort_leaf(view, current, found)
         for source in earlier[:steps]:
@@ -184,6 +181,13 @@ def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
             found["others"].add(node)
             break
     return Leaves(*(frozenset(found[field]) for field in Leaves._fields))
+
+
+def operands_of(view: GraphView, reference: int) -> tuple[int, ...]:
+    """References to what `reference` is a copy of, or the result of arithmetic on."""
+    if view.ops[node_of(reference)] in _ARITHMETIC:
+        return view.inputs[node_of(reference)]
+    return same_values(view, reference)
 
 
 def _sort_leaf(view, reference, found):

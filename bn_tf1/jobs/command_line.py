@@ -115,10 +115,10 @@ class _NumberOrWord(flags.FloatParser):
 
     def __init__(self, words: Sequence[str]):
         super().__init__()
-        self._words = words
+        self.words = words
 
     def parse(self, argument: Any) -> Any:
-        return argument if argument in self._words else super().parse(argument)
+        return argument if argument in self.words else super().parse(argument)
 
 
 def given(config: type) -> dict[str, Any]:
@@ -340,6 +340,7 @@ def _wrong_value(error):
         "float": "a number",
         "string enum": "one of " + ", ".join(getattr(flag.parser, "enum_values", [])),
     }[flag.flag_type()]
+    wanted = " or ".join([wanted, *getattr(flag.parser, "words", ())])
     bound = getattr(flag.parser, "lower_bound", None)
     if bound is not None:
         wanted += f", at least {bound:g}"

@@ -98,6 +98,9 @@ def batch_normalization(
     sync: Any = None,
     kernel: str = "auto",
     update: str = "collection",
+    bank: Any = None,
+    banks: int | None = None,
+    bank_affine: bool = False,
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.layers.batch_normalization`.
 
@@ -108,6 +111,7 @@ def batch_normalization(
             The updates are in `UPDATE_OPS`.
         name: the variable scope; `batch_normalization`, made unique, by default.
         reuse: whether the variables exist already.
+        bank: as for `bn_tf1.batch_norm`.
 
     The other arguments are those of `BatchNormalization`; so are the errors.
 
@@ -138,11 +142,13 @@ def batch_normalization(
         sync=sync,
         kernel=kernel,
         update=update,
+        banks=banks,
+        bank_affine=bank_affine,
         name=name,
         _reuse=reuse,
         _scope=name,
     )
-    return layer.apply(inputs, training=training)
+    return layer.apply(inputs, training=training, bank=bank)
 
 
 class BatchNormalization(LegacyLayer):
@@ -175,8 +181,9 @@ class BatchNormalization(LegacyLayer):
         adjustment: a function from the shape of the inputs, a tensor, to a scale and an
             offset for the normalised values, before gamma and beta, in training only.
         name: the variable scope, a string or a `tf.VariableScope`.
-        sync, kernel, update: as for `bn_tf1.batch_norm`; the original has no such
-            thing, and updates as "collection" says.
+        sync, kernel, update, banks, bank_affine: as for `bn_tf1.batch_norm`; the original
+            has no such thing, and updates as "collection" says. The `bank` is for each
+            call to choose.
         **kwargs: `dtype`, that of the layer; by default that of its first input.
 
     Raises:
@@ -217,6 +224,8 @@ class BatchNormalization(LegacyLayer):
         sync: Any = None,
         kernel: str = "auto",
         update: str = "collection",
+        banks: int | None = None,
+        bank_affine: bool = False,
         **kwargs: Any,
     ):
         super().__init__(trainable=trainable, name=name, **kwargs)
@@ -251,6 +260,8 @@ class BatchNormalization(LegacyLayer):
         self.sync = sync
         self.kernel = kernel
         self.update = update
+        self.banks = banks
+        self.bank_affine = bank_affine
         self.fused = True if fused is None else fused
         if renorm:
             self.renorm_clipping = checked_clipping(renorm_clipping or {})
@@ -275,6 +286,8 @@ class BatchNormalization(LegacyLayer):
             scale=self.scale,
             renorm=self.renorm,
             counts=isinstance(self.momentum, COUNTED),
+            banks=self.banks,
+            bank_affine=self.bank_affine,
             initializers={
                 "gamma": self.gamma_initializer,
                 "beta": self.beta_initializer,
@@ -290,10 +303,13 @@ class BatchNormalization(LegacyLayer):
             self.renorm_mean = variables.renorm_mean
             self.renorm_stddev = variables.renorm_stddev
         self.num_updates = variables.num_updates
+        self.others = variables.others
         self.built = True
 
-    def call(self, inputs: tf.Tensor, training: Any = False) -> tf.Tensor:
-        """Normalises `inputs`, with the statistics that `training` says."""
+    def call(
+        self, inputs: tf.Tensor, training: Any = False, *, bank: Any = None
+    ) -> tf.Tensor:
+        """Normalises `inputs`, with the statistics that `training` and `bank` say."""
         if not inputs.dtype.is_floating:
             raise TypeError(
                 f"`inputs` has dtype {inputs.dtype.name}, but must be a float tensor"
@@ -314,6 +330,9 @@ class BatchNormalization(LegacyLayer):
             else "biased",
             update="skip" if self.trainable is False else self.update,
             kernel=self.kernel,
+            bank=bank,
+            banks=self.banks,
+            bank_affine=self.bank_affine,
             is_foldable=self.fused,
         )
         arguments = check(inputs, asked, called=_CALLED)
@@ -369,20 +388,21 @@ class BatchNormalization(LegacyLayer):
     def _variable_maker(self, shape):
         dtype = statistics.statistics_dtype(self._dtype or tf.float32)
 
-        def make(key, initializer):
-            if key in LEARNED:
+        def make(name, initializer):
+            role = name.rpartition("/")[2]
+            if role in LEARNED:
                 return self.add_weight(
-                    key,
+                    name,
                     shape,
                     dtype,
                     initializer,
-                    regularizer=getattr(self, key + "_regularizer"),
-                    constraint=getattr(self, key + "_constraint"),
+                    regularizer=getattr(self, role + "_regularizer"),
+                    constraint=getattr(self, role + "_constraint"),
                 )
             with unpartitioned(self._scope):
                 return self.add_weight(
-                    key,
-                    [] if key == COUNTER else shape,
+                    name,
+                    [] if role == COUNTER else shape,
                     dtype,
                     initializer,
                     trainable=False,
@@ -392,8 +412,9 @@ class BatchNormalization(LegacyLayer):
         return make
 
     def _layer_variables(self):
-        names = LayerVariables._fields
-        return LayerVariables(*(getattr(self, name, None) for name in names))
+        *names, others = LayerVariables._fields
+        own = (getattr(self, name, None) for name in names)
+        return LayerVariables(*own, getattr(self, others))
 
     def _renormalization(self):
         if not self.renorm:

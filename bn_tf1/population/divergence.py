@@ -133,7 +133,8 @@ def divergence(
 
     Raises:
         ValueError: `layers` or `feeds` is empty; a layer has no batch statistics, since
-            it was built with is_training=False; `metric` is no scalar.
+            it was built with is_training=False; `metric` is no scalar; no feed is for
+            one of several banks of a layer.
     """
     feeds = list(feeds)
     grouped = _by_variable(layers)
@@ -181,13 +182,31 @@ def _check(grouped, feeds, metric):
 
 def _averaged(session, calls, feeds, training):
     """Mean and variance over the batches, float64 of the shape of a variable."""
-    fetches = [(call.batch_mean, call.batch_variance) for call in calls]
-    runs = [
-        np.asarray(pair, np.float64).reshape(2, -1)
-        for feed in feeds
-        for pair in session.run(fetches, {**feed, **training})
+    fetches = [
+        (call.batch_mean, call.batch_variance, *_of_bank(call)) for call in calls
     ]
+    runs = [
+        np.asarray([mean, variance], np.float64).reshape(2, -1)
+        for feed in feeds
+        for mean, variance, *is_chosen in session.run(fetches, {**feed, **training})
+        if all(is_chosen)
+    ]
+    if not runs:
+        raise ValueError(
+            f"`feeds` has no batch for {_name_of(calls)!r}, one of several banks: add some, "
+            "or leave it out of `layers`"
+        )
     return np.mean(runs, axis=0)
+
+
+def _of_bank(call):
+    """Of a record for one of several banks, whether a run is for it."""
+    is_chosen = getattr(call, "is_chosen", None)
+    return [] if is_chosen is None else [is_chosen]
+
+
+def _name_of(calls):
+    return getattr(calls[0], "bank_name", calls[0].name)
 
 
 class _Bench(NamedTuple):
@@ -250,7 +269,9 @@ def _distances(grouped, moving, averaged, epsilon):
             ratio = np.abs(np.log((new[1] + epsilon) / (variance + epsilon)))
         found.append(
             LayerDivergence(
-                calls[0].name, _largest(distance), math.exp(min(_largest(ratio), 700.0))
+                _name_of(calls),
+                _largest(distance),
+                math.exp(min(_largest(ratio), 700.0)),
             )
         )
     return found

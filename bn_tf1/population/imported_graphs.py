@@ -23,7 +23,9 @@ from bn_tf1.checkpoints.reader_writer import (
     open_checkpoint,
     read_meta_graph,
 )
+from bn_tf1.graphs.layer_analysis import analyse
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
+from bn_tf1.graphs.recognition.batch_statistics import is_weighted
 from bn_tf1.graphs.rewriting.dropout_removal import remove_dropout
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, input_for, node_name
 from bn_tf1.graphs.rewriting.extraction import clean_attributes, drop_controls, extract
@@ -35,8 +37,10 @@ from bn_tf1.graphs.rewriting.moving_statistics import normalise_with
 from bn_tf1.graphs.training_nodes import Conditions
 from bn_tf1.graphs.view import node_of
 from bn_tf1.population.measured_layers import (
+    WEIGHTED,
     MeasuredCall,
     MeasuredLayer,
+    banks_of,
     channel_axis,
     channels_of,
     layer_names,
@@ -160,6 +164,8 @@ class _Network:
         meta = read_meta_graph(path)
         graph = EditableGraph(meta.graph_def)
         self._check_names(graph)
+        # In inference mode the graph shows nothing of it any more.
+        self._weighted = _weighted(graph.view())
         settings = {
             name.partition(":")[0]: self._setting(graph, name, value)
             for name, value in examples.settings.items()
@@ -256,6 +262,13 @@ class _Network:
     def _given(self, layer, call):
         """(mean, variance, size, given mean, given variance), or why there are none."""
         view, graph = self._view, self._graph
+        banks = banks_of(view, layer)
+        if banks:
+            return (
+                f"it takes one of {banks}: say which with --set, as the graph calls it"
+            )
+        if _key(layer) in self._weighted:
+            return WEIGHTED
         for predicate, _ in self._conditions.of(call.node):
             if view.ops[node_of(predicate)] == "LoopCond":
                 return "it is inside of a loop"
@@ -429,6 +442,19 @@ class _Network:
             return None
         values = [np.float64(self._checkpoint.read(name)) for name in names]
         return PooledStatistics(*(value.reshape(-1) for value in values))
+
+
+def _weighted(view):
+    """The layers of which a mask, or other weights, say which values count."""
+    return {
+        _key(layer)
+        for layer in analyse(view, Conditions(view))
+        if any(is_weighted(view, call.mean) for call in layer.calls)
+    }
+
+
+def _key(layer):
+    return layer.layer.moving_mean or layer.layer.name
 
 
 def _moments(graph, name, x, tensor, axis):

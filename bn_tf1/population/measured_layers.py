@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.checkpoints.dialects import statistic_role
+from bn_tf1.checkpoints.dialects import natural_key, statistic_role
 from bn_tf1.graphs.layer_analysis import Analysis, analyse
-from bn_tf1.graphs.node_values import leaves, same_values
+from bn_tf1.graphs.node_values import leaves, same_values, variable_name
+from bn_tf1.graphs.recognition.batch_statistics import is_weighted
 from bn_tf1.graphs.training_nodes import Conditions
 from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to, view_of
 from bn_tf1.population.probes import (
@@ -29,6 +30,11 @@ from bn_tf1.population.probes import (
 from bn_tf1.population.variable_cells import Cell, cell_of
 from bn_tf1.records import BatchNormCall, batch_norm_calls
 
+# Why a layer of a graph that somebody built cannot be measured.
+WEIGHTED = (
+    "a mask, or other weights, say which values count: recalibrate it in the program that "
+    "builds it"
+)
 _INTO_BRANCHES = ("Switch", "RefSwitch", "_Arg")
 _RESHAPES = ("Reshape", "Cast", "Identity")
 _REDUCTIONS = ("Mean", "Sum")
@@ -51,6 +57,11 @@ class MeasuredCall(NamedTuple):
     probe: Probe | None
     input: Input | Probe | None
     obstacle: str = ""
+
+    @property
+    def is_of_a_bank(self) -> bool:
+        """Whether it is for one of several banks, which each run chooses."""
+        return self.probe is not None and self.probe.is_chosen is not None
 
 
 class MeasuredLayer(NamedTuple):
@@ -84,7 +95,7 @@ def given_layers(layers: Sequence[Any]) -> list[MeasuredLayer]:
         grouped.setdefault(cell_of(call.moving_mean).name, []).append(call)
     return [
         MeasuredLayer(
-            calls[0].name,
+            getattr(calls[0], "bank_name", calls[0].name),
             (cell_of(calls[0].moving_mean), cell_of(calls[0].moving_variance)),
             tuple(
                 measured
@@ -135,16 +146,20 @@ def layers_of(graph: tf.Graph) -> list[MeasuredLayer]:
 
 def _recorded_call(call, x):
     arguments = call.arguments
-    source = Input(x, arguments.plan.axes, arguments.weights)
+    source = Input(x, arguments.plan.axes, arguments.weights, call.is_chosen)
     if call.batch_mean is None:
         return MeasuredCall(None, source, "it was built with is_training=False")
+    if arguments.sync is not None and getattr(arguments.sync, "size", 0) != 1:
+        # Whoever runs it waits for the others, who would have to run just as many batches.
+        what = "`sync` gives it the statistics of all workers: recalibrate one process alone"
+        return MeasuredCall(None, source, what)
     rich = (arguments.weights, arguments.ghost_batch_size)
     if rich == (None, None) and x is call.x:
         unbiased = arguments.ema_variance == "unbiased"
         size = size_of(x)
         probe = of_statistics(
             call.batch_mean, call.batch_variance, size=size, unbiased=unbiased
-        )
+        )._replace(is_chosen=call.is_chosen)
     else:  # what enters the moving average is not the statistic of `x` alone
         probe = of_input(source)
     if tf.is_tensor(arguments.is_training):
@@ -235,6 +250,10 @@ class _Recognised:
 
     def layer(self, name):
         calls = self._analysis.calls
+        banks = banks_of(self._view, self._analysis)
+        if banks:
+            call = MeasuredCall(None, None, f"each run chooses one of {banks} for it")
+            return MeasuredLayer(name, None, (call,))
         training = [call for call in calls if call.mode != "inference"]
         return MeasuredLayer(
             name,
@@ -262,6 +281,8 @@ class _Recognised:
         if source is None:
             what = "what it normalises is inside of a loop or a function"
             return MeasuredCall(None, None, what)
+        if is_weighted(self._view, call.mean):
+            return MeasuredCall(None, None, WEIGHTED)
         mean, variance, unbiased, branch = self._statistics(call)
         if mean is None or variance is None or not self._has_all_channels(mean):
             return MeasuredCall(of_input(source), source)
@@ -349,6 +370,13 @@ class _Recognised:
             self._view.ops[node_of(predicate)] == "LoopCond"
             for predicate, _ in self._conditions.of(node)
         )
+
+
+def banks_of(view: GraphView, analysis: Analysis) -> str:
+    """The moving means that each run chooses one of; "" where there is one or none."""
+    nodes = analysis.variables["moving_mean"]
+    names = sorted({variable_name(view, node) for node in nodes}, key=natural_key)
+    return ", ".join(names) if len(names) > 1 else ""
 
 
 def channels_of(view: GraphView, analysis: Analysis) -> int | None:

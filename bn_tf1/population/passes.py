@@ -110,7 +110,15 @@ class Passes(NamedTuple):
             )
         for pool, layer in zip(pools, layers):
             if not pool.count:
-                raise ValueError(f"no batch has a value for the layer {layer.name!r}")
+                raise ValueError(
+                    f"no batch has a value for the layer {layer.name!r}"
+                    + (
+                        ", since none chooses this bank: feed such batches, too, or give "
+                        "`layers` without it"
+                        if any(call.is_of_a_bank for call in layer.calls)
+                        else ""
+                    )
+                )
 
 
 def distance(mean: np.ndarray, statistics: PooledStatistics, epsilon: float) -> float:

@@ -32,11 +32,13 @@ class Input(NamedTuple):
         x: the tensor.
         axis: its channel axis, or several of them.
         weights: how much a value counts, as in `batch_norm`; None for 1.
+        is_chosen: as in `Probe`.
     """
 
     x: tf.Tensor
     axis: Any
     weights: Any = None
+    is_chosen: Any = None
 
 
 class Probe(NamedTuple):
@@ -48,22 +50,35 @@ class Probe(NamedTuple):
         switch: a tensor that tells whether the layer uses batch statistics; None where
             none does.
         when: the value that it has then.
+        is_chosen: a scalar bool tensor, whether a run is for this bank of the layer; None
+            where each is.
     """
 
     fetches: tuple[tf.Tensor, ...]
     read: Callable[[Sequence[np.ndarray]], BatchStatistics]
     switch: Any = None
     when: int = 1
+    is_chosen: Any = None
 
     def tensors(self) -> list[tf.Tensor]:
         """All that is to be fetched."""
-        return [*self.fetches] + [self.switch] * (self.switch is not None)
+        switches = self.switch, self.is_chosen
+        return [*self.fetches, *(s for s in switches if s is not None)]
 
     def batch(self, values: Sequence[np.ndarray]) -> BatchStatistics | None:
-        """What the values of `tensors` mean; None without batch statistics."""
+        """What the values of `tensors` mean; None without batch statistics.
+
+        A run for another bank has no values for this one.
+        """
+        values = list(values)
+        if self.is_chosen is not None and not values.pop():
+            return _OF_ANOTHER_BANK
         if self.switch is not None and int(values[-1]) != self.when:
             return None
         return self.read(values[: len(self.fetches)])
+
+
+_OF_ANOTHER_BANK = BatchStatistics(0.0, PooledStatistics(np.zeros([0]), np.zeros([0])))
 
 
 def of_statistics(
@@ -125,7 +140,11 @@ def of_input(source: Input) -> Probe:
     axes = tuple(axis for axis in range(x.shape.ndims) if axis not in kept)
     if x.graph.finalized:
         weights = () if source.weights is None else (source.weights,)
-        return Probe((x, *weights), lambda values: _in_numpy(values, axes))
+        return Probe(
+            (x, *weights),
+            lambda values: _in_numpy(values, axes),
+            is_chosen=source.is_chosen,
+        )
     key = "moments", x.name, axes, getattr(source.weights, "name", None)
     made = made_once(x.graph, key, lambda: _moments(source, axes))
 
@@ -135,7 +154,7 @@ def of_input(source: Input) -> Probe:
             float(count), PooledStatistics(mean.reshape(-1), variance.reshape(-1))
         )
 
-    return Probe(made, read)
+    return Probe(made, read, is_chosen=source.is_chosen)
 
 
 def _moments(source, axes):

@@ -21,6 +21,7 @@ Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algori
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -31,6 +32,11 @@ from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layer
 from bn_tf1.population.passes import Give, Passes, distance, in_order, unwatched
 from bn_tf1.population.pooling import PooledStatistics
 from bn_tf1.population.variable_cells import kept, runs_before, write, written_by
+
+# How TensorFlow says so, of a variable by reference and of one by resource.
+_UNINITIALIZED = re.compile(
+    r"(?:uninitialized value|Could not find variable|resource variable) '?([\w./-]+\w)"
+)
 
 
 class RecalibratedLayer(NamedTuple):
@@ -144,8 +150,8 @@ def recalibrate(
         TypeError: `session` is none, or `batches` cannot be gone through.
         ValueError: there are fewer batches than `num_batches`; a batch has statistics
             that are not finite, or does not switch to training; a layer of `layers` is
-            not reached by them, or no layer at all; `exact` without `inference`.
-            Nothing is written.
+            not reached by them, or no layer at all; a variable has no value yet;
+            `exact` without `inference`. Nothing is written.
     """
     check_session(session)
     if not hasattr(batches, "__iter__"):
@@ -175,7 +181,17 @@ def recalibrate(
     give = None
     if inference is not None:
         give = _assigning(session, measured, inference)
-    return _recalibrated(passes, measured, skipped, fed, give, exact)
+    try:
+        return _recalibrated(passes, measured, skipped, fed, give, exact)
+    except tf.errors.FailedPreconditionError as error:
+        variable = _UNINITIALIZED.search(error.message)
+        if variable is None:
+            raise
+        raise ValueError(
+            f"the variable {variable.group(1)!r} has no value yet: restore a checkpoint "
+            "first, as by bn_tf1.restore(session, PATH), or what was trained is not there "
+            "to be measured"
+        ) from error
 
 
 def _fed_by(batches, graph):

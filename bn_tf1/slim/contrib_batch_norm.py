@@ -132,6 +132,9 @@ def batch_norm(
     sync: Any = None,
     kernel: str = "auto",
     update: str = "collection",
+    bank: Any = None,
+    banks: int | None = None,
+    bank_affine: bool = False,
 ) -> tf.Tensor:
     """Normalises `inputs`; as `tf.contrib.layers.batch_norm`.
 
@@ -172,8 +175,8 @@ def batch_norm(
             keeps.
         adjustment: a function from the shape of `inputs`, a tensor, to a scale and an
             offset for the normalised values, before beta and gamma, in training only.
-        sync, kernel, update: as for `bn_tf1.batch_norm`; the original has no such thing.
-            "merged" updates are in no collection.
+        sync, kernel, update, bank, banks, bank_affine: as for `bn_tf1.batch_norm`; the
+            original has no such thing. "merged" updates are in no collection.
 
     Returns:
         A tensor of the shape and dtype of `inputs`.
@@ -227,6 +230,9 @@ def batch_norm(
         update=update,
         kernel=kernel,
         activation=_name_of(activation_fn),
+        bank=bank,
+        banks=banks,
+        bank_affine=bank_affine,
         is_foldable=way.unbiased,
     )
     arguments = check(x, asked, called=_CALLED)
@@ -244,21 +250,24 @@ def batch_norm(
             scale=scale,
             renorm=renorm,
             counts=isinstance(decay, COUNTED),
+            banks=banks,
+            bank_affine=bank_affine,
             initializers=param_initializers or {},
             order=_GAMMA_FIRST if way.name == _LAYER else _BETA_FIRST,
             named_by="scope",
         )
-        _collect_variables(
-            variables,
-            variables_collections,
-            _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST,
-        )
+        for one_bank in (variables, *variables.others):
+            _collect_variables(
+                one_bank,
+                variables_collections,
+                _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST,
+            )
         how = updating(arguments, variable_scope.name, moves_in=True)
         with unpartitioned(variable_scope):
             normalized = normalize_and_update(
                 x, variables, arguments, how, layer=variable_scope.name
             )
-        _collect_updates(variables, normalized.to_collect, updates_collections)
+        _collect_updates(normalized, updates_collections)
         y = with_original_name(normalized.y, mode, fused=way.unbiased, kernel=kernel)
         if arguments.activation is not None:
             y = activated(y, arguments)
@@ -331,26 +340,27 @@ def _model_variable_getter(getter, name, *arguments, **options):
 def _variable_maker(plan, regularizers, trainable):
     collections = [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
 
-    def get(key, initializer, **options):
+    def get(name, initializer, **options):
         return tf.get_variable(
-            key,
-            [] if key == COUNTER else plan.parameter_shape,
+            name,
+            [] if name.endswith(COUNTER) else plan.parameter_shape,
             plan.dtype,
             initializer,
             collections=collections,
             **options,
         )
 
-    def make(key, initializer):
-        if key in LEARNED:
+    def make(name, initializer):
+        role = name.rpartition("/")[2]
+        if role in LEARNED:
             return get(
-                key,
+                name,
                 initializer,
-                regularizer=regularizers.get(key),
+                regularizer=regularizers.get(role),
                 trainable=trainable is not False,
             )
         with unpartitioned(tf.get_variable_scope()):
-            return get(key, initializer, trainable=False, **OF_STATISTICS)
+            return get(name, initializer, trainable=False, **OF_STATISTICS)
 
     return make
 
@@ -384,12 +394,12 @@ def _renormalization(renorm, clipping, decay):
     return statistics.Renormalization(decay=decay, **checked_clipping(clipping or {}))
 
 
-def _collect_updates(variables, updates, collections):
+def _collect_updates(normalized, collections):
     """Operations in UPDATE_OPS, tensors in other collections, as the original has."""
     for collection in as_list(collections):
-        for key, update in zip(("moving_mean", "moving_variance"), updates):
+        for variable, update in zip(normalized.moving, normalized.to_collect):
             if collection != _UPDATE_OPS:
-                update = _updated(getattr(variables, key), update)
+                update = _updated(variable, update)
             tf.add_to_collection(collection, update)
 
 

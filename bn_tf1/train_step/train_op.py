@@ -172,7 +172,7 @@ def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
             )
     # An update in a loop body or function runs with that loop or function.
     awaited = {
-        op: call.name
+        op: call.bank_name
         for call in calls
         for op in call.updates
         if op.graph is graph and call.name not in ignored_layers
@@ -180,7 +180,7 @@ def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
     run = ancestors(roots)
     forgotten = set(awaited) - run
     if are_chosen:
-        served = {c.name for c in calls if c.updates and run.issuperset(c.updates)}
+        served = {c.bank_name for c in calls if c.updates and run.issuperset(c.updates)}
         forgotten = {op for op in forgotten if awaited[op] not in served}
     if forgotten:
         layers = collections.Counter(awaited[op] for op in forgotten)

@@ -212,6 +212,8 @@ def test_batch_norm_calls(graph, variable):
         "updates",
         "x",
         "arguments",
+        "bank",
+        "is_chosen",
     )
     for name in NAMES:
         assert getattr(calls[0], name) is variable("first/" + name)

@@ -677,3 +677,97 @@ def test_the_prefix_of_a_graph(tmp_path):
     (tmp_path / "model.meta").write_bytes(b"")
     with pytest.raises(CheckpointError, match="give its graph, .*model.meta$"):
         reader_writer.read_meta_graph(str(tmp_path / "model"))
+
+
+# ------------------------------------------------------------------------------ banks
+
+
+def banked(tmp_path):
+    """A layer of one bank with all that belongs to one, beside a weight and a step."""
+    values = {
+        **bn_layer("net/bn"),
+        **bn_layer("net/bn/moving_mean", leaves=["biased", "ExponentialMovingAverage"]),
+        **bn_layer("net/bn/gamma", leaves=["Momentum"]),
+        "net/bn/num_updates": np.float32(7),
+        "net/w": np.ones([2, 3], np.float32),
+        "global_step": np.int64(5),
+    }
+    return save(tmp_path / "one", values), values
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_one_set_becomes_several_and_one_of_them_the_only_one_again(tmp_path, affine):
+    source, values = banked(tmp_path)
+    how = {"from_dialect": "bn_tf1", "to_dialect": "bn_tf1"}
+    several = str(tmp_path / "several")
+    convert(source, several, banks=3, bank_affine=affine, **how)
+    found = contents(several)
+    own = [n for n in values if "moving" in n or "num_updates" in n]
+    own += [n for n in values if "gamma" in n or "beta" in n] if affine else []
+    names = [n.replace("bn/", f"bn/bank_{i}/") for n in own for i in (1, 2)]
+    assert sorted(found) == sorted([*values, *names])
+    for name in own:
+        assert found[name.replace("bn/", "bn/bank_2/")] == found[name]
+    # What is taken out is told from what is left.
+    changed = {n: values[n] for n in values}
+    for name in names:
+        changed[name] = values[name.replace("/bank_1", "").replace("/bank_2", "")] + (
+            1 if "/bank_1" in name else 2
+        )
+    changed = save(tmp_path / "changed", changed)
+    for bank in (0, 2):
+        one = str(tmp_path / f"bank_{bank}")
+        conversion = convert(changed, one, bank=bank, **how)
+        taken = open_checkpoint(one)
+        assert set(taken.shapes) == set(values)
+        for name, value in values.items():
+            shift = bank if name in own else 0
+            np.testing.assert_array_equal(taken.read(name), value + shift, name)
+        left_out = [row.old for row in conversion.rows if row.new is None]
+        assert len(left_out) == 2 * len(own)
+
+
+def test_banks_of_another_library_and_a_renamed_scope(tmp_path):
+    """`convert` spreads what another library called otherwise, where `like` has it."""
+    target = str(tmp_path / "target")
+    rows = convert(
+        fixture("tensorpack"),
+        target,
+        from_dialect="tensorpack",
+        to_dialect="bn_tf1",
+        name_map={"conv_bn": "first"},
+        banks=2,
+    ).rows
+    found = contents(target)
+    assert found["first/bank_1/moving_mean"] == found["first/moving_mean"]
+    assert "first/bank_1/gamma" not in found
+    row = next(row for row in rows if row.new == "first/bank_1/moving_mean")
+    assert row.old == "conv_bn/mean/EMA"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"banks": 1}, "`banks` is 1, but must be at least 2"),
+        ({"bank": 0}, "no layer of several banks"),
+        ({"banks": 2, "bank": 0}, "either `banks` spreads one set"),
+        ({"bank_affine": True}, "either `banks` spreads one set"),
+        ({"from_dialect": "hand_written", "banks": 2}, "convert to one first"),
+        ({"of": 2, "banks": 2}, "has 'net/bn/bank_1' already"),
+        ({"of": 2, "bank": 2}, r"'net/bn' of .* has the banks \[0, 1\]"),
+        (
+            {"of": 2, "to_dialect": "slim", "drop": ["*/num_updates"]},
+            "net/bn/bank_1/mov",
+        ),
+    ],
+)
+def test_what_of_banks_is_refused(tmp_path, options, words):
+    source, _ = banked(tmp_path)
+    options = {"from_dialect": "bn_tf1", "to_dialect": "bn_tf1", **options}
+    if options.pop("of", 0):
+        several = str(tmp_path / "several")
+        convert(source, several, from_dialect="bn_tf1", to_dialect="bn_tf1", banks=2)
+        source = several
+    with pytest.raises(ValueError, match=words):
+        convert(source, str(tmp_path / "new"), **options)
+    assert not os.path.exists(str(tmp_path / "new.index"))

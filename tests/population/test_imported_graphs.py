@@ -269,3 +269,82 @@ def test_a_graph_of_ours_and_its_session_agree(tmp_path, start, control_flow, ke
             assert one.name == other.name
             _close(one.after, other.after, 2e-6)
             assert one.mismatch == pytest.approx(other.mismatch, rel=1e-3, abs=1e-6)
+
+
+def _saved(session, prefix):
+    session.run(tf.global_variables_initializer())
+    return tf.train.Saver().save(session, prefix, write_state=False)
+
+
+def test_one_bank_of_a_graph_that_chooses_it(tmp_path, session):
+    x = tf.placeholder(tf.float32, [None, 3], "x")
+    bank = tf.placeholder(tf.int32, [], "bank")
+    is_training = tf.placeholder(tf.bool, [], "is_training")
+    bn_tf1.batch_norm(2 * x, is_training, bank=bank, banks=2, name="bn")
+    prefix = _saved(session, str(tmp_path / "old"))
+    how = {"checkpoint": prefix}
+    examples = FedExamples({"x": _X}, {"is_training": "1"})
+    with pytest.raises(
+        ValueError, match="one of bn/moving_mean, bn/bank_1/moving_mean"
+    ):
+        recalibrate_graph(prefix + ".meta", prefix + "_no", examples=examples, **how)
+    # In a session on such a graph, too.
+    with tf.Graph().as_default(), tf.Session() as other:
+        tf.train.import_meta_graph(prefix + ".meta").restore(other, prefix)
+        feeds = [{"x:0": _X, "bank:0": 1, "is_training:0": True}]
+        with pytest.raises(
+            ValueError, match="layer 'bn': each run chooses one of bn/mov"
+        ):
+            bn_tf1.recalibrate(other, feeds)
+    examples = FedExamples({"x": _X}, {"bank": "1"})
+    report, added = recalibrate_graph(
+        prefix + ".meta", prefix + "_new", examples=examples, **how
+    )
+    (layer,) = report.layers
+    assert layer.name == "bn/bank_1" and added == ()
+    _close(layer.after, _statistics(np.float64(_X) * 2), 1e-6)
+    before, after = forge.read_all(prefix), forge.read_all(prefix + "_new")
+    changed = {n for n in before if before[n].tobytes() != after[n].tobytes()}
+    assert changed == {"bn/bank_1/moving_mean", "bn/bank_1/moving_variance"}
+
+
+@pytest.mark.parametrize("maker", ["ours", "towers", "by_hand"])
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 2, 3)], ids=str)
+def test_a_mask_is_refused_by_name(tmp_path, session, maker, shape):
+    """The graph in inference mode would not show it."""
+    x = tf.placeholder(tf.float32, [None, *shape], "x")
+    mask = tf.placeholder(tf.float32, [None], "mask")
+    is_training = tf.placeholder(tf.bool, [], "is_training")
+    if maker == "ours":
+        bn_tf1.batch_norm(x, is_training, weights=mask, name="bn")
+    elif maker == "towers":  # whose joint statistics are divided by sums of sizes alone
+        bn_tf1.batch_norm([2 * x, x], is_training, name="bn")
+    else:
+        with tf.variable_scope("bn"):
+            _masked(x, mask, is_training)
+    bn_tf1.batch_norm(x, is_training, name="plain")
+    prefix = _saved(session, str(tmp_path / "old"))
+    data = np.random.RandomState(0).normal(size=[6, *shape]).astype(np.float32)
+    report, _ = recalibrate_graph(
+        prefix + ".meta",
+        prefix + "_new",
+        checkpoint=prefix,
+        examples=FedExamples({"x": data, "mask": np.ones(6, np.float32)}),
+    )
+    measured = {layer.name for layer in report.layers}
+    assert measured == ({"bn", "plain"} if maker == "towers" else {"plain"})
+    assert all("a mask" in reason for reason in report.skipped.values())
+
+
+def _masked(x, mask, is_training):
+    weights = tf.reshape(mask, [-1] + [1] * (x.shape.ndims - 1)) * tf.ones_like(x)
+    axes = list(range(x.shape.ndims - 1))
+    batch = tf.nn.weighted_moments(x, axes, weights)
+    moving = [
+        tf.get_variable(name, [3], trainable=False)
+        for name in ("moving_mean", "moving_variance")
+    ]
+    used = tf.cond(
+        is_training, lambda: batch, lambda: tuple(tf.identity(v) for v in moving)
+    )
+    return tf.nn.batch_normalization(x, *used, None, None, 1e-3)

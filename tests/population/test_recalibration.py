@@ -269,6 +269,94 @@ def test_what_no_batch_reaches_is_named(session):
         recalibrate(session, batches, layers=bn_tf1.batch_norm_calls())
 
 
+@pytest.mark.parametrize("use_resource", [False, True])
+def test_a_variable_without_a_value_is_named(session, use_resource):
+    with tf.variable_scope("net", use_resource=use_resource):
+        x = tf.placeholder(tf.float32, [None, 2])
+        kernel = tf.get_variable("kernel", [2, 2])
+        bn_tf1.batch_norm(tf.matmul(x, kernel), True, name="bn")
+    feeds = [{x: np.float32([[1, 2], [3, 4]])}]
+    with pytest.raises(ValueError, match="variable 'net/bn/moving_.* has no value yet"):
+        recalibrate(session, feeds)
+    statistics = [v for v in tf.global_variables() if "moving" in v.op.name]
+    session.run(tf.variables_initializer(statistics))
+    with pytest.raises(ValueError, match="variable 'net/kernel' has no value yet"):
+        recalibrate(session, feeds)
+
+
+def test_a_layer_of_several_workers_is_refused_by_name(session):
+    class TwoWorkers:
+        size = 2
+
+        def joint_moments(self, moments):
+            return moments
+
+    x = tf.placeholder(tf.float32, [None, 2])
+    bn_tf1.batch_norm(x, True, sync=TwoWorkers(), name="joint")
+    session.run(tf.global_variables_initializer())
+    with pytest.raises(
+        ValueError, match="layer 'joint': `sync` gives it the statistics"
+    ):
+        recalibrate(session, [{x: np.float32([[1, 2], [3, 4]])}])
+
+
+class _Banked:
+    """x -> one, with a bank that each run chooses -> two, called for each bank."""
+
+    def __init__(self, session, update):
+        self.x, self.other = (tf.placeholder(tf.float32, [None, 3]) for _ in range(2))
+        self.bank = tf.placeholder(tf.int32, [])
+        self.is_training = tf.placeholder(tf.bool, [])
+        options = {"banks": 2, "update": update}
+        bn_tf1.batch_norm(
+            self.x, self.is_training, bank=self.bank, name="one", **options
+        )
+        for i, x in enumerate([self.x, self.other]):
+            reuse = tf.AUTO_REUSE
+            bn_tf1.batch_norm(
+                2 * x, self.is_training, bank=i, name="two", reuse=reuse, **options
+            )
+        session.run(tf.global_variables_initializer())
+
+    def feeds(self, batches, banks):
+        return [
+            {self.x: b, self.other: 3 * b, self.bank: i, self.is_training: True}
+            for b, i in zip(batches, banks)
+        ]
+
+
+@pytest.mark.parametrize("finalized", [False, True])
+@pytest.mark.parametrize("update", ["collection", "in_place"])
+def test_each_bank_gets_the_statistics_of_its_batches(session, update, finalized):
+    network = _Banked(session, update)
+    if finalized:
+        session.graph.finalize()
+    batches, banks = _batches([8, 4, 16, 2], [3]), [1, 0, 1, 0]
+    report = recalibrate(
+        session,
+        network.feeds(batches, banks),
+        inference={network.is_training: False},
+    )
+    populations = {
+        "one": [b for b, i in zip(batches, banks) if i == 0],
+        "one/bank_1": [b for b, i in zip(batches, banks) if i == 1],
+        "two": [2 * b for b in batches],
+        "two/bank_1": [6 * b for b in batches],
+    }
+    assert [layer.name for layer in report.layers] == list(populations)
+    for layer in report.layers:
+        for actual, expected in zip(layer.after, _population(populations[layer.name])):
+            _close(actual, expected, 2e-6)
+        assert layer.mismatch < 1e-5
+    before = _values(session)
+    with pytest.raises(ValueError, match="layer 'one', since none chooses this bank"):
+        recalibrate(session, network.feeds(batches, [1] * 4))
+    assert not _changed(before, _values(session))
+    chosen = [call for call in bn_tf1.batch_norm_calls() if call.bank_name != "one"]
+    report = recalibrate(session, network.feeds(batches, [1] * 4), layers=chosen)
+    assert [layer.name for layer in report.layers] == list(populations)[1:]
+
+
 @pytest.mark.parametrize("argument", ["session", "batches"])
 def test_nothing_in_place_of_an_argument(argument):
     arguments = {"session": tf.Session(), "batches": [{}], argument: None}

@@ -106,3 +106,38 @@ def test_recalibrated_on_the_way(trained, tmp_path):
     np.testing.assert_allclose(
         constants["bn/of_examples/variance"], y.var(0), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_bank_that_is_set(tmp_path, session, fold):
+    x = tf.placeholder(tf.float32, [None, 4], "x")
+    bank = tf.placeholder(tf.int32, [], "bank")
+    is_training = tf.placeholder(tf.bool, [], "is_training")
+    h = tf.matmul(x, tf.get_variable("kernel", [4, 3]))
+    y = bn_tf1.batch_norm(
+        h, is_training, bank=bank, banks=3, bank_affine=True, name="bn"
+    )
+    tf.nn.relu(y, name="out")
+    session.run(tf.global_variables_initializer())
+    for i, variable in enumerate(tf.global_variables()):
+        variable.load(np.random.RandomState(i).uniform(1, 2, variable.shape), session)
+    prefix = tf.train.Saver().save(session, str(tmp_path / "model"))
+    data = random_images(0, [5, 4])
+    for number in (0, 2):
+        expected = session.run("out:0", {x: data, bank: number, is_training: False})
+        path = str(tmp_path / f"{number}.pb")
+        bn_tf1.export(
+            prefix,
+            path,
+            to="frozen",
+            outputs=["out"],
+            settings={"bank": number},
+            fold=fold,
+        )
+        with open(path, "rb") as file:
+            graph_def = tf.GraphDef.FromString(file.read())
+        assert fold != any(
+            "Rsqrt" in n.op or "BatchNorm" in n.op for n in graph_def.node
+        )
+        (found,) = run_graph(graph_def, {"x": data}, ["out"])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -10,11 +10,15 @@ from bn_tf1.graphs.node_values import (
     Leaves,
     integers,
     leaves,
+    operands_of,
     origin,
     scalars,
     static_shape,
 )
 from bn_tf1.graphs.view import GraphView, node_of, reference_to
+
+_DIVISIONS = frozenset(["RealDiv", "Div", "DivNoNan"])
+_STEPS = 100
 
 
 def statistic_leaves(view: GraphView, reference: int) -> Leaves | None:
@@ -66,6 +70,29 @@ def is_same_statistic(mean: Leaves, variance: Leaves) -> bool:
     return bool(mean.variables & variance.variables) or bool(
         mean.constants & variance.constants
     )
+
+
+def is_weighted(view: GraphView, mean: int | None) -> bool:
+    """Whether `mean` is a sum divided by one of data, as of a mask or other weights.
+
+    Otherwise it is divided by a number that constants and shapes tell.
+    """
+    pending = [] if mean is None else [mean]
+    seen = set(pending)
+    while pending and len(seen) < _STEPS:
+        current = pending.pop()
+        if view.ops[node_of(current)] in _DIVISIONS:
+            divisor = leaves(view, view.inputs[node_of(current)][1])
+            if any(_sums_data(view, node) for node in divisor.reductions):
+                return True
+        new = [source for source in operands_of(view, current) if source not in seen]
+        seen.update(new)
+        pending += new
+    return False
+
+
+def _sums_data(view, reduction):
+    return bool(leaves(view, view.inputs[reduction][0]).others)
 
 
 def is_statistic_like(view: GraphView, reference: int) -> bool:

@@ -211,11 +211,22 @@ def _resolve_merges(graph, dead, flags):
 
 def _resolve_selections(graph):
     for name, node in list(graph.nodes.items()):
+        if node.op == "GatherV2":
+            _resolve_choice(graph, name, node)
         if node.op not in _SELECTIONS:
             continue
         flag = constant_bool(graph, node.input[0])
         if flag is not None and _are_alike(graph, name, node):
             graph.make_identity(name, node.input[1 if flag else 2])
+
+
+def _resolve_choice(graph, name, node):
+    """Of what is stacked and gathered again, as a layer chooses one of its banks."""
+    stack, index = graph.nodes.get(node_name(node.input[0])), None
+    if stack is not None and stack.op == "Pack" and not stack.attr["axis"].i:
+        index = constant_scalar(graph, node.input[1])
+    if index is not None and 0 <= index < stack.attr["N"].i:
+        graph.make_identity(name, stack.input[int(index)])
 
 
 def _are_alike(graph, name, node):
