@@ -155,7 +155,7 @@ def convert(
         CheckpointError: a file is missing, damaged, in the way, or not written right.
     """
     _check_arguments(from_dialect, to_dialect, shape)
-    checkpoint = reader_writer.open_checkpoint(source)
+    checkpoint = file = reader_writer.open_checkpoint(source)
     reader_writer.check_new(destination)
     checkpoint, dropped = _without_dropped(checkpoint, drop)
     sources: Mapping[str, str] = {}
@@ -186,8 +186,11 @@ def convert(
     rows = tuple(_promoted(row, shadows) for row in rows)
     _check_unique(rows)
     if not dry_run:
-        entries = _entries(rows, checkpoint, layers, targets)
-        reader_writer.write_checkpoint(destination, checkpoint, entries)
+        entries = [
+            entry._replace(source=sources.get(entry.source, entry.source))
+            for entry in _entries(rows, checkpoint, layers, targets)
+        ]
+        reader_writer.write_checkpoint(destination, file, entries)
     rows = tuple(row._replace(old=sources.get(row.old, row.old)) for row in rows)
     return Conversion(rows + dropped, unmatched)
 

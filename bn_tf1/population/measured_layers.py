@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.checkpoints.dialects import natural_key, statistic_role
+from bn_tf1.checkpoints.dialects import statistic_role
 from bn_tf1.graphs.layer_analysis import Analysis, analyse
 from bn_tf1.graphs.node_values import leaves, same_values, variable_name
 from bn_tf1.graphs.recognition.batch_statistics import is_weighted
@@ -375,7 +375,7 @@ class _Recognised:
 def banks_of(view: GraphView, analysis: Analysis) -> str:
     """The moving means that each run chooses one of; "" where there is one or none."""
     nodes = analysis.variables["moving_mean"]
-    names = sorted({variable_name(view, node) for node in nodes}, key=natural_key)
+    names = dict.fromkeys(variable_name(view, node) for node in nodes)
     return ", ".join(names) if len(names) > 1 else ""
 
 

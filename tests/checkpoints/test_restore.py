@@ -282,3 +282,20 @@ def test_nothing_in_place_of_an_argument(argument):
     arguments = {"session": tf.Session(), "checkpoint": "model.ckpt-1", argument: None}
     with pytest.raises(TypeError, match=f"`{argument}` is None, but must be"):
         restore(**arguments)
+
+
+def test_banks_from_a_checkpoint_of_one_and_one_from_several(
+    graph, session, saved, tmp_path
+):
+    """The first bank is called as a layer without banks."""
+    x = tf.placeholder(tf.float32, [None, 3])
+    bn_tf1.batch_norm(x, False, bank=0, banks=2, name="bn")
+    one, several = saved(layer_values()), str(tmp_path / "several")
+    with pytest.raises(ValueError, match="lacks .* bn/bank_1/moving_mean.* --banks"):
+        restore(session, one)
+    convert(one, several, from_dialect="bn_tf1", to_dialect="bn_tf1", banks=2)
+    assert len(restore(session, several).restored) == 6
+    with tf.Graph().as_default(), tf.Session() as other:
+        build_layer()
+        report = restore(other, several)
+        assert len(report.restored) == 4 and len(report.unused) == 2

@@ -17,7 +17,8 @@ from bn_tf1.graphs.node_values import (
 )
 from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
-_DIVISIONS = frozenset(["RealDiv", "Div", "DivNoNan"])
+# By their last input; tf.nn.weighted_moments of 1.15 multiplies by a reciprocal.
+_DIVISIONS = frozenset(["RealDiv", "Div", "DivNoNan", "Reciprocal", "Inv"])
 _STEPS = 100
 
 
@@ -82,7 +83,7 @@ def is_weighted(view: GraphView, mean: int | None) -> bool:
     while pending and len(seen) < _STEPS:
         current = pending.pop()
         if view.ops[node_of(current)] in _DIVISIONS:
-            divisor = leaves(view, view.inputs[node_of(current)][1])
+            divisor = leaves(view, view.inputs[node_of(current)][-1])
             if any(_sums_data(view, node) for node in divisor.reductions):
                 return True
         new = [source for source in operands_of(view, current) if source not in seen]

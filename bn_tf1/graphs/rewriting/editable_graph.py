@@ -129,7 +129,7 @@ class EditableGraph:
         """Turns the node `name` into a copy of `source`; its dtype is kept, as "T"."""
         old = self.nodes[name]
         node = tf.NodeDef(name=name, op="Identity", input=[source])
-        for key in ("T", "dtype"):
+        for key in ("T", "dtype", "Tparams"):
             if key in old.attr:
                 node.attr["T"].CopyFrom(old.attr[key])
                 break
