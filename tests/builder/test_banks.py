@@ -133,6 +133,28 @@ def test_calls_with_numbers_against_float64(start, values, graph):
         bn_tf1.make_train_op(loss, optimizer, update_ops=updates)
 
 
+def test_merged_calls_count_for_the_banks_that_they_choose(start, values):
+    inputs = [tf.placeholder(tf.float32, [None, 3]) for _ in range(2)]
+    chosen = [tf.placeholder(tf.int32, []) for _ in range(2)]
+    outputs = [
+        ours(x, True, bank=i, banks=2, update="merged", reuse=tf.AUTO_REUSE)
+        for x, i in zip(inputs, chosen)
+    ]
+    loss = tf.add_n([tf.reduce_mean(y**3) for y in outputs])
+    train_op = bn_tf1.make_train_op(loss, tf.train.GradientDescentOptimizer(0.0))
+    session = start()
+    data = batch(0), batch(1, (4, 3))
+    names, mean = ["bn/moving_mean", "bn/bank_1/moving_mean"], np.zeros([2, 3])
+    for banks in ([1, 1], [0, 1]):
+        feed = {**dict(zip(inputs, data)), **dict(zip(chosen, banks))}
+        session.run(train_op, feed)
+        for i in set(banks):
+            own = np.concatenate([d for d, j in zip(data, banks) if i == j])
+            mean[i] = DECAY * mean[i] + (1 - DECAY) * own.astype(np.float64).mean(0)
+        for found, expected in zip(values(names).values(), mean):
+            np.testing.assert_allclose(found, expected, **CLOSE)
+
+
 @pytest.mark.parametrize("bank", [1, "tensor"])
 def test_each_bank_has_a_gamma_and_a_beta_if_it_shall(bank, start, values, session):
     x = tf.placeholder(tf.float32, [None, 3])
