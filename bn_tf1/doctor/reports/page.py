@@ -66,6 +66,7 @@ details{margin:.5em 0}summary{cursor:pointer;color:var(--soft)}
 .layers{width:100%;border-collapse:collapse}.layers th{text-align:left;
 color:var(--soft);font-weight:600;font-size:.85em;vertical-align:bottom}
 .layers td,.layers th{padding:.12em .6em;border-bottom:1px solid var(--rule)}
+.layers .plotted,.layers .p0,.layers .p1{padding-right:1.5em}
 .layers td.name{font:.85em ui-monospace,monospace}.layers .plotted{width:32%}
 .layers thead{position:sticky;top:0;background:var(--bg);z-index:1}
 .p0 svg{background:var(--r0)}.p1 svg{background:var(--r1)}
@@ -77,7 +78,7 @@ font-size:.85em;color:var(--soft);align-items:center}
 @media(max-width:44rem){body{padding:.8rem}.layers,.layers tbody,.layers thead{
 display:block}.layers tr{display:grid;grid-template-columns:1fr 1fr;
 border-bottom:1px solid var(--rule);padding:.25em 0}.layers td,.layers th{border:0;
-padding:.05em .4em .05em 0}.layers .name{grid-column:1/-1}.layers .plotted{width:auto}
+padding:.05em 1.5em .05em 0}.layers .name{grid-column:1/-1}.layers .plotted{width:auto}
 .layers .value{display:none}.checks td{display:block}.plot{margin-left:3.4em}}
 """
 
@@ -262,11 +263,10 @@ def _courses(examination):
     scope = common_scope([row.name for row in rows])
     sick = {f.layer for f in examination.findings if f.gravity != "note"}
     are_few = len(rows) <= charts.COLOURS
-    yield '<h3>Over the checkpoints</h3><p class="soft">the median over the channels'
-    yield "" if are_few else ", one line for each layer"
+    told = "the median over the channels" + ", one line for each layer" * (not are_few)
     if sick and not are_few:
-        yield '; <span class="s1">with an error or a warning</span>'
-    yield '</p><div class="courses">'
+        told += '; <span class="s1">with an error or a warning</span>'
+    yield f'<h3>Over the checkpoints</h3><p class="soft">{told}</p><div class="courses">'
     for part, title in ((0, "moving mean"), (1, "moving deviation")):
         series = [
             charts.Series(

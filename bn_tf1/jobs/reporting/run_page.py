@@ -1,5 +1,6 @@
 """The page of a run, `report.html`: self-contained, without a script.
 
+    the last figures, and the flags that were not left at their defaults;
     learning curves of training and evaluation in one chart, the learning rate, the speed;
     for each layer its moving statistics against those of the batch, over the steps;
     the doctor's verdict.
@@ -11,6 +12,7 @@ chart. Two runs are compared curve by curve.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import html
 import os
@@ -23,6 +25,8 @@ from bn_tf1.doctor.examination import examine
 from bn_tf1.doctor.reports import charts
 from bn_tf1.doctor.reports.grouping import findings_by_check
 from bn_tf1.doctor.reports.terminal import verdict
+from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.reporting.event_curves import Curves, curves_of
 from bn_tf1.jobs.saving import durable_files
 from bn_tf1.jobs.summaries import TRAIN_FOLDER
@@ -57,6 +61,8 @@ _OF_LAYERS = (
         {"mean_distance": "means", "variance_distance": "variances"},
     ),
 )
+# Where a run lies, which its title says, is none, nor is what it found there.
+_NO_SETTINGS = ("model_dir", "data_dir", "data_checksum")
 _MAX_POINTS, _MAX_LAYER_POINTS = 200, 40
 _MAX_CHARTS = 60
 _MAX_OPEN_LAYERS = 12
@@ -77,7 +83,9 @@ overflow-wrap:anywhere}
 .verdict{padding:.6em .9em;border-radius:.4em;background:var(--panel);
 border-left:.4em solid var(--good)}.verdict.sick{border-color:var(--error)}
 .verdict ul{margin:.3em 0;padding-left:1.2em}details{margin:.8em 0}
-summary{cursor:pointer;color:var(--soft)}code{overflow-wrap:anywhere}
+summary{cursor:pointer;color:var(--soft)}.settings{border-collapse:collapse;
+font-size:.88em}.settings td,.settings th{padding:.1em 1.4em .1em 0;text-align:left}
+code{overflow-wrap:anywhere}
 @media(max-width:44rem){body{padding:.8rem}.plot{margin-left:3.4em}}
 """
 
@@ -149,6 +157,7 @@ def page(runs: Sequence[RunCurves]) -> str:
     ]
     for name, run in zip(names, runs):
         parts.append(_facts(run, name if len(runs) > 1 else ""))
+    parts += _settings(names, runs)
     parts.append("<h2>Learning curves</h2>")
     parts.append(
         '<div class="charts">' + "".join(_curve_charts(names, runs)) + "</div>"
@@ -190,6 +199,33 @@ def _facts(run, name):
             facts.append(f"<div><b>{figure}</b>{_escaped(place)}</div>")
     title = f"<h2>{_escaped(name)}</h2>" if name else ""
     return title + (f'<div class="facts">{"".join(facts)}</div>' if facts else "")
+
+
+def _settings(names, runs) -> Iterator[str]:
+    """What runs of train.py were started with, where that is not the default of all."""
+    configs = [_saved_config(run.folder) for run in runs]
+    if None in configs:
+        return
+    rows = []
+    for field in dataclasses.fields(Config):
+        values = [getattr(config, field.name) for config in configs]
+        if field.name in _NO_SETTINGS or values == [field.default] * len(values):
+            continue
+        mark = "b" if len(set(values)) > 1 else "span"
+        cells = "".join(f"<td><{mark}>{_escaped(str(v))}</{mark}></td>" for v in values)
+        rows.append(f"<tr><td><code>--{field.name}</code></td>{cells}</tr>")
+    head = "".join(f"<th>{_escaped(name)}</th>" for name in names if len(names) > 1)
+    yield f"<details{' open' if len(runs) > 1 else ''}><summary>Settings</summary>"
+    yield f'<table class="settings"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+    yield '<p class="soft">All others are the defaults of train.py.</p></details>'
+
+
+def _saved_config(folder):
+    """The configuration of a run of train.py; None for another program's."""
+    try:
+        return configuration.load(folder)
+    except (ConfigError, OSError):
+        return None
 
 
 def _curve_charts(names, runs) -> Iterator[str]:

@@ -84,6 +84,9 @@ def test_a_run_leaves_a_page_with_everything_in_it(trained):
     # The training job knew nothing of the evaluation, and evaluation drew it anew.
     assert "evaluation accuracy, step 12" not in before
     assert "evaluation accuracy, step 12" in text
+    # What it was started with, without what anybody starts with.
+    assert "--max_steps" in text
+    assert "--momentum" not in text
     assert len(page) < 60_000
 
 
