@@ -16,9 +16,8 @@ from bn_tf1 import quiet_start
 with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
     from absl import flags
 
-    from bn_tf1.jobs import command_line, diagnosis, evaluation
+    from bn_tf1.jobs import command_line
     from bn_tf1.jobs.config import Config, ConfigError
-    from bn_tf1.jobs.finished import exported_runs
 
 FLAGS = flags.FLAGS
 
@@ -136,7 +135,8 @@ def _checkpoint_prefix():
     return path and re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
 
 
-def main():
+def prepare():
+    """(folder of the run, checkpoint or None) that the flags name."""
     _check_names()
     _check_timeout()
     _check_exported()
@@ -147,13 +147,30 @@ def main():
     model_dir, checkpoint_path = FLAGS.model_dir, _checkpoint_prefix()
     if checkpoint_path and not FLAGS["model_dir"].present:
         model_dir = os.path.dirname(checkpoint_path) or "."
+    return model_dir, checkpoint_path
+
+
+def main(places):
+    model_dir, checkpoint_path = places
     if FLAGS.exported:
-        found = exported_runs.evaluate_exported(FLAGS.exported, model_dir, FLAGS.split)
-        print(
-            f"{found.path} ({found.format}): accuracy {found.accuracy:.4f}, loss "
-            f"{found.loss:.4f} on {found.examples} {found.split} examples"
-        )
-        return
+        _print_exported(model_dir)
+    else:
+        _print_results(model_dir, checkpoint_path)
+
+
+def _print_exported(model_dir):
+    from bn_tf1.jobs.finished import exported_runs
+
+    found = exported_runs.evaluate_exported(FLAGS.exported, model_dir, FLAGS.split)
+    print(
+        f"{found.path} ({found.format}): accuracy {found.accuracy:.4f}, loss "
+        f"{found.loss:.4f} on {found.examples} {found.split} examples"
+    )
+
+
+def _print_results(model_dir, checkpoint_path):
+    from bn_tf1.jobs import diagnosis, evaluation
+
     request = evaluation.Request(
         model_dir=model_dir,
         split=FLAGS.split,
@@ -177,4 +194,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    command_line.run(main, EXAMPLES)
+    command_line.run(prepare, main, EXAMPLES)

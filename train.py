@@ -14,8 +14,7 @@ IMPORTS_TENSORFLOW_ITSELF = True
 from bn_tf1 import quiet_start
 
 with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
-    from bn_tf1.jobs import command_line, config, training
-    from bn_tf1.jobs.reporting import run_page
+    from bn_tf1.jobs import command_line, config
 
 EXAMPLES = (
     "",
@@ -26,9 +25,13 @@ EXAMPLES = (
 )
 
 
-def main():
-    given = command_line.given(config.Config)
-    run = config.resolve(given)
+def prepare():
+    return config.resolve(command_line.given(config.Config))
+
+
+def main(run):
+    from bn_tf1.jobs import training
+
     workers = command_line.workers()
     result = training.train(run, workers)
     if workers is not None and not workers.is_chief:
@@ -48,6 +51,8 @@ def main():
 
 
 def _report(model_dir):
+    from bn_tf1.jobs.reporting import run_page
+
     return os.path.join(model_dir, run_page.REPORT_FILE)
 
 
@@ -61,4 +66,4 @@ def _evaluation(model_dir):
 if __name__ == "__main__":
     command_line.define_fields(config.Config, config.group_of)
     command_line.define_workers()
-    command_line.run(main, EXAMPLES)
+    command_line.run(prepare, main, EXAMPLES)

@@ -1,21 +1,7 @@
-"""How the scripts start: flags in, an exit code out.
+"""How the scripts start: flags in, help and usage at once, then the work.
 
-Exit codes:
-    0: the job did what it was asked.
-    1: it failed.
-    2: a flag is unknown or out of range, or contradicts the run's config.json.
-    3: the evaluation saw no new checkpoint in time, and no process is training.
-    4: the evaluation saw no new checkpoint in time, though a process is training.
-    5: another process is training in the model directory.
-    69: another worker is gone, or did not come: start all of them again
-        (EX_UNAVAILABLE).
-    75: a signal stopped the training, and every step is saved: run again to go on
-        (EX_TEMPFAIL of sysexits.h).
-    76: the workers do not fit together (EX_PROTOCOL).
-    130, 143: SIGINT or SIGTERM ended it, and nothing more was saved.
-
-An expected failure prints one line, not a traceback; with --verbose, what TensorFlow says
-of the place in the graph, too.
+Contract: nothing in here needs TensorFlow, whose import takes seconds, until the flags are
+known to be right. How an error ends the process is in `exit_codes`.
 """
 
 from __future__ import annotations
@@ -30,41 +16,13 @@ import textwrap
 import threading
 from typing import Any, Callable, Sequence
 
-import tensorflow.compat.v1 as tf
 from absl import app, flags
 
-from bn_tf1.checkpoints.reader_writer import first_line
+from bn_tf1 import quiet_start
 from bn_tf1.jobs.config import Config, ConfigError
-from bn_tf1.jobs.data.idx_and_cifar import DataFileError
-from bn_tf1.jobs.evaluation import (
-    EvaluationError,
-    EvaluationTimeout,
-    TrainingStalled,
-)
-from bn_tf1.jobs.saving.committing_saver import SavingError
-from bn_tf1.jobs.saving.run_lock import LockedError
-from bn_tf1.jobs.training import TrainingError, TrainingStopped
 from bn_tf1.version import VERSION
-from bn_tf1.workers.cluster import Workers
-from bn_tf1.workers.meeting import WorkersError
 
-_STOPPED = 75
 _CLOSING_SECS = 5.0
-# The first that fits counts: a class stands before those it is derived from.
-_EXIT_CODES = {
-    WorkersError: 1,  # it has its own
-    SavingError: 1,
-    ConfigError: 2,
-    DataFileError: 1,
-    TrainingStalled: 4,
-    EvaluationTimeout: 3,
-    EvaluationError: 1,
-    LockedError: 5,
-    OSError: 1,
-    TrainingError: 1,
-    tf.errors.OpError: 1,
-}
-
 
 # Limits of `Workers` that are flags: (default, help) by name.
 _SECONDS = {
@@ -153,12 +111,14 @@ def define_workers() -> None:
         flags.DEFINE_float(name, default, text, module_name=group)
 
 
-def workers() -> Workers | None:
-    """As these flags or TF_CONFIG say; None for one process alone.
+def workers() -> Any:
+    """The `Workers` as these flags or TF_CONFIG say; None for one process alone.
 
     Raises:
         ConfigError: they do not fit.
     """
+    from bn_tf1.workers.cluster import Workers
+
     values = flags.FLAGS
     secret = b""
     if values.cluster_secret_file:
@@ -209,11 +169,19 @@ def interpreter() -> list[str]:
     return [path if relative.startswith(os.pardir) else relative]
 
 
-def run(main: Callable[[], None], examples: Sequence[str] = ()) -> None:
-    """Parses the flags, calls `main` in graph mode and exits the process.
+def run(
+    prepare: Callable[[], Any],
+    work: Callable[[Any], None],
+    examples: Sequence[str] = (),
+) -> None:
+    """Parses the flags, does what the script is for in graph mode, and exits the process.
+
+    The docstring of the module that runs describes the script in the help.
 
     Args:
-        main: the script; its module's docstring describes it in the help.
+        prepare: checks the flags without TensorFlow; raises a `ConfigError` if they are
+            wrong.
+        work: the script, called with what `prepare` returned.
         examples: command lines for the help, without the script.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -225,7 +193,7 @@ def run(main: Callable[[], None], examples: Sequence[str] = ()) -> None:
         "version", False, "Prints the version and exits.", module_name=_GENERAL
     )
     app.run(
-        lambda argv: _run_main(main),
+        lambda argv: _run_main(prepare, work),
         flags_parser=lambda argv: _parse_flags(argv, examples),
     )
 
@@ -246,17 +214,19 @@ def _parse_flags(argv: Sequence[str], examples):
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
-        _fail(_wrong_value(error), 2)
+        fail(_wrong_value(error), 2)
     except flags.UnrecognizedFlagError as error:
-        _fail(_unknown_flag(error), 2)
+        fail(_unknown_flag(error), 2)
     # ValueError: of absl for a value behind --no<flag>.
     except (flags.Error, ValueError) as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     if flags.FLAGS.version:
-        print(f"bn_tf1 {VERSION}, TensorFlow {tf.version.VERSION}")
+        with quiet_start.importing(verbose=flags.FLAGS.verbose):
+            from tensorflow.compat.v1 import version
+        print(f"bn_tf1 {VERSION}, TensorFlow {version.VERSION}")
         sys.exit(0)
     if len(rest) > 1:
-        _fail(_unexpected(argv, rest[1]), 2)
+        fail(_unexpected(argv, rest[1]), 2)
     return rest
 
 
@@ -347,31 +317,18 @@ def _wrong_value(error):
     return f"--{name} is {value!r}, but must be {wanted}"
 
 
-def _run_main(main):
-    tf.disable_v2_behavior()
+def _run_main(prepare, work):
     try:
-        main()
-    except TrainingStopped as error:
-        # Somebody asked for it: no error.
-        print(error, file=sys.stderr)
-        sys.exit(_STOPPED)
-    except tuple(_EXIT_CODES) as error:
-        if isinstance(error, tf.errors.OpError) and flags.FLAGS.verbose:
-            raise
-        codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
-        _fail(_told(error), getattr(error, "exit_code", codes[0]))
+        request = prepare()
+    except ConfigError as error:
+        fail(str(error), 2)
+    with quiet_start.importing(verbose=flags.FLAGS.verbose):
+        from bn_tf1.jobs import exit_codes
+    exit_codes.run(lambda: work(request), verbose=flags.FLAGS.verbose)
 
 
-def _told(error):
-    """An error in words: the system's without its number, TensorFlow's without where."""
-    if isinstance(error, tf.errors.OpError):
-        return f"{first_line(error)}; --verbose tells where"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename} cannot be read or written: {error.strerror}"
-    return str(error)
-
-
-def _fail(message, code):
+def fail(message: str, code: int) -> None:
+    """Ends the process with `code` and one line on standard error."""
     # One line: a value or a path may hold a line break.
     print("error: " + "\\n".join(message.splitlines()), file=sys.stderr)
     sys.exit(code)

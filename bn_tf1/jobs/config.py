@@ -18,22 +18,18 @@ import re
 from typing import Any, Mapping
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-from bn_tf1.arguments import CUMULATIVE
-from bn_tf1.jobs import slim_models
-from bn_tf1.jobs.data import record_shards
-from bn_tf1.jobs.data.datasets import DATASETS, STREAMED
+from bn_tf1.jobs import choices
+from bn_tf1.jobs.choices import CUMULATIVE, DATASETS, NETWORKS, STREAMED
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
-from bn_tf1.jobs.models import LEARNING_RATES, MODELS
 from bn_tf1.jobs.saving import durable_files
 
 CONFIG_FILE = "config.json"
 
 # Options whose default depends on the model.
 _OF_THE_MODEL = {
-    "learning_rate": {**LEARNING_RATES, **slim_models.LEARNING_RATES},
-    "bn_epsilon": {**dict.fromkeys(MODELS, 1e-3), **slim_models.EPSILONS},
+    "learning_rate": {name: n.learning_rate for name, n in NETWORKS.items()},
+    "bn_epsilon": {name: n.epsilon for name, n in NETWORKS.items()},
 }
 
 
@@ -131,10 +127,10 @@ class Config:
         minimum=0,
     )
     record_image: str = _option(
-        record_shards.Features().image, "Feature of the encoded image in a record."
+        choices.RECORD_IMAGE, "Feature of the encoded image in a record."
     )
     record_label: str = _option(
-        record_shards.Features().label, "Feature of the label in a record."
+        choices.RECORD_LABEL, "Feature of the label in a record."
     )
     label_offset: int = _option(
         0, "Label of the first class in records, such as 1.", minimum=0
@@ -145,9 +141,7 @@ class Config:
         minimum=0,
     )
 
-    model: str = _option(
-        "convnet", "Network to train.", choices=(*MODELS, *slim_models.MODELS)
-    )
+    model: str = _option("convnet", "Network to train.", choices=tuple(NETWORKS))
     resnet_n: int = _option(
         3, "Residual blocks per stage of resnet, which has 6n+2 layers.", minimum=1
     )
@@ -314,15 +308,13 @@ class Config:
                 object.__setattr__(self, option, by_model[self.model])
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
-        if self.precision == "bfloat16" and tf.version.VERSION.startswith("1."):
-            raise ConfigError(
-                f"--precision is 'bfloat16', but TensorFlow {tf.version.VERSION} has no "
-                "convolution for it on the CPU: use TensorFlow 2, or float32"
-            )
-        if self.data_format == "NCHW" and self.model not in slim_models.MODELS:
+        if self.precision == "bfloat16":
+            _check_bfloat16()
+        able = [name for name, n in NETWORKS.items() if n.has_channels_first]
+        if self.data_format == "NCHW" and self.model not in able:
             raise ConfigError(
                 f"--data_format is 'NCHW', but --model={self.model} has channels last "
-                f"only: leave it out, or take one of {', '.join(slim_models.MODELS)}"
+                f"only: leave it out, or take one of {', '.join(able)}"
             )
         self._check_decay()
         if not self.model_dir:
@@ -345,6 +337,16 @@ class Config:
                 "--bn_kernel is 'recipe', which has one decay for all steps: give "
                 "--bn_decay a number, without --bn_decay_warm_up, or take another kernel"
             )
+
+
+def _check_bfloat16():
+    from tensorflow.compat.v1 import version  # not before it is asked for: --help
+
+    if version.VERSION.startswith("1."):
+        raise ConfigError(
+            f"--precision is 'bfloat16', but TensorFlow {version.VERSION} has no "
+            "convolution for it on the CPU: use TensorFlow 2, or float32"
+        )
 
 
 # The groups of the options in --help, by the option that each begins with.
@@ -504,6 +506,8 @@ def load(model_dir: str) -> Config:
             f"--model_dir is {model_dir!r}, but there is no {path}: train.py writes it "
             "when a run begins"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{path} is not a saved configuration: {error}; put a good copy back, or move "

@@ -134,10 +134,6 @@ def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
 
 MODELS = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
 
-# At the start, per step, in batches of 64: what trained best of half, once and twice it.
-# A sigmoid passes on a quarter of a gradient at most.
-LEARNING_RATES = {"mlp": 0.8, "convnet": 0.1, "resnet": 0.1}
-
 
 def _residual_block(x, filters, stride, is_training, settings):
     shortcut = x

@@ -199,9 +199,6 @@ MODELS = {
     "resnet_v2_50": resnet_v2_50,
     "mobilenet_v1": mobilenet_v1,
 }
-# What slim adds to the variance; rates that train from scratch, and fine-tune.
-EPSILONS = {"resnet_v1_50": 1e-5, "resnet_v2_50": 1e-5, "mobilenet_v1": 1e-3}
-LEARNING_RATES = {"resnet_v1_50": 0.02, "resnet_v2_50": 0.02, "mobilenet_v1": 0.05}
 
 
 def _blocks(x, bottleneck, layers):

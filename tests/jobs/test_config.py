@@ -6,8 +6,8 @@ import json
 import pytest
 
 from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs.choices import NETWORKS
 from bn_tf1.jobs.config import CHANGEABLE, Config, ConfigError
-from bn_tf1.jobs.models import LEARNING_RATES
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_a_float_option_takes_an_int():
     assert Config(learning_rate=1).learning_rate == 1
 
 
-@pytest.mark.parametrize("model", sorted(LEARNING_RATES))
+@pytest.mark.parametrize("model", sorted(NETWORKS))
 def test_the_learning_rate_is_the_models_unless_it_is_given(tmp_path, model):
     given = {"model_dir": str(tmp_path), "model": model}
     config = configuration.resolve(given)
-    assert config.learning_rate == LEARNING_RATES[model]
+    assert config.learning_rate == NETWORKS[model].learning_rate
     configuration.save(config)
-    assert f'"learning_rate": {LEARNING_RATES[model]}' in (
+    assert f'"learning_rate": {NETWORKS[model].learning_rate}' in (
         (tmp_path / "config.json").read_text()
     )
     assert configuration.resolve({"model_dir": str(tmp_path)}) == config

@@ -196,6 +196,24 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, script, flags, words
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flag", "code", "words"),
+    [("--help", 0, "examples:"), ("--seed=-1", 2, "--seed"), ("--x", 2, "flag 'x'")],
+)
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_and_usage_do_not_wait_for_tensorflow(tmp_path, script, flag, code, words):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported')")
+    result = subprocess.run(
+        _command(script, flag),
+        env={**_ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code
+    assert words in result.stdout + result.stderr
+
+
 def test_a_damaged_data_file_is_named_before_the_first_step(tmp_path):
     damaged = tmp_path / "data"
     damaged.mkdir()

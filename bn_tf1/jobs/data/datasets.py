@@ -28,6 +28,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.jobs.choices import DATASETS, STREAMED
 from bn_tf1.jobs.data import idx_and_cifar, image_folders, record_shards, streamed
 from bn_tf1.jobs.data.streamed import StreamedDataset, do_not_convert
 
@@ -196,9 +197,6 @@ _FORMATS = {
         label_limits=(20, 100),
     ),
 }
-
-STREAMED = ("images", "tfrecord")
-DATASETS = tuple(_FORMATS) + ("synthetic",) + STREAMED
 
 
 class Streaming(NamedTuple):

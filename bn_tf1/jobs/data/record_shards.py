@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
 from bn_tf1.formats.tfrecords import FRAME_BYTES, Frames, list_frames, unframed
+from bn_tf1.jobs import choices
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.data.streamed import Example, ExampleSource
 
@@ -44,8 +45,8 @@ class Features(NamedTuple):
         label_offset: what the label of the first class is; slim's ImageNet begins at 1.
     """
 
-    image: str = "image/encoded"
-    label: str = "image/class/label"
+    image: str = choices.RECORD_IMAGE
+    label: str = choices.RECORD_LABEL
     label_offset: int = 0
 
 

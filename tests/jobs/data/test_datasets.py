@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import CUMULATIVE
+from bn_tf1.jobs import choices, models, slim_models
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.datasets import SyntheticImages
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
@@ -540,17 +542,10 @@ def test_invalid_evaluation_batch_size():
         datasets.evaluation_batches(dataset, 0)
 
 
-def test_every_name_is_listed():
-    assert datasets.DATASETS == (
-        "digits",
-        "mnist",
-        "fashion_mnist",
-        "cifar10",
-        "cifar100",
-        "synthetic",
-        "images",
-        "tfrecord",
-    )
+def test_every_name_that_can_be_chosen_is_known():
+    assert choices.IN_MEMORY == tuple(datasets._FORMATS)
+    assert set(choices.NETWORKS) == {*models.MODELS, *slim_models.MODELS}
+    assert choices.CUMULATIVE == CUMULATIVE
 
 
 def test_more_synthetic_pixels_than_fit_are_refused():

@@ -139,7 +139,7 @@ def build_hung(*arguments):
 training._build_step = build_hung
 grace_secs = float(sys.argv.pop())
 config = Config(model_dir=sys.argv.pop(), model="mlp", grace_secs=grace_secs)
-command_line.run(lambda: training.train(config))
+command_line.run(lambda: config, training.train)
 """
 
 
