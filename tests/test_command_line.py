@@ -135,7 +135,15 @@ def test_migrate_graph(tmp_path, capsys):
             [*RECALIBRATE, "--examples=README.md"],
             (
                 "recalibrate: --examples README.md is no .npz file of numbers, as np.savez "
-                "writes it: a text file\n"
+                "writes it, but a text file\n"
+            ),
+        ),
+        (
+            ["recalibrate", "tests", "new"],
+            (
+                "recalibrate: tests has no config.json, and so is no folder of a run of "
+                "train.py: of other runs give the .meta file, with --checkpoint and "
+                "--examples\n"
             ),
         ),
         (
@@ -181,6 +189,7 @@ def test_a_failure_is_one_line_and_exit_code_1(command, message, capsys, monkeyp
             ["convert", "a", "b", "--from=pytorch", "--to=slim"],
             "--from: convert reads checkpoints of TensorFlow: in PyTorch, rename",
         ),
+        (["doctor", "--list", "a"], "--explain and --list examine no PATH"),
         (["migrate_graph", "a"], "required: destination"),
         (["export", "a", "b", "--time_limit=0"], "'0' is no number of seconds above 0"),
         (["convrt", "a", "b"], "did you mean convert?"),

@@ -86,7 +86,14 @@ def open_checkpoint(path: str) -> Checkpoint:
     """
     prefix = _prefix(os.fspath(path))
     with _one_line_errors(f"{prefix} cannot be read"):
-        reader = tf.train.NewCheckpointReader(prefix)
+        try:
+            reader = tf.train.NewCheckpointReader(prefix)
+        except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
+            # Where our own reader sees the damage, too, it says it in plain words.
+            from bn_tf1.checkpoints.tensor_file import open_tensors
+
+            open_tensors(prefix)
+            raise
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
     if OBJECT_GRAPH in shapes:
@@ -158,9 +165,7 @@ def _one_line_errors(what):
     except (tf.errors.OpError, ValueError, IndexError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(
-            f"{what}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise CheckpointError(f"{what}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.explain is not None or options.list:
+        if options.paths:
+            options.wrong_usage("--explain and --list examine no PATH: leave it out")
         _print_checks(options)
         return 0
     if not options.paths:

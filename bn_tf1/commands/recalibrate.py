@@ -98,8 +98,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recalibrate_run(options):
+    from bn_tf1.jobs.config import CONFIG_FILE
     from bn_tf1.jobs.finished.recalibrated_runs import BATCH_SIZE, recalibrate_run
 
+    if not os.path.exists(os.path.join(options.source, CONFIG_FILE)):
+        raise ValueError(
+            f"{options.source} has no {CONFIG_FILE}, and so is no folder of a run of "
+            "train.py: of other runs give the .meta file, with --checkpoint and --examples"
+        )
     if options.examples or options.set:
         raise ValueError(
             f"--examples and --set are for a .meta file, but {options.source} is a run, "
@@ -123,6 +129,7 @@ def _recalibrate_run(options):
 
 
 def _recalibrate_graph(options):
+    from bn_tf1.formats.array_files import read_arrays
     from bn_tf1.population.imported_graphs import FedExamples, recalibrate_graph
 
     graph = f"{options.source}.meta"
@@ -137,7 +144,7 @@ def _recalibrate_graph(options):
             "and --examples"
         )
     examples = FedExamples(
-        _arrays(options.examples),
+        read_arrays(options.examples, "--examples"),
         dict(pair for pairs in options.set for pair in pairs),
         options.num_examples,
         options.batch_size,
@@ -154,38 +161,6 @@ def _recalibrate_graph(options):
     print(report)
     for name in added:
         print(f"new variable: {name}")
-
-
-def _arrays(path):
-    import zipfile
-
-    import numpy as np
-
-    from bn_tf1.formats.other_formats import other_format
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        # What numpy itself says of a file that it cannot tell has no number.
-        if error.errno is not None:
-            raise ValueError(
-                f"--examples {path} cannot be read: {error.strerror}"
-            ) from error
-        reason = error
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = error
-    with open(path, "rb") as file:
-        what = other_format(file.read(4096), path) or str(reason).split("\n")[0]
-    raise ValueError(
-        f"--examples {path} is no .npz file of numbers, as np.savez writes it: {what}"
-    )
 
 
 def _progress(feeds, name):

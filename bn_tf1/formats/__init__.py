@@ -4,6 +4,7 @@
     sorted_table     the index of a checkpoint
     tfrecords        records and their frames
     crc32c           the checksum of all of these
+    array_files      .npz files of examples
     other_formats    what else a file is, in plain words
 
 Contract: whatever bytes are read, the memory is bounded and only a `ValueError` can come

@@ -39,7 +39,12 @@ from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.finished.recalibrated_runs import BATCH_SIZE, SwitchedNetwork
 from bn_tf1.jobs.reporting.live_report import LiveReport
-from bn_tf1.jobs.saving import committing_saver, run_lock, saved_steps
+from bn_tf1.jobs.saving import (
+    committing_saver,
+    durable_files,
+    run_lock,
+    saved_steps,
+)
 from bn_tf1.jobs.saving.committing_saver import DamagedCheckpoint, SavedCheckpoint
 
 RESULTS_FILE = "results.jsonl"
@@ -150,7 +155,7 @@ def evaluate(request: Request) -> Iterator[Result]:
         allocator.keep_memory()
     dataset = network.open_split(config, request.split)
     eval_dir = _eval_dir(request)
-    os.makedirs(eval_dir, exist_ok=True)
+    durable_files.make_folder(eval_dir, "--eval_dir")
     with tf.Graph().as_default():
         graph = _build_graph(config, dataset)
         saver = tf.train.Saver(tf.global_variables())
@@ -455,25 +460,37 @@ def _restore(session, saver, graph, path):
     committing_saver.verify(path)
     try:
         reader = tf.train.NewCheckpointReader(path)
-        missing = sorted(
-            variable.op.name
-            for variable in tf.global_variables()
-            if not reader.has_tensor(variable.op.name)
-        )
-        if missing == [graph.global_step.op.name]:
-            missing = []
+        shapes = reader.get_variable_to_shape_map()
+    except committing_saver.READ_ERRORS as error:
+        raise DamagedCheckpoint(path, str(error)) from error
+    _check_fits(shapes, path, graph.global_step)
+    try:
+        if graph.global_step.op.name not in shapes:
             _restore_without_step(session, graph, path)
-        elif not missing:
+        else:
             saver.restore(session, path)
     except committing_saver.READ_ERRORS as error:
         raise DamagedCheckpoint(path, str(error)) from error
+    session.run(graph.refold)
+
+
+def _check_fits(shapes, path, global_step):
+    """Refuses a checkpoint that is not of this network."""
+    wanted = {v.op.name: v.shape.as_list() for v in tf.global_variables()}
+    missing = sorted(set(wanted) - set(shapes) - {global_step.op.name})
     if missing:
         raise EvaluationError(
             f"the checkpoint {path} lacks {', '.join(missing)}; save it with a "
             "tf.train.Saver of tf.global_variables(): the moving statistics are not "
             "trainable variables"
         )
-    session.run(graph.refold)
+    for name in sorted(set(wanted) & set(shapes)):
+        if shapes[name] != wanted[name]:
+            raise EvaluationError(
+                f"the checkpoint {path} has {name} of shape {shapes[name]}, but the "
+                f"network that config.json of --model_dir tells of has {wanted[name]}: "
+                "give the folder of the run that the checkpoint is of"
+            )
 
 
 def _averages(config):

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 from typing import Any, Mapping, NamedTuple, Sequence
-from zipfile import BadZipFile
 
 import numpy as np
 
+from bn_tf1.formats.array_files import read_arrays
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, canonical
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.serving.isolated_run import Isolated, IsolatedError
@@ -27,7 +27,6 @@ from bn_tf1.serving.refusal import ExportError
 TOLERANCE = 1e-5
 _FOLDED_TOLERANCE = 1e-4
 _BATCH_TOLERANCE = 1e-4
-_NO_ARRAYS = (OSError, ValueError, AttributeError, TypeError, EOFError, BadZipFile)
 _ROUNDING = 2e-7
 _AMPLIFIED = 30
 _MOST_ALLOWED = 1e-2
@@ -95,12 +94,9 @@ def _arrays(given):
     if isinstance(given, Mapping):
         return given
     try:
-        with np.load(os.fspath(given), allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files}
-    # An array without names, or what is no archive at all.
-    except _NO_ARRAYS as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise ExportError(f"{given} cannot be read as .npz: {reason}") from error
+        return read_arrays(os.fspath(given), "`--examples`")
+    except ValueError as error:
+        raise ExportError(str(error)) from error
 
 
 def _fitting(array, candidate):

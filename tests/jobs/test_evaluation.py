@@ -206,6 +206,21 @@ def test_a_checkpoint_without_a_moving_statistic_is_refused(trained, tmp_path, m
         list(evaluate(_request(str(copy), tmp_path, checkpoint_path=path)))
 
 
+def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
+    """It is whole: what is wrong is the folder beside it."""
+    reader = tf.train.NewCheckpointReader(tf.train.latest_checkpoint(trained))
+    for name in reader.get_variable_to_shape_map():
+        value = reader.get_tensor(name)
+        other = value[:50] if name == "layer2/weights" else value
+        tf.get_variable(name, initializer=other)
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        path = tf.train.Saver().save(session, str(tmp_path / "other.ckpt"))
+    words = r"layer2/weights of shape \[50, 100\], but .* has \[100, 100\]: give"
+    with pytest.raises(EvaluationError, match=words):
+        list(evaluate(_request(trained, tmp_path, checkpoint_path=path)))
+
+
 def test_a_network_that_uses_the_batch_is_refused(trained, tmp_path, monkeypatch):
     mlp = models.MODELS["mlp"]
     monkeypatch.setitem(

@@ -147,7 +147,7 @@ def test_an_input_queue_is_cut(tmp_path):
 def test_examples_that_are_none(content, tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(content)
-    with pytest.raises(ExportError, match="cannot be read as .npz"):
+    with pytest.raises(ExportError, match="`--examples` .*x.npz is no .npz file"):
         read_examples(str(path), [])
 
 

@@ -36,6 +36,21 @@ def replace_text(path: str, text: str) -> None:
     sync(os.path.dirname(path) or ".")
 
 
+def make_folder(folder: str, argument: str) -> None:
+    """Makes a folder that is not there, with those around it.
+
+    Raises:
+        OSError: it cannot be made; `argument` is what the message calls it.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{argument} is {folder!r}, but there can be no such folder: "
+            f"{error.strerror}"
+        ) from error
+
+
 def sync(path: str) -> None:
     """Returns once the content of a file, or the names in a folder, are on the disk.
 

@@ -39,13 +39,7 @@ def hold(model_dir: str, argument: str = "--model_dir") -> Iterator[None]:
         LockedError: another process holds it; the message names it.
         OSError: the folder cannot be made or written to.
     """
-    try:
-        os.makedirs(model_dir, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"{argument} is {model_dir!r}, but there can be no such folder: "
-            f"{error.strerror}"
-        ) from error
+    durable_files.make_folder(model_dir, argument)
     lock = filelock.FileLock(os.path.join(model_dir, LOCK_FILE))
     try:
         lock.acquire(timeout=_PATIENCE_SECS)
