@@ -487,6 +487,11 @@ def check_by_name(
     argument: str, mapping: Mapping | None, known: Sequence[str] | None = None
 ) -> None:
     """Raises where `mapping` is about a variable that is not `known`, or no function."""
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"`{argument}` is {mapping!r}, but must be a dict by the name of a variable, "
+            f"such as {{{(known or ('gamma',))[0]!r}: ...}}"
+        )
     for key, value in (mapping or {}).items():
         if known is not None and key not in known:
             raise ValueError(
@@ -512,8 +517,7 @@ def check_session(session: Any) -> None:
 
 def says_how_it_is_called(function: Callable) -> Callable:
     """A decorator: who uses another library's name of an argument is told this one's."""
-    known = tuple(inspect.signature(function).parameters)
-    hints = _hints(known)
+    hints = names_here(function)
 
     @functools.wraps(function)
     def checked(*arguments, **options):
@@ -528,8 +532,9 @@ def says_how_it_is_called(function: Callable) -> Callable:
     return checked
 
 
-def _hints(known):
-    """What to write instead, by name of an argument that is not `known`."""
+def names_here(function: Callable) -> Mapping[str, str]:
+    """What to write instead, by another library's name of an argument of `function`."""
+    known = tuple(inspect.signature(function).parameters)
     hints = {
         theirs: _SAYS_MORE.get((ours, theirs), ours)
         for names in _ONE_ARGUMENT

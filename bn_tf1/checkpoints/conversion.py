@@ -281,6 +281,7 @@ def _adopted_layers(checkpoint, moves, from_dialect, to_dialect):
 
     Their scopes are the new ones, their names the old ones.
     """
+    # A scope in `name_map` is moved, and makes no layer.
     named = {new: old for old, new in moves.items() if old in checkpoint.shapes}
     if from_dialect != HAND_WRITTEN:
         known = dialects.find_layers(checkpoint.shapes, from_dialect)
@@ -377,6 +378,7 @@ def _match_layers(layers, moves, reference):
     for layer in layers:
         moved = dialects.rename(layer.scope, moves)
         is_mapped = moved != layer.scope or layer.scope in moves
+        # What somebody mapped comes first, and leaves less to be guessed.
         if is_mapped and moved in targets:
             _check_channels(layer, targets.pop(moved))
             scopes[layer.scope] = moved
@@ -556,6 +558,7 @@ def _new_names(shapes, layers, targets, moves):
         slot = dialects.find_slot(old, shapes)
         if old in renamed:
             return renamed[old]
+        # A slot follows its variable, unless it is mapped itself.
         if slot is None or old in moves or new_name(slot.variable) is None:
             return dialects.rename(old, moves)
         prefix = dialects.rename(slot.prefix, moves)
@@ -582,6 +585,7 @@ def _entries(rows, checkpoint, layers, targets):
     entries = []
     for row in rows:
         if row.new is not None and row.old is None:
+            # In the dtype of the layer's own: a float64 network stays one.
             fill, dtype = fills[row.new]
             entries.append(Entry(row.new, row.shape, dtype, None, fill))
         elif row.new is not None:

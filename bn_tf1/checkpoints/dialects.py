@@ -212,6 +212,7 @@ def _layer(scope, leaves, shapes, dialect):
 
 def find_slot(name: str, variables: Iterable[str]) -> Slot | None:
     """Takes `name` apart if it is a slot of one of `variables`, else None."""
+    # The longest first: `a/b/Momentum` is kept for `a/b`, though there is a `b`.
     *parts, leaf = name.split("/")
     for i in range(len(parts)):
         variable = "/".join(parts[i:])
@@ -281,6 +282,7 @@ def lost_state(
 
 def rename(name: str, moves: Mapping[str, str]) -> str:
     """`name` with the longest key of `moves` that is it, or a scope of it, replaced."""
+    # From the longest on: a variable that is named itself leaves its scope.
     parts = name.split("/")
     for end in range(len(parts), 0, -1):
         old = "/".join(parts[:end])

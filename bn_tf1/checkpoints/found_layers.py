@@ -116,6 +116,7 @@ def find_checkpoint_layers(
     layers = {layer.scope: layer for layer in by_graph if layer is not None}
     taken = {name for layer in layers.values() for name in layer.names.values()}
     free = {name: full for name, full in plain.items() if full not in taken}
+    # Half a layer of the graph must not come back as another one by its names.
     for layer in _layers_by_name(free, shapes):
         layers.setdefault(layer.scope, layer)
     return [layers[scope] for scope in sorted(layers, key=natural_key)]

@@ -24,6 +24,7 @@ from bn_tf1.checkpoints.tensor_file import TensorFile
 
 _STEP = re.compile(r"(^|/)(global_step|iterations?|iter|_iterations)$")
 _NAMED_STEP = re.compile(r"-(\d{1,12})$")
+# More is no layer, but an embedding whose name looks like one's: not to be read whole.
 _MAX_CHANNELS = 1 << 20
 _RENORM = ("renorm_mean", "renorm_stddev")
 
@@ -183,6 +184,7 @@ def _state_of_average(reader, name, leaf):
     if name is None:
         return None
     ending = f"{name}/{leaf}"
+    # TensorFlow repeats the scope in front of it: `bn/bn/moving_mean/biased`.
     for candidate in reader.by_leaves.get("/".join(ending.split("/")[-2:]), ()):
         if candidate == ending or candidate.endswith("/" + ending):
             return reader.read(reader.plain[candidate])
@@ -196,4 +198,5 @@ def _step(reader):
             value = reader.read(full)
             if value is not None and value.size == 1 and np.isfinite(value[0]):
                 steps.append(int(value[0]))
+    # Of several optimizers, as of a GAN, the one that went furthest.
     return max(steps, default=None)

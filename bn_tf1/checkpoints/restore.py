@@ -164,6 +164,7 @@ def _target(variable):
     definition = variable.to_proto()
     if not definition.HasField("save_slice_info_def"):
         return _Target(variable, variable.op.name, shape, (Ellipsis,))
+    # A partitioned variable is saved as one tensor, under the name without "part_0".
     part = definition.save_slice_info_def
     slices = tuple(
         slice(start, start + size)
@@ -268,6 +269,7 @@ def _check_fit(found, wrong, old_names, allowed, source):
                 f"{list(source.shapes[old_names[target.name]])}: translate it with "
                 "`python -m bn_tf1 convert`, or allow it in `allow_wrong_shape`"
             )
+    # A feed would be cast without a word: float64 weights would lose half their digits.
     for target in found:
         dtype = source.dtypes[old_names[target.name]]
         if dtype != target.variable.dtype.base_dtype:

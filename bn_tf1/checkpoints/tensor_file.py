@@ -27,6 +27,7 @@ from bn_tf1.formats.crc32c import masked
 from bn_tf1.formats.wire_format import by_number, bytes_in, number_in, signed
 
 _CHUNK_BYTES = 1 << 23
+# That of TensorFlow's shapes.
 _MAX_RANK = 254
 _BFLOAT16 = 14
 # By the numbers of types.proto.
@@ -50,6 +51,7 @@ _DTYPES = {
         23: "<u8",
     }.items()
 }
+# As many as the five digits in their names can count.
 _MAX_SHARDS = 100_000
 
 
@@ -192,6 +194,7 @@ class _Entries:
             ),
             len(bytes_in(found, 7)),
         )
+        # A partitioned tensor has no bytes itself; each of its slices has an entry.
         if not entry.slices:
             self._check_size(name, entry)
         return entry
@@ -310,6 +313,7 @@ def _read_part(part):
         raise CheckpointError(
             f"{part.path} cannot be read: {error.strerror}"
         ) from error
+    # Not before: TensorFlow keeps one checksum of all bytes of a part.
     if masked(checksum) != part.checksum:
         raise CheckpointError(
             f"{part.path}: the bytes {part.offset} to {part.offset + part.size} have a "

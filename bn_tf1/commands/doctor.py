@@ -110,6 +110,7 @@ def _is_written(path, page):
     """Writes the page whole or not at all, and says why not."""
     folder = os.path.dirname(path) or "."
     try:
+        # In the same folder: only there a rename is at once.
         with tempfile.TemporaryDirectory(prefix=".report", dir=folder) as scratch:
             written = os.path.join(scratch, "page")
             with open(written, "w", encoding="utf-8") as file:

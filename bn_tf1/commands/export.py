@@ -15,6 +15,7 @@ EXAMPLES = (
     "export RUN/model.ckpt-1000.meta MODEL --examples X.npz",
     "export RUN MODEL.pb --to frozen --outputs logits --set keep=1",
 )
+# Written here, too: `serving`, which knows them, imports TensorFlow.
 _FORMATS = ("saved_model", "frozen", "tflite", "onnx")
 
 

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
 def _check_program(name):
     if shutil.which(name) is not None:
         return
+    # The most frequent mistake: a script without the Python that runs it.
     if name.endswith(".py") and os.path.isfile(name):
         raise ValueError(
             f"{name} is no program that can be started by itself: give -- python {name} ..."

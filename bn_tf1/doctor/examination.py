@@ -80,9 +80,15 @@ def examine(path: str) -> Examination:
     """Examines what is at `path`.
 
     Raises:
+        TypeError: `path` is no path.
         ValueError: there is nothing at `path`, it cannot be read, or it is nothing that
             can be examined.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"`path` is {path!r}, but must be the path of a checkpoint, a graph or a run; "
+            "of a graph in this process bn_tf1.lint tells"
+        )
     path = os.fspath(path)
     if "\0" in path:
         raise ValueError(f"{path!r} is no path")
@@ -211,6 +217,7 @@ def _examine_directory(path):
     found = examine_directory(path)
     if found.newest is None and not found.findings:
         raise CheckpointError(f"directory {path} has no checkpoint")
+    # Its findings say why there is none.
     newest = found.newest or CheckpointValues(path, None, (), {})
     return Examination(
         path,

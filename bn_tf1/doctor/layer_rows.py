@@ -69,6 +69,7 @@ def rows_of(
         for layer in values.layers
     ]
     known = {row.name for row in rows}
+    # A graph may have layers that its saver leaves out.
     rows += [row_of(None, layer) for layer in graph_layers if layer.name not in known]
     return tuple(rows)
 
@@ -89,6 +90,7 @@ def row_of(
         )
     if found is None:
         return row
+    # Where they differ, which is a finding of its own, the largest is the likely one.
     sizes = [values.size for values in found.values.values()]
     row = row._replace(channels=max(sizes, default=row.channels))
     spreads = _spreads(found, step)

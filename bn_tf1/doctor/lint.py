@@ -58,7 +58,13 @@ def lint(graph: Any) -> list[Finding]:
         ValueError: the file cannot be read, is damaged, or is no graph.
     """
     if isinstance(graph, (str, os.PathLike)):
-        return lint_facts(Facts(read_graph(os.fspath(graph))))
+        path = os.fspath(graph)
+        if os.path.exists(path + ".index") and not os.path.exists(path):
+            raise ValueError(
+                f"{path} is a checkpoint, whose graph is {path}.meta: `lint` tells of "
+                "that, bn_tf1.audit of the checkpoint"
+            )
+        return lint_facts(Facts(read_graph(path)))
     return lint_facts(Facts(view_of(graph)))
 
 

@@ -30,7 +30,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.arguments import check_session
 from bn_tf1.doctor.register import BY_NAME
 from bn_tf1.population.measured_layers import MeasuredLayer, layers_of
-from bn_tf1.population.variable_cells import runs_before
+from bn_tf1.population.variable_cells import lack_of_values_told, runs_before
 
 # A tuple, as in `records`: what has a string for a key is written with the graph.
 _WATCH_KEY = ("bn_tf1_statistics_watch",)
@@ -77,6 +77,7 @@ def check_statistics(
 
     Raises:
         TypeError: `session` is none.
+        ValueError: a variable has no value yet.
     """
     check_session(session)
     watch = _watch_of(session.graph)
@@ -86,7 +87,8 @@ def check_statistics(
             not any(op.type in _PLACEHOLDERS for op in runs_before(tensors, fed))
         )
     )
-    values = session.run([probe.tensors() for _, probe in probes], feed_dict)
+    with lack_of_values_told():
+        values = session.run([probe.tensors() for _, probe in probes], feed_dict)
     return watch.look(session, step, probes, values)
 
 
@@ -132,6 +134,7 @@ class StatisticsHook(tf.train.SessionRunHook):
         return tf.train.SessionRunArgs([p.tensors() for _, p in self._probes])
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
+        # Most steps: nothing was asked for.
         if self._probes is None:
             return
         session, self._step = run_context.session, self._runs
@@ -242,6 +245,7 @@ class _Watch:
         """Whether it is now, and was at the look before; not while it converges."""
         if _residual(layer, step) > _RESIDUAL or ("still", layer.name) in self._said:
             return False
+        # The mean of N values is off by 1 / sqrt(N) deviations; three of these are rare.
         chance = 3.0 / math.sqrt(max(batch.count, 1.0))
         is_far = reading.mean_distance > 1.0 + chance or (
             reading.variance_distance > _FAR_RATIO + 3.0 * chance

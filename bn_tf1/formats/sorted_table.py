@@ -110,6 +110,7 @@ def read_block(file, place: Place) -> Iterator[tuple[bytes, bytes]]:
         if following > end or shared > len(key) or too_long:
             raise ValueError(f"an entry in the block at byte {place.offset} is damaged")
         new_key = key[:shared] + block[position : position + own]
+        # TensorFlow looks for a key by halves, and would miss some of those mixed up.
         if position and key and new_key <= key:
             raise ValueError(f"the keys in the block at byte {place.offset} are mixed")
         key = new_key
@@ -130,6 +131,7 @@ def _checked_block(file, place):
     file.seek(place.offset)
     content = file.read(place.size + 1)
     checksum = int.from_bytes(file.read(4), "little")
+    # It covers the kind of the compression, too.
     if masked_crc32c(content) != checksum:
         raise ValueError(f"the block at byte {place.offset} has a wrong checksum")
     if content[-1]:

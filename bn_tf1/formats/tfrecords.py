@@ -58,6 +58,7 @@ def list_frames(
     offsets, lengths = [], []
     size = os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
+        # Headers alone are read, and no buffer of a record with each.
         offset = reported = 0
         while offset < size:
             file.seek(offset)

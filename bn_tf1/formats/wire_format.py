@@ -13,6 +13,7 @@ from typing import Iterator, NamedTuple, Union
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
+# Seven bits in each byte: what goes on longer is no number of 64 bits.
 _MAX_VARINT_BYTES = 10
 
 Value = Union[int, bytes]
@@ -67,6 +68,7 @@ def spans(data: bytes, position: int, end: int) -> Iterator[Span]:
             position = content + length
         elif kind in _FIXED_BYTES:
             position += _FIXED_BYTES[kind]
+        # Groups, 3 and 4, are of the first version; TensorFlow never wrote any.
         else:
             raise ValueError(
                 f"field {number} has the unknown kind {kind} at byte {start}"
@@ -104,6 +106,7 @@ def by_number(message: bytes) -> dict[int, list[Value]]:
 
 def number_in(found: dict[int, list[Value]], number: int) -> int:
     """The last value of the field `number` that is a number; 0 if there is none."""
+    # The last one counts: so a message is changed by appending to it.
     return ([0] + [v for v in found.get(number, []) if isinstance(v, int)])[-1]
 
 

@@ -62,6 +62,7 @@ def initialise(session: tf.Session, config: Config) -> None:
         raise ConfigError(
             f"--init_checkpoint is {config.init_checkpoint!r}: {error}"
         ) from error
+    # A checkpoint of another network has other names, and would restore nothing.
     if not report.restored:
         raise ConfigError(
             f"--init_checkpoint is {config.init_checkpoint!r}, which has no variable of "

@@ -65,6 +65,7 @@ def open_split(
                 index_folder=config.model_dir,
             ),
         )
+    # It is a ValueError, too, but of a file and not of an argument.
     except DataFileError:
         raise
     except ValueError as error:

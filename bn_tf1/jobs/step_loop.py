@@ -152,6 +152,7 @@ class SharedStep:
         if step.stop is not None:
             fetches = {**fetches, "stops": step.stops}
         self._batches = step.batches
+        # `session.run` would look its fetches and feeds up anew in each step.
         self._run = session.make_callable(fetches, self._feeds)
 
     def __call__(self, signals: StopSignals | None) -> dict[str, Any]:
@@ -248,6 +249,7 @@ class TrainingRun:
         self._loss_name = step.total_loss.name
         self._tensors = step
         self._step = SharedStep(session, step, fetches)
+        # The same step with its summary, for which every step would pay.
         self._summarized_step = SharedStep(
             session, step, {**fetches, "summary": summary}
         )

@@ -25,6 +25,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import names_here
 from bn_tf1.drop_in import add_to_collection, as_list, parts
 from bn_tf1.train_step.train_op import ancestors
 
@@ -67,9 +68,10 @@ class LegacyLayer:
         scope = kwargs.pop("_scope", None)
         self._reuse = kwargs.pop("_reuse", None)
         for unknown in kwargs:
-            raise TypeError(
-                f"{type(self).__name__} got an unexpected keyword argument {unknown!r}"
-            )
+            here = names_here(type(self).__init__).get(unknown)
+            hint = f": here it is `{here}`" if here else ""
+            name = type(self).__name__
+            raise TypeError(f"{name} has no argument `{unknown}`{hint}")
         self.trainable = trainable
         self.built = False
         self.input_spec = None

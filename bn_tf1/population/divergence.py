@@ -134,7 +134,7 @@ def divergence(
     Raises:
         ValueError: `layers` or `feeds` is empty; a layer has no batch statistics, since
             it was built with is_training=False; `metric` is no scalar; no feed is for
-            one of several banks of a layer.
+            one of several banks of a layer; a variable has no value yet.
     """
     feeds = list(feeds)
     grouped = _by_variable(layers)
@@ -236,6 +236,7 @@ def _with_metric(bench, grouped, moving, averaged, epsilon):
     population = bench.of_statistics(averaged)
     found = []
     for i, layer in enumerate(_distances(grouped, moving, averaged, epsilon)):
+        # Both ways: beside other broken layers, mending one alone gains nothing.
         repaired = bench.of_statistics([*moving[:i], averaged[i], *moving[i + 1 :]])
         alone = bench.of_statistics([*averaged[:i], moving[i], *averaged[i + 1 :]])
         damage = max(_gain(repaired, before), _gain(population, alone))

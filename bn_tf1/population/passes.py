@@ -92,6 +92,7 @@ class Passes(NamedTuple):
             except tf.errors.OutOfRangeError:  # an input pipeline is at its end
                 break
             by_name = packed.by_name(values)
+            # Of all at once: the packed values are few, and the layers may be many.
             is_finite = all(np.all(np.isfinite(value)) for value in values)
             for pool, layer, row in zip(pools, layers, probes):
                 for probe in row:

@@ -138,6 +138,7 @@ def of_input(source: Input) -> Probe:
     x = source.x
     kept = {axis % x.shape.ndims for axis in np.ravel(source.axis)}
     axes = tuple(axis for axis in range(x.shape.ndims) if axis not in kept)
+    # A MonitoredSession has finalized it: then whole inputs are fetched.
     if x.graph.finalized:
         weights = () if source.weights is None else (source.weights,)
         return Probe(

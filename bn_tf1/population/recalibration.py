@@ -169,10 +169,12 @@ def recalibrate(
     found = layers_of(session.graph) if layers is None else given_layers(layers)
     if not found:
         raise ValueError("there is no batch-norm layer: give `layers` as LayerTensors")
+    # An iterator can be gone through once, and there are several passes.
     if inference is not None and iter(batches) is batches:
         batches = list(batches)
     fed, batches = _fed_by(batches, session.graph)
     measured, skipped = reached(found, fed)
+    # What was asked for must be measured; of what was found, some may be left out.
     if skipped and (layers is not None or not measured):
         raise ValueError("; ".join(f"layer {n!r}: {why}" for n, why in skipped.items()))
     if exact:
@@ -279,6 +281,7 @@ def _recalibrated(passes, layers, skipped, fed, give, exact):
     names = {cell.name for cell in moving}
     probes = [call.probe for layer in layers for call in layer.calls]
     written = written_by(runs_before(_fetches(probes), fed))
+    # Updates in place and counters run with the batches: their variables are put back.
     others = [cell for cell in written if cell.name not in names]
     with kept(session, others), kept(session, moving, after_an_error_only=True) as old:
         before = [
@@ -349,4 +352,5 @@ def _ratio(one, other):
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.where(one == other, 0.0, np.abs(np.log(one / other)))
     largest = float(np.max(np.where(np.isnan(logs), np.inf, logs)))
+    # exp(710) is infinite, which the table would show as a number that is none.
     return float(np.exp(min(largest, 700.0)))

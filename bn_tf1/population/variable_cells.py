@@ -63,6 +63,7 @@ def cell_of(variable: Any) -> Cell:
         op = op.inputs[0].op
     if op.type not in _VARIABLES:
         raise ValueError(f"{op.name!r} is no variable, but a {op.type}")
+    # An assignment that waits for something else would run that, too.
     free = [
         c
         for c in op.outputs[0].consumers()
@@ -80,6 +81,7 @@ def cell_of(variable: Any) -> Cell:
         raise ValueError(
             f"nothing in the graph assigns or reads the variable {op.name!r}"
         )
+    # The first one was made with the variable: that of its initial value.
     return Cell(op.name, reads[0].outputs[0], assignments[0])
 
 
@@ -113,13 +115,41 @@ def runs_before(
     return found
 
 
+_UNINITIALIZED = re.compile(
+    # of a variable by reference; of one by resource, on 1.15 and on 2.x
+    r"uninitialized value (\S+)|reading resource variable (\S+)|find variable (\S+)\."
+)
+
+
+@contextlib.contextmanager
+def lack_of_values_told() -> Iterator[None]:
+    """Names the variable that a run in the `with` block found without a value.
+
+    Raises:
+        ValueError: in the place of TensorFlow's error, which is raised a long way from
+            the program's own lines.
+    """
+    try:
+        yield
+    except tf.errors.FailedPreconditionError as error:
+        found = _UNINITIALIZED.search(error.message)
+        if found is None:
+            raise
+        name = next(filter(None, found.groups()))
+        raise ValueError(
+            f"the variable {name!r} has no value yet: restore a checkpoint, or run "
+            "tf.global_variables_initializer(), before"
+        ) from error
+
+
 @contextlib.contextmanager
 def kept(
     session: tf.Session, cells: Iterable[Cell], *, after_an_error_only: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
     """The values of `cells` by name, which are put back at the end, come what may."""
     cells = list(cells)
-    values = session.run([cell.value for cell in cells])
+    with lack_of_values_told():
+        values = session.run([cell.value for cell in cells])
     saved = {cell.name: value for cell, value in zip(cells, values)}
 
     def put_back():

@@ -46,6 +46,14 @@ def maker(request):
     return graph_zoo.MAKERS[request.param]
 
 
+def test_what_is_no_graph_is_answered_with_where_to_go():
+    checkpoint = str(FIXTURES / "contrib" / "model.ckpt")
+    with pytest.raises(ValueError, match=r"whose graph is .*model\.ckpt\.meta"):
+        lint(checkpoint)
+    with pytest.raises(TypeError, match="`path` is <.*Graph.*bn_tf1.lint tells"):
+        bn_tf1.audit(tf.get_default_graph())
+
+
 # --------------------------------------------------------------------------- healthy ones
 
 

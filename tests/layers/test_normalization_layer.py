@@ -601,6 +601,12 @@ def test_an_unknown_keyword():
         layers.BatchNormalization(momentun=0.9)
 
 
+def test_another_librarys_keyword():
+    words = "BatchNormalization has no argument `decay`: here it is `momentum`"
+    with pytest.raises(TypeError, match=words):
+        layers.BatchNormalization(decay=0.9)
+
+
 # ----------------------------------------------------------------------------- install
 
 INSTALL_PROBE = """

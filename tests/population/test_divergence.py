@@ -196,3 +196,23 @@ def test_wrong_arguments_are_named(trained):
     fixed = calls[0]._replace(batch_mean=None)
     with pytest.raises(ValueError, match="`layers` has 'one_bn', which has no batch"):
         _compare(network, session, layers=[fixed])
+
+
+@pytest.mark.parametrize("is_resource", [False, True])
+def test_a_variable_without_a_value_is_named(start, is_resource):
+    images = tf.placeholder(tf.float32, [None, 3])
+    is_training = tf.placeholder(tf.bool, [])
+    with tf.variable_scope("", use_resource=is_resource):
+        bn_tf1.batch_norm(images, is_training, name="bn")
+    feed = {images: np.ones([4, 3], np.float32)}
+    modes = {"training": {is_training: True}, "inference": {is_training: False}}
+    with tf.Session() as session:
+        for look in (
+            lambda: bn_tf1.divergence(
+                session, bn_tf1.batch_norm_calls(), [feed], **modes
+            ),
+            lambda: bn_tf1.recalibrate(session, [{**feed, is_training: True}]),
+            lambda: bn_tf1.check_statistics(session, 1, {**feed, is_training: True}),
+        ):
+            with pytest.raises(ValueError, match="'bn/[a-z_]+' has no value yet: "):
+                look()

@@ -302,6 +302,7 @@ def _debias_problem(values, biased, steps, decay):
     if not scale:
         return None if not biased.any() else "`biased` is not 0, but the statistic is."
     weight = float(np.dot(biased, values) / np.dot(values, values))
+    # Without a decay, the weight that fits best must fit all channels.
     expected = weight if decay is None else 1 - decay**steps
     worst = float(
         np.abs(biased - expected * values).max() / (scale * max(expected, 1e-6))

@@ -45,6 +45,7 @@ def check_training_mode(facts: Facts) -> Iterator[Finding]:
     """Layers that use batch statistics for good in a graph that is for inference."""
     if facts.served is None and facts.has_gradients:
         return
+    # Without variables there is nothing to train: the graph can be for inference only.
     frozen = not any(op in VARIABLES for op in facts.view.ops)
     for analysis in facts.layers:
         calls = [call for call in analysis.calls if _is_served(facts, call)]
@@ -119,6 +120,7 @@ def _has_one_value(facts, call):
     shape = static_shape(facts.view, call.x)
     axes = call.axes
     if shape is not None and call.kind == "fused":
+        # The kernel's axes are in its layout; no node of the graph holds them.
         channel = 1 if call.layout.startswith("NC") else len(shape) - 1
         axes = [axis for axis in range(len(shape)) if axis != channel]
     if not shape or not axes or max(axes) >= len(shape):

@@ -155,6 +155,7 @@ def _penalised(facts):
     }
     found: dict[int, str] = {}
     for node, op in enumerate(view.ops):
+        # That it is in the loss is likely: it could be in another one, or be printed.
         if op == "L2Loss" and _is_used(view, node):
             for variable in variables_of(view, view.inputs[node][0]):
                 if variable in facts.training.trained:
@@ -210,6 +211,7 @@ def _added_bias(view, reference):
     node = node_of(origin(view, reference))
     if view.ops[node] not in ("BiasAdd", "Add", "AddV2") or len(view.inputs[node]) != 2:
         return None
+    # The bias is most often the second operand.
     for operand in reversed(view.inputs[node]):
         for variable in variables_of(view, operand):
             shape = view.attribute(variable, "shape")

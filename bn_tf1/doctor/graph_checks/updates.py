@@ -40,6 +40,7 @@ def check_updates_run(facts: Facts) -> Iterator[Finding]:
         lost = [n for n in statistics if not _any_runs(facts, writes[n])]
         if statistics and not lost:
             continue
+        # That it is there and does not run is another fault than that there is none.
         ignored = sorted({write for node in lost for write in writes[node]})
         if ignored:
             yield _not_run(facts, analysis, lost, ignored)
@@ -99,6 +100,7 @@ def _not_run(facts, analysis, lost, updates):
     collections = _collections_with(view, {view.names[node] for node in updates})
     grouped = [node for node in updates if _is_grouped(view, node)]
     custom = sorted(set(collections) - {UPDATE_OPS_COLLECTION})
+    # One of its own name tells that somebody chose it, and forgot it later.
     if custom and UPDATE_OPS_COLLECTION not in collections:
         check, source = "update-collection-not-run", f"tf.get_collection({custom[0]!r})"
         place = (
@@ -258,6 +260,7 @@ def _follow_one_another(view, nodes):
 
 def _awaited(view, node):
     """What `node` waits for, up to some steps away, control inputs first."""
+    # Breadth first, and not far: what waits by accident waits a long way off.
     found, pending = {node}, [node]
     while pending and len(found) < _NEARBY:
         current = pending.pop(0)

@@ -27,6 +27,7 @@ def check_history(checkpoints: Sequence[CheckpointValues]) -> list[Finding]:
     states: dict[str, list] = {}
     for checkpoint in checkpoints:
         for layer in checkpoint.layers:
+            # A layer may have come or gone between two checkpoints of a folder.
             if layer.has_statistics:
                 states.setdefault(layer.layer.scope, []).append((checkpoint, layer))
     findings = []

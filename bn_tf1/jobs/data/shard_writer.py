@@ -64,6 +64,7 @@ def make_records(
             os.path.join(partial, CLASS_NAMES_FILE), "w", encoding="utf-8"
         ) as file:
             file.writelines(f"{name}\n" for name in opened.class_names)
+        # Under its name the folder is whole, also after a loss of power.
         for name in os.listdir(partial):
             durable_files.sync(os.path.join(partial, name))
         os.rename(partial, destination)
@@ -89,11 +90,14 @@ def _write_split(source, folder, split, shard_bytes):
         for block in blocks:
             for read in source.read_block(int(block)):
                 if file is None or file.tell() >= shard_bytes:
+                    if file is not None:
+                        file.close()  # not all at the end: there may be thousands
                     path = os.path.join(folder, f"{split}-{len(paths):05d}")
                     paths.append(path)
                     file = stack.enter_context(open(path, "wb"))
                 file.write(framed(_serialised(read())))
                 progress.update()
+    # How many there are is known at the end only.
     final = [f"{path}-of-{len(paths):05d}" for path in paths]
     for path, name in zip(paths, final):
         os.rename(path, name)

@@ -77,6 +77,7 @@ def export(
     max_pixel = getattr(dataset, "max_pixel", _MAX_PIXEL)
     scale = 1 / max_pixel if preprocessing else None
     if options.get("examples") is None:
+        # Its own images: on random numbers a wrong mean may make no difference.
         images, _ = next(_batches(dataset, _EXAMPLES))
         options["examples"] = _stored(images, scale)
     options["description"] = {
@@ -118,6 +119,7 @@ def evaluate_exported(path: str, model_dir: str, split: str) -> ExportedResult:
         "path": path,
         "outputs": [taken["tensor"][: -len(":0")]],
     }
+    # The runtime takes feeds as it needs them, one batch ahead of what it gives.
     own, batches = itertools.tee(_batches(dataset, size or _BATCH_SIZE))
     name = given["tensor"][: -len(":0")]
     feeds = ({name: _filled(_stored(x, scale), size)} for x, _ in own)
@@ -125,6 +127,7 @@ def evaluate_exported(path: str, model_dir: str, split: str) -> ExportedResult:
     for (logits,), (_, labels) in zip(model_formats.run(step, feeds), batches):
         logits = np.asarray(logits, np.float64)[: len(labels)]
         hits.append(logits.argmax(1) == labels)
+        # Subtracted first: exp of a logit above 709 is infinite.
         largest = logits.max(1, keepdims=True)
         total = np.log(np.exp(logits - largest).sum(1)) + largest[:, 0]
         losses.append(total - logits[np.arange(len(labels)), labels])
@@ -142,6 +145,7 @@ def _filled(images, size):
     """`images`, the last batch of them filled up to the `size` that a model takes."""
     if size is None or len(images) == size:
         return images
+    # A model of a fixed batch takes nothing else; what is too much is cut off again.
     return np.resize(images, (size, *images.shape[1:]))
 
 

@@ -19,6 +19,8 @@ import contextlib
 import os
 from typing import Any
 
+import tensorflow.compat.v1 as tf
+
 from bn_tf1.jobs.saving import committing_saver, run_lock
 from bn_tf1.jobs.saving.committing_saver import CommittingSaver
 
@@ -51,6 +53,11 @@ class SafeSaver(CommittingSaver):
         """
         if max_to_keep < 0:
             raise ValueError(f"`max_to_keep` is {max_to_keep!r}, but must be >= 0")
+        keys = (tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.SAVEABLE_OBJECTS)
+        if not any(map(tf.get_collection, keys)):
+            raise ValueError(
+                "there is no variable to save: make the SafeSaver when the graph is built"
+            )
         _hold(model_dir)
         newest = committing_saver.recover(model_dir, _ARGUMENT)
         super().__init__(model_dir, max_to_keep, newest)
