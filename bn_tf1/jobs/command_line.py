@@ -200,7 +200,8 @@ def run(
 
 def _end(number, frame):
     """Ends the process by a signal, as soon as what is open is closed."""
-    # Python drops what a handler raises within a destructor, and closing may hang in C++.
+    # Python drops what a handler raises within a destructor, and TensorFlow waits 30 s for
+    # a session that does not close behind an exception.
     timer = threading.Timer(_CLOSING_SECS, os._exit, [128 + number])
     timer.daemon = True
     timer.start()

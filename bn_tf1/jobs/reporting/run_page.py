@@ -195,6 +195,9 @@ def _facts(run, name):
         if points:
             step, value = points[-1]
             place = f"{words}, step {step}"
+            best_step, best = max(points, key=lambda point: point[1])
+            if tag == "accuracy" and best > value:
+                place += f"; the best {best:.4g}, step {best_step}"
             figure = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
             facts.append(f"<div><b>{figure}</b>{_escaped(place)}</div>")
     title = f"<h2>{_escaped(name)}</h2>" if name else ""
