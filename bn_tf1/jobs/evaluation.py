@@ -156,41 +156,36 @@ def evaluate(request: Request) -> Iterator[Result]:
     dataset = network.open_split(config, request.split)
     eval_dir = _eval_dir(request)
     durable_files.make_folder(eval_dir, "--eval_dir")
-    with tf.Graph().as_default():
+    checkpoints = itertools.chain([first], candidates)
+    with tf.Graph().as_default(), contextlib.ExitStack() as stack:
         graph = _build_graph(config, dataset)
         saver = tf.train.Saver(tf.global_variables())
-        with contextlib.ExitStack() as stack:
-            session = stack.enter_context(tf.Session())
-            writer = stack.enter_context(summaries.CurveWriter(eval_dir))
-            averages = None
-            if request.weight_ema:
-                averages = stack.enter_context(_averages(config))
-            skipped = False
-            for checkpoint in itertools.chain([first], candidates):
-                try:
-                    _restore(session, saver, graph, checkpoint.path)
-                    if averages is not None:
-                        _load_averages(session, averages, checkpoint.path)
-                        session.run(graph.refold)
-                except DamagedCheckpoint as error:
-                    _report_skipped(f"step {checkpoint.step}", str(error))
-                    skipped = True
-                    continue
-                if averages is None:
-                    _report_sick_statistics(checkpoint.path)
-                with dataset.failures_named():
-                    result = _measure(session, graph, checkpoint.path, request.split)
-                _write(result, writer, eval_dir)
-                if skipped and request.run_once:
-                    _report(
-                        f"warning: step {result.step} was evaluated, an older one: the "
-                        "newest checkpoint cannot be read"
-                    )
-                yield result
-                _check_batch_independence(result)
-                if _is_last(result, request):
-                    _refresh_report(request)
-                    return
+        session = stack.enter_context(tf.Session())
+        writer = stack.enter_context(summaries.CurveWriter(eval_dir))
+        averages = None
+        if request.weight_ema:
+            averages = stack.enter_context(_averages(config))
+        skipped = False
+        for checkpoint in checkpoints:
+            try:
+                _restore(session, saver, graph, checkpoint.path, averages)
+            except DamagedCheckpoint as error:
+                _report_skipped(f"step {checkpoint.step}", str(error))
+                skipped = True
+                continue
+            with dataset.failures_named():
+                result = _measure(session, graph, checkpoint.path, request.split)
+            _write(result, writer, eval_dir)
+            if skipped and request.run_once:
+                _report(
+                    f"warning: step {result.step} was evaluated, an older one: the "
+                    "newest checkpoint cannot be read"
+                )
+            yield result
+            _check_batch_independence(result)
+            if _is_last(result, request):
+                _refresh_report(request)
+                return
 
 
 def _refresh_report(request):
@@ -456,7 +451,8 @@ def _build_graph(config, dataset):
     )
 
 
-def _restore(session, saver, graph, path):
+def _restore(session, saver, graph, path, averages=None):
+    """The variables of a checkpoint, or the `averages` of its weights if there are."""
     committing_saver.verify(path)
     try:
         reader = tf.train.NewCheckpointReader(path)
@@ -471,6 +467,10 @@ def _restore(session, saver, graph, path):
             saver.restore(session, path)
     except committing_saver.READ_ERRORS as error:
         raise DamagedCheckpoint(path, str(error)) from error
+    if averages is None:
+        _report_sick_statistics(path)
+    else:
+        _load_averages(session, averages, path)
     session.run(graph.refold)
 
 
