@@ -311,7 +311,7 @@ def _wrong_value(error):
         "float": "a number",
         "string enum": "one of " + ", ".join(getattr(flag.parser, "enum_values", [])),
     }[flag.flag_type()]
-    wanted = " or ".join([wanted, *getattr(flag.parser, "words", ())])
+    wanted = " or ".join([wanted, *map(repr, getattr(flag.parser, "words", ()))])
     bound = getattr(flag.parser, "lower_bound", None)
     if bound is not None:
         wanted += f", at least {bound:g}"

@@ -63,8 +63,7 @@ class Progress:
                 total=self._config.max_steps,
                 initial=step,
                 bar_format=_BAR,
-                # One column stays free: some terminals wrap behind the last.
-                ncols=shutil.get_terminal_size((80, 24)).columns - 1,
+                ncols=_columns(),
             )
         # TensorBoard then drops what a run that was killed wrote of later steps.
         log = tf.SessionLog(status=tf.SessionLog.START)
@@ -124,6 +123,7 @@ class Progress:
         if now - self._shown < _BAR_SECS and self.step < self._config.max_steps:
             return
         self._shown = now
+        self._bar.ncols = _columns()  # the window may have another size now
         if self._unreported:
             loss, accuracy, speed = self._averages(now)
             self._bar.set_postfix_str(
@@ -153,3 +153,8 @@ class Progress:
             # Above the bar, wherever standard output goes.
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
+
+
+def _columns():
+    """How wide a bar may be: one column stays free, since some terminals wrap behind it."""
+    return shutil.get_terminal_size((80, 24)).columns - 1

@@ -151,6 +151,11 @@ def test_training_again_with_another_flag_names_both_values(default_run):
             ["--max_steps=many"],
             "--max_steps is 'many', but must be an integer",
         ),
+        (
+            "train.py",
+            ["--bn_decay=cumulativ"],
+            "--bn_decay is 'cumulativ', but must be a number or 'cumulative'",
+        ),
         ("train.py", ["--augment", "False"], "write --augment=False, or --noaugment"),
         ("train.py", ["digits"], "unexpected argument 'digits'"),
         ("train.py", ["--dataset=mnist"], "--data_dir=FOLDER with train-images"),
