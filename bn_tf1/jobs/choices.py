@@ -26,12 +26,10 @@ class Network(NamedTuple):
     Attributes:
         learning_rate: at the start, per step, in batches of 64.
         epsilon: what its batch norm adds to the variance.
-        has_channels_first: whether it can be built with the layout NCHW.
     """
 
     learning_rate: float
     epsilon: float = 1e-3
-    has_channels_first: bool = False
 
 
 NETWORKS = {
@@ -41,7 +39,9 @@ NETWORKS = {
     "convnet": Network(0.1),
     "resnet": Network(0.1),
     # Rates that train from scratch, and fine-tune; the epsilons are slim's.
-    "resnet_v1_50": Network(0.02, 1e-5, has_channels_first=True),
-    "resnet_v2_50": Network(0.02, 1e-5, has_channels_first=True),
-    "mobilenet_v1": Network(0.05, has_channels_first=True),
+    "resnet_v1_50": Network(0.02, 1e-5),
+    "resnet_v2_50": Network(0.02, 1e-5),
+    "mobilenet_v1": Network(0.05),
 }
+# Those that can be built with the layout NCHW.
+CHANNELS_FIRST = ("resnet_v1_50", "resnet_v2_50", "mobilenet_v1")

@@ -20,7 +20,13 @@ from typing import Any, Mapping
 import numpy as np
 
 from bn_tf1.jobs import choices
-from bn_tf1.jobs.choices import CUMULATIVE, DATASETS, NETWORKS, STREAMED
+from bn_tf1.jobs.choices import (
+    CHANNELS_FIRST,
+    CUMULATIVE,
+    DATASETS,
+    NETWORKS,
+    STREAMED,
+)
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.saving import durable_files
 
@@ -154,7 +160,7 @@ class Config:
     )
     data_format: str = _option(
         "NHWC",
-        f"Order of the axes in training, for {', '.join(slim_models.MODELS)}: channels "
+        f"Order of the axes in training, for {', '.join(CHANNELS_FIRST)}: channels "
         "last, or first, which may be faster on a GPU. Checkpoints are the same.",
         choices=("NHWC", "NCHW"),
     )
@@ -310,11 +316,10 @@ class Config:
             _check_range(field, getattr(self, field.name))
         if self.precision == "bfloat16":
             _check_bfloat16()
-        able = [name for name, n in NETWORKS.items() if n.has_channels_first]
-        if self.data_format == "NCHW" and self.model not in able:
+        if self.data_format == "NCHW" and self.model not in CHANNELS_FIRST:
             raise ConfigError(
                 f"--data_format is 'NCHW', but --model={self.model} has channels last "
-                f"only: leave it out, or take one of {', '.join(able)}"
+                f"only: leave it out, or take one of {', '.join(CHANNELS_FIRST)}"
             )
         self._check_decay()
         if not self.model_dir:

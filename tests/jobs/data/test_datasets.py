@@ -545,6 +545,7 @@ def test_invalid_evaluation_batch_size():
 def test_every_name_that_can_be_chosen_is_known():
     assert choices.IN_MEMORY == tuple(datasets._FORMATS)
     assert set(choices.NETWORKS) == {*models.MODELS, *slim_models.MODELS}
+    assert choices.CHANNELS_FIRST == tuple(slim_models.MODELS)
     assert choices.CUMULATIVE == CUMULATIVE
 
 
