@@ -16,8 +16,8 @@ from bn_tf1 import quiet_start
 with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
     from absl import flags
 
-    from bn_tf1.jobs import command_line
     from bn_tf1.jobs.config import Config, ConfigError
+    from bn_tf1.jobs.process import command_line
 
 FLAGS = flags.FLAGS
 

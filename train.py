@@ -14,7 +14,8 @@ IMPORTS_TENSORFLOW_ITSELF = True
 from bn_tf1 import quiet_start
 
 with quiet_start.importing(verbose=quiet_start.is_verbose(sys.argv)):
-    from bn_tf1.jobs import command_line, config
+    from bn_tf1.jobs import config
+    from bn_tf1.jobs.process import command_line
 
 EXAMPLES = (
     "",

@@ -1,7 +1,7 @@
 """What train.py and eval.py are made of.
 
     config, choices               what can be asked for, and its file
-    command_line, exit_codes      how the scripts start and end
+    process/                      how the scripts start and end
     data/                         image files and pipelines
     models, slim_models, network  from a configuration to a graph
     fine_tuning                   a run that begins with the weights of another

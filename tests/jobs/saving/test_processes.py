@@ -124,8 +124,9 @@ _HUNG_TRAINING = """
 import sys
 import tensorflow.compat.v1 as tf
 tf.disable_v2_behavior()
-from bn_tf1.jobs import command_line, training
+from bn_tf1.jobs import training
 from bn_tf1.jobs.config import Config
+from bn_tf1.jobs.process import command_line
 
 build = training._build_step
 

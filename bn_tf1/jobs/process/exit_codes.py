@@ -25,7 +25,6 @@ from typing import Callable
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.reader_writer import first_line
-from bn_tf1.jobs.command_line import fail
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.evaluation import (
@@ -33,6 +32,7 @@ from bn_tf1.jobs.evaluation import (
     EvaluationTimeout,
     TrainingStalled,
 )
+from bn_tf1.jobs.process.command_line import fail
 from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, TrainingStopped

@@ -324,7 +324,7 @@ def _run_main(prepare, work):
     except ConfigError as error:
         fail(str(error), 2)
     with quiet_start.importing(verbose=flags.FLAGS.verbose):
-        from bn_tf1.jobs import exit_codes
+        from bn_tf1.jobs.process import exit_codes
     exit_codes.run(lambda: work(request), verbose=flags.FLAGS.verbose)
 
 
