@@ -51,7 +51,7 @@ _MODULES = {
     "uninstall": "bn_tf1.installation.everything",
 }
 # Public as a whole: `bn_tf1.layers.batch_normalization`.
-_ROOMS = ("layers", "recipe", "slim")
+_ROOMS = ("compiled", "layers", "recipe", "slim")
 
 __all__ = list(_MODULES) + list(_ROOMS)
 

@@ -1,5 +1,6 @@
 # What `__init__.py` imports when it is asked for, as editors and type checkers see it.
 
+from bn_tf1 import compiled as compiled
 from bn_tf1 import layers as layers
 from bn_tf1 import recipe as recipe
 from bn_tf1 import slim as slim

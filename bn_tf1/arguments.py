@@ -18,7 +18,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import statistics
+from bn_tf1 import compiled, statistics
 from bn_tf1.statistics import Plan, Renormalization
 from bn_tf1.statistics.channels import IS_TENSORFLOW_1
 
@@ -167,6 +167,11 @@ def check(
     if asked.towers:
         alone = ("weights", "adjustment", "fold", "ghost_batch_size")
         _check_alone(asked, "a list of tensors", alone)
+    if asked.kernel == "compiled" and asked.is_training is not False:
+        try:
+            compiled.load()
+        except compiled.NotBuiltError as error:
+            raise ValueError(f"`kernel` is 'compiled', but {error}") from error
     is_planned = asked.is_plain and asked.kernel != "recipe"
     is_switched = not isinstance(asked.is_training, bool)
     is_foldable = asked.is_foldable and is_planned and not is_switched
@@ -312,11 +317,11 @@ def checked_switch(argument: str, value: Any) -> bool | tf.Tensor:
 
 def _with_rich_statistics(x, asked, axes):
     """`asked` with weights that are a tensor."""
-    if asked.kernel == "fused":
+    if asked.kernel in ("fused", "compiled"):
         raise ValueError(
-            "`kernel` is 'fused', but the fused kernel has no weights, ghost batches, "
-            "renormalisation, adjustment or joint statistics; use kernel='auto' or "
-            "'composed'"
+            f"`kernel` is {asked.kernel!r}, but the {asked.kernel} kernel has no weights, "
+            "ghost batches, renormalisation, adjustment or joint statistics; use "
+            "kernel='auto' or 'composed'"
         )
     if asked.ghost_batch_size is not None:
         _check_ghost_batch_size(asked, axes)

@@ -138,7 +138,9 @@ def batch_norm(
         kernel: "fused" computes the batch's statistics and the output in one operation,
             and their gradient in another; "composed" in several, with a gradient that
             is written by hand; "auto" takes the faster one for the dtype, the layout,
-            the device and the version of TensorFlow; "recipe" is for tools that read
+            the device and the version of TensorFlow; "compiled" is one operation of
+            our own, with residual and activation in it, once `python -m bn_tf1 build` has
+            made it (`bn_tf1/compiled/README.md`); "recipe" is for tools that read
             graphs: what articles draw, with TensorFlow's own operations and gradients
             alone, and no guards (`bn_tf1.recipe`). All mean the same, but a loss on the
             statistics themselves (`batch_norm_calls`) needs "composed" or "recipe".

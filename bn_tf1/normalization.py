@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import recipe, records, statistics
+from bn_tf1 import compiled, recipe, records, statistics
 from bn_tf1.arguments import COUNTED, Arguments
 from bn_tf1.control_flow import (
     each,
@@ -43,7 +43,14 @@ from bn_tf1.own_statistics import (
     may_lack_values,
     normalize_by_own_statistics,
 )
+from bn_tf1.statistics.channels import IS_TENSORFLOW_1
 from bn_tf1.variables import LayerVariables
+
+_NORMALIZE = {
+    "composed": statistics.normalize_composed,
+    "fused": statistics.normalize_fused,
+    "compiled": compiled.normalize_batch,
+}
 
 
 class Normalized(NamedTuple):
@@ -168,8 +175,10 @@ def activated(y: Any, arguments: Arguments) -> Any:
     """The output of a layer, of `y` from `Normalized`: with its residual and activation.
 
     Here, after the updates and whatever switches the mode, it is the same in every mode and
-    for every kernel.
+    for every kernel but the compiled one, which has made them in its own pass.
     """
+    if arguments.plan.kernel == "compiled" and arguments.is_training is not False:
+        return y
     residual = arguments.residual
     if isinstance(y, list) and residual is None:
         residual = [None] * len(y)
@@ -205,6 +214,8 @@ def _normalize(x, variables, arguments, layer):
     plan, is_training = arguments.plan, arguments.is_training
     first = x[0] if arguments.towers else x
     dtype = first.dtype
+    activates_itself = plan.kernel == "compiled" and is_training is not False
+    residual = arguments.residual if activates_itself else None
     # All is cast and read outside of the cond: TensorFlow 1.15 gives no gradient to
     # bfloat16 tensors that enter it, and fails for resource variables that are read in it,
     # if it is itself in a loop; and where a variable is read in it, it cannot be frozen.
@@ -217,6 +228,9 @@ def _normalize(x, variables, arguments, layer):
         first = x[0] if arguments.towers else x
         if wide != dtype.base_dtype:
             plan = _plan_of(first, arguments)
+    elif activates_itself and IS_TENSORFLOW_1 and not isinstance(is_training, bool):
+        wide = statistics.statistics_dtype(dtype)
+        x, residual = (None if v is None else tf.cast(v, wide) for v in (x, residual))
     channels = [tf.dimension_value(first.shape[a]) for a in plan.axes]
     gamma, beta = _read_all([variables.gamma, variables.beta], channels)
     if not isinstance(arguments.trainable, bool):
@@ -228,26 +242,25 @@ def _normalize(x, variables, arguments, layer):
         _with_several_values, layer=layer, is_training=is_training
     )
 
-    def with_batch_statistics(x, gamma, beta, *_):
+    def with_batch_statistics(x, gamma, beta, residual, *_):
         if not arguments.is_plain:
             return normalize_by_own_statistics(
                 x, gamma, beta, moving, arguments, layer, several
             )
-        is_fused = plan.kernel == "fused"
-        normalize = (
-            statistics.normalize_fused if is_fused else statistics.normalize_composed
-        )
+        normalize = _NORMALIZE[plan.kernel]
         unbiased = arguments.ema_variance == "unbiased"
         how = {"epsilon": arguments.epsilon, "unbiased": unbiased}
+        if activates_itself:
+            how.update(activation=arguments.activation, residual=residual)
         checks = _checks_of_several_values(x, plan.axes, layer, is_training)
-        if checks and not is_fused:
+        if checks and plan.kernel == "composed":
             with tf.control_dependencies(checks):
                 x, checks = tf.identity(x), []
         # Nothing stands between the kernel and what made `x`: tools look for both.
         with tf.control_dependencies(checks):
             return normalize(x, gamma, beta, plan, **how)
 
-    def with_moving_statistics(x, gamma, beta, mean, variance):
+    def with_moving_statistics(x, gamma, beta, residual, mean, variance):
         if arguments.fold or plan.constant != "fused":
             # An optimizer over all variables must not train them. The fused kernel passes
             # no gradient to them.
@@ -268,6 +281,8 @@ def _normalize(x, variables, arguments, layer):
             y = statistics.normalize_folded(*operands, epsilon=epsilon, keep=keep)
         else:
             y = statistics.normalize_constant(*operands, plan, epsilon=epsilon)
+        if activates_itself:
+            y = statistics.activated(y, residual, arguments.activation)
         return statistics.BatchOutput(y, mean, variance, count)
 
     takes = is_training is not True or not arguments.is_plain
@@ -287,7 +302,7 @@ def _normalize(x, variables, arguments, layer):
         is_training,
         with_batch_statistics,
         with_moving_statistics,
-        [x, gamma, beta],
+        [x, gamma, beta, residual],
         moving[:2],
         takes_inputs_alone=arguments.is_plain,
     )

@@ -19,7 +19,16 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # From the ground up. A room imports from those before it in its own column: the left one
 # is the library proper, the right one works on what is on disk.
-CORE = ("statistics", "", "train_step", "layers", "slim", "installation", "workers")
+CORE = (
+    "statistics",
+    "compiled",
+    "",
+    "train_step",
+    "layers",
+    "slim",
+    "installation",
+    "workers",
+)
 ON_DISK = ("formats", "checkpoints", "graphs", "population", "serving", "doctor")
 ABOVE_ALL = ("__init__", "jobs", "commands", "__main__")
 MOST_MODULES = 15

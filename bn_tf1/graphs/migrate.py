@@ -9,7 +9,8 @@ GraphDef for output #3". The stored shapes are a note, not part of the computati
 they are removed from these gradients, in the graph and in its function library.
 
 Layers of `bn_tf1` get TensorFlow's own gradients, so that a program which has not imported
-`bn_tf1` can go on training them (`rewriting.native_gradients`).
+`bn_tf1` can go on training them (`rewriting.native_gradients`). Those of kernel="compiled" get
+TensorFlow's own operations (`rewriting.compiled_operations`).
 
 Contract: nothing else is changed. The result is really imported, in a scratch graph,
 before it is written; on 1.15 that shows less than on 2.x, which is where it counts.
@@ -28,6 +29,7 @@ from bn_tf1.checkpoints.reader_writer import (
     first_line,
     read_meta_graph,
 )
+from bn_tf1.graphs.rewriting.compiled_operations import replace_compiled
 from bn_tf1.graphs.rewriting.native_gradients import give_native_gradients
 
 _GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
@@ -44,6 +46,8 @@ class Migration(NamedTuple):
     Attributes:
         changed: names of the nodes whose stored shapes were removed, those of a
             function as function:node.
+        replaced: names of the nodes of kernel="compiled" that TensorFlow's own operations
+            replaced.
         native: names of the nodes, of layers of `bn_tf1`, that have TensorFlow's own
             gradient now.
         tensorflow: the version that imported the result.
@@ -52,11 +56,15 @@ class Migration(NamedTuple):
     changed: tuple[str, ...]
     tensorflow: str
     native: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"removed {_ATTRIBUTE} of {name}" for name in self.changed]
         lines += [f"gave {name} TensorFlow's own gradient" for name in self.native]
-        if not (self.changed or self.native):
+        lines += [
+            f"replaced {name} by TensorFlow's own operations" for name in self.replaced
+        ]
+        if not (self.changed or self.native or self.replaced):
             lines.append("nothing had to be changed")
         lines.append(f"TensorFlow {self.tensorflow} imports the result")
         return "\n".join(lines)
@@ -81,6 +89,7 @@ def migrate_graph(source: str, destination: str) -> Migration:
     meta = read_meta_graph(source)
     _check_new(destination)
     changed = _remove_stored_shapes(meta.graph_def)
+    replaced = replace_compiled(meta)
     native = give_native_gradients(meta)
     content = meta.SerializeToString()
     # The import of 2.x writes into what it is given.
@@ -92,7 +101,7 @@ def migrate_graph(source: str, destination: str) -> Migration:
         raise CheckpointError(
             f"{destination} cannot be written: {error.strerror}"
         ) from error
-    return Migration(tuple(changed), tf.version.VERSION, tuple(native))
+    return Migration(tuple(changed), tf.version.VERSION, tuple(native), tuple(replaced))
 
 
 def _check_new(destination):

@@ -92,7 +92,9 @@ def is_fused(op: str) -> bool:
     return _FUSED.match(op) is not None
 
 
-_FUSED = re.compile(r"_?(Mkl)?(Native)?FusedBatchNorm(V\d+)?(Ex)?$")
+_FUSED = re.compile(
+    r"(_?(Mkl)?(Native)?FusedBatchNorm(V\d+)?(Ex)?|BnTf1CompiledBatchNorm)$"
+)
 
 
 def written_value(view: GraphView, node: int) -> int | None:

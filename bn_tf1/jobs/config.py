@@ -197,8 +197,9 @@ class Config:
     bn_kernel: str = _option(
         "auto",
         "What computes batch norm in training: the fastest, one fused operation, several "
-        "closer to float64, or the recipe that articles draw.",
-        choices=("auto", "fused", "composed", "recipe"),
+        "closer to float64, one that `python -m bn_tf1 build` has compiled, or the recipe "
+        "that articles draw.",
+        choices=("auto", "fused", "composed", "compiled", "recipe"),
     )
     bn_weight_decay: bool = _option(
         False, "Applies --weight_decay to gamma and beta too."

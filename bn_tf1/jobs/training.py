@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1 import compiled
 from bn_tf1.checkpoints.reader_writer import first_line
 from bn_tf1.jobs import (
     allocator,
@@ -97,6 +98,11 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
             saved, or the run ended before `max_steps` for another reason.
     """
     start = time.time()
+    if config.bn_kernel == "compiled":
+        try:
+            compiled.load()
+        except compiled.NotBuiltError as error:
+            raise ConfigError(f"--bn_kernel is 'compiled', but {error}") from error
     if config.keep_memory:
         allocator.keep_memory()
     dataset = network.open_split(config, "train")

@@ -26,6 +26,7 @@ from bn_tf1.checkpoints.reader_writer import (
 from bn_tf1.graphs.layer_analysis import analyse
 from bn_tf1.graphs.node_values import VARIABLES, variable_name
 from bn_tf1.graphs.recognition.batch_statistics import is_weighted
+from bn_tf1.graphs.rewriting.compiled_operations import replace_compiled
 from bn_tf1.graphs.rewriting.dropout_removal import remove_dropout
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, input_for, node_name
 from bn_tf1.graphs.rewriting.extraction import clean_attributes, drop_controls, extract
@@ -162,6 +163,7 @@ class _Network:
         self._sources = sources_of(checkpoint, ema=ema)
         self._examples = examples
         meta = read_meta_graph(path)
+        replace_compiled(meta)
         graph = EditableGraph(meta.graph_def)
         self._check_names(graph)
         # In inference mode the graph shows nothing of it any more.

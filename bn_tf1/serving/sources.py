@@ -29,6 +29,7 @@ from bn_tf1.checkpoints.reader_writer import (
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.graphs.node_values import constant, origin, variables_of
 from bn_tf1.graphs.reading.graph_files import load_graph_file
+from bn_tf1.graphs.rewriting.compiled_operations import replace_in_graph
 from bn_tf1.graphs.rewriting.function_inlining import operation_definitions
 from bn_tf1.graphs.view import GraphView, ancestors, node_of, view_of
 
@@ -110,6 +111,7 @@ def open_source(path: str, checkpoint: str | None = None) -> Source:
         if not whole.node_def:
             whole.node_def.extend(function.nodes)
     graph_def.versions.producer = loaded.producer
+    replace_in_graph(graph_def)
     view = view_of(graph_def)
     values = _values(view, loaded.meta, checkpoint or prefix)
     return Source(

@@ -2,6 +2,7 @@
 
     fused      one operation for statistics and output, and one for the gradient
     composed   several operations with a hand-written gradient, for any input
+    compiled   as fused, by the operation of `bn_tf1.compiled`; only where it is asked for
 
 Measured with float32 on two CPU cores with AVX512, forward and backward, on tensors of 33 MB
 where no other size is given; the command is `python -m tests.benchmarks`. Which kernel:
@@ -64,7 +65,7 @@ from bn_tf1.statistics.channels import (
     for_reshape,
 )
 
-KERNELS = ("auto", "fused", "composed")
+KERNELS = ("auto", "fused", "composed", "compiled")
 
 # cuDNN refuses less; the kernels for the CPU take any.
 _SMALLEST_EPSILON_ON_GPU = 1.001e-5
@@ -90,7 +91,7 @@ class Plan(NamedTuple):
             with several they keep the rank, with sizes of 1 on the other axes.
         dtype: of the statistics and the variables.
         count: the number of values per channel; None where a size is unknown.
-        kernel: "fused" or "composed", for the statistics of the batch.
+        kernel: "fused", "composed" or "compiled", for the statistics of the batch.
         gradient_by_hand: whether the gradient of the fused kernel is the one of "composed",
             where the kernel's own is slow.
         constant: "fused", "composed" or "plain", for constant statistics.
@@ -139,7 +140,7 @@ def plan_of(
             that are known to be large, or other dtypes.
 
     Raises:
-        ValueError: `kernel` is "fused", but that cannot be.
+        ValueError: `kernel` is "fused" or "compiled", but that cannot be.
     """
     sizes, gpu = x.shape.as_list(), _on_gpu(x)
     seen, size = _layout(x.shape, sizes, axes), _size(sizes)
@@ -149,6 +150,12 @@ def plan_of(
         raise ValueError(
             f"`kernel` is 'fused', but the fused kernel cannot normalise `x`: "
             f"{obstacle}; use kernel='auto' or 'composed'"
+        )
+    if kernel == "compiled" and (gpu or len(axes) > 1):
+        reason = "it has one channel axis" if len(axes) > 1 else "it is none for a GPU"
+        raise ValueError(
+            "`kernel` is 'compiled', but the compiled operation cannot normalise `x`: "
+            f"{reason}; use kernel='auto' or 'composed'"
         )
     fast = obstacle is None and (
         gpu or (is_last and _is_fast_kernel(x.dtype.base_dtype, seen, sizes, size))

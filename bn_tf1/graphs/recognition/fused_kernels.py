@@ -6,14 +6,17 @@ batch norms fused into a convolution and the old BatchNormWithGlobalNormalizatio
 
 from __future__ import annotations
 
+from bn_tf1.compiled.kernel import FORWARD
 from bn_tf1.graphs.node_values import (
     integers,
     is_fused,
     leaves,
     origin,
     scalars,
+    static_shape,
     variables_of,
 )
+from bn_tf1.graphs.recognition.batch_statistics import layout_of
 from bn_tf1.graphs.recognition.normalization_match import Normalization
 from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
@@ -39,6 +42,8 @@ def match_fused(view: GraphView, node: int) -> Normalization | None:
     elif op == _GLOBAL and len(inputs) >= 5:
         x, mean, variance, beta, gamma = inputs[:5]
         operands = (x, gamma, beta, mean, variance)
+    elif op == FORWARD:
+        return _compiled(view, node)
     elif is_fused(op) and len(inputs) >= 5:
         operands = inputs[:5]
     else:
@@ -68,6 +73,31 @@ def match_fused(view: GraphView, node: int) -> Normalization | None:
         {"NDHWC": "NHWC", "NCDHW": "NCHW"}.get(layout, layout),
         "training" if training else "inference",
         (0, 2, 3) if layout.startswith("NC") else (0, 1, 2),
+    )
+
+
+def _compiled(view, node):
+    """What kernel="compiled" makes: it has no statistics but those of the batch."""
+    x, gamma, beta = view.inputs[node][:3]
+    axis, shape = view.attribute(node, "axis"), static_shape(view, x)
+    axes = None
+    if axis is not None and shape is not None:
+        axes = tuple(a for a in range(len(shape)) if a != axis.i)
+    return Normalization(
+        node,
+        "fused",
+        FORWARD,
+        x,
+        gamma,
+        beta,
+        None,
+        None,
+        None,
+        None,
+        _number(view, node, "epsilon"),
+        layout_of(view, x, axes),
+        "training",
+        axes,
     )
 
 

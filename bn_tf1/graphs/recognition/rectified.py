@@ -62,6 +62,10 @@ def _is_fused_with_relu(view, node):
     if mode is not None and mode.s == b"Relu":
         side = view.attribute(node, "num_side_inputs")
         return side is None or side.i == 0
+    activation = view.attribute(node, "activation")  # of kernel="compiled"
+    if activation is not None and activation.s in (b"relu", b"relu6"):
+        residuals = view.attribute(node, "residuals")
+        return residuals is None or residuals.i == 0
     fused = view.attribute(node, "fused_ops")  # of _FusedConv2D
     return fused is not None and list(fused.list.s[-1:]) in ([b"Relu"], [b"Relu6"])
 

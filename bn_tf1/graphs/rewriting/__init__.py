@@ -12,6 +12,7 @@
     freezing              variables become constants
     folding               into the weights of what comes before; `affine_values`
     native_gradients      TensorFlow's own in the place of ours
+    compiled_operations   TensorFlow's own in the place of kernel="compiled"
     packed_views          undone, where `bn_tf1` saw several neighbours as one
 
 No graph is imported into TensorFlow or run.

@@ -12,7 +12,7 @@ of a gradient by hand that is in the graph already, and statistics of several wo
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import tensorflow.compat.v1 as tf
 from google.protobuf import descriptor_pool, message_factory, symbol_database
@@ -43,6 +43,19 @@ def give_native_gradients(meta: tf.MetaGraphDef) -> list[str]:
     for function in meta.graph_def.library.function:
         names = _in_body(function.node_def, function, {})
         changed += [f"{function.signature.name}:{name}" for name in names]
+    add_to_contexts(meta, made_beside)
+    return changed
+
+
+def add_to_contexts(
+    meta: tf.MetaGraphDef, made_beside: Mapping[str, Sequence[str]]
+) -> None:
+    """Tells the loops and conditions of control flow v1 which nodes were made in them.
+
+    Args:
+        meta: the graph, whose collections know them.
+        made_beside: the names of new nodes, by that of the node whose place they share.
+    """
     for key, message in _CONTEXTS.items():
         if made_beside and key in meta.collection_def:
             contexts = meta.collection_def[key].bytes_list.value
@@ -50,7 +63,6 @@ def give_native_gradients(meta: tf.MetaGraphDef) -> list[str]:
                 context = _message(message).FromString(content)
                 _add_to_context(context, made_beside)
                 contexts[position] = context.SerializeToString()
-    return changed
 
 
 def _message(name):

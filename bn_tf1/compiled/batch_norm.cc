@@ -1,0 +1,699 @@
+// Batch normalization of a training batch in one operation, and its gradient in another.
+//
+//   z        = gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual
+//   y        = activation(z)
+//   g        = dy where the activation passes z on, otherwise 0
+//   dbeta    = sum(g)
+//   dgamma   = sum(g * (x - mean)) / sqrt(variance + epsilon)
+//   dx       = gamma / sqrt(variance + epsilon)
+//              * (g - dbeta / N - dgamma / N * (x - mean) / sqrt(variance + epsilon))
+//   dresidual = g
+// Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section 3.
+//
+// Memory is what a batch norm takes time for, so each tensor is read as few times as
+// possible: x twice forward, for the statistics and for the output; x and dy twice
+// backward, for the two sums and for dx. z is computed again where the gradient needs it.
+// The second pass goes through the tensors from the end, where the caches still hold what
+// the first one read last.
+//
+// The work is cut into units of about 128 KB, which a cache of the second level holds, by
+// the shape alone: whatever the number of threads, the same numbers are added in the same
+// order. In a unit, sums are float32 for each place of a row, of deviations from a mean of
+// the unit's own; what leaves it is float64, and Chan's formula merges it ("Updating
+// formulae and a pairwise algorithm for computing sample variances", 1979).
+// One source for TensorFlow 1.15 (C++11) and 2 (C++17). Loops are plain, for the compiler
+// to vectorise.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/lib/core/threadpool.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+// Each function so marked is compiled for several processors, of which the fastest that
+// runs it is taken when the library is loaded. BN_TF1_CLONES is given by the build, as far
+// as the compiler has it: only GNU's for x86-64 does.
+#ifdef BN_TF1_CLONES
+#define CLONED __attribute__((target_clones(BN_TF1_CLONES)))
+#else
+#define CLONED
+#endif
+
+// What is written may be what is read, place by place: no iteration needs another's result.
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+namespace bn_tf1 {
+// ------------------------------------------------------------------------------ numbers
+
+// As they are stored; all arithmetic is float32, or float64 for float64.
+struct BFloat16 { uint16_t bits; };
+struct Half { uint16_t bits; };
+
+template <typename T> struct Wide { typedef float type; };
+template <> struct Wide<double> { typedef double type; };
+
+INLINE float from_bits(uint32_t bits) {
+  float value;
+  return std::memcpy(&value, &bits, sizeof value), value;
+}
+INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  return std::memcpy(&bits, &value, sizeof bits), bits;
+}
+INLINE float load(float value) { return value; }
+INLINE double load(double value) { return value; }
+INLINE float load(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+
+INLINE float load(Half value) {
+  // Exponents begin 112 lower. Of a subnormal number, 2^-14 is added and taken away again.
+  const uint32_t magnitude = (value.bits & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
+  const uint32_t more = exponent == 0x0f800000u ? 224u : exponent == 0 ? 113u : 112u;
+  const float absolute = from_bits(magnitude + (more << 23)) -
+                         from_bits(exponent == 0 ? 113u << 23 : 0u);
+  return from_bits(bits_of(absolute) | (value.bits & 0x8000u) << 16);
+}
+INLINE void store(float value, float* to) { *to = value; }
+INLINE void store(double value, double* to) { *to = value; }
+// Both round to nearest, ties to even, as TensorFlow's casts do.
+INLINE void store(float value, BFloat16* to) {
+  const uint32_t bits = bits_of(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  to->bits = uint16_t(is_nan ? 0x7fc0u : rounded);
+}
+INLINE void store(float value, Half* to) {
+  const uint32_t sign = bits_of(value) & 0x80000000u;
+  const uint32_t bits = bits_of(value) ^ sign;
+  const uint32_t special = bits > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  // The addition rounds a subnormal number to the last bit that there is.
+  const uint32_t magic = 126u << 23;
+  const uint32_t subnormal = bits_of(from_bits(bits) + from_bits(magic)) - magic;
+  const uint32_t normal = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  const uint32_t small = bits < (113u << 23) ? subnormal : normal;
+  to->bits = uint16_t((bits >= (143u << 23) ? special : small) | sign >> 16);
+}
+// With eight digits: what is less by it loses none, mostly.
+INLINE float coarse(float value) {
+  BFloat16 rounded;
+  store(value, &rounded);
+  return load(rounded);
+}
+INLINE double coarse(double value) { return value; }
+
+// -------------------------------------------------------------------------------- units
+
+const int64_t kUnit = 1 << 15;  // values: 128 KB of float32
+const int64_t kMostPlaces = 1024, kLanes = 128;
+const int64_t kPlaces = 512;  // so many sums, and what they are made of, the first level holds
+
+// One piece of work: `rows` rows of `width` neighbours, the beginnings of two rows `stride`
+// apart, and `tail` values after the last row, which lie as in the beginning of one.
+// A row holds `channels` channels `repeat` times: all of them after each other, or each by
+// itself `repeat` times where `is_planar`.
+struct Unit {
+  int64_t offset, rows, stride, width, tail;
+  int64_t first_channel, channels, repeat;
+  int64_t part;  // where what it finds is kept, among that of others for the same channels
+  bool is_planar;
+  int64_t count() const { return (rows * width + tail) / channels; }
+};
+// Cuts a tensor of [outer, channels, inner] into units, for the caches and the vectors.
+class Layout {
+ public:
+  Layout(int64_t outer, int64_t channels, int64_t inner)
+      : outer_(outer), channels_(channels), inner_(inner) {
+    is_columns_ = inner > 1 ? inner <= kMostPlaces : channels > kPlaces;
+    if (is_columns_) {
+      // Columns of some channels, about equally many, through several of the outermost size.
+      places_ = divide_up(channels, divide_up(channels, kMostPlaces / inner));
+      columns_ = divide_up(channels, places_);
+      block_ = std::max<int64_t>(kUnit / (places_ * inner), 1);
+      parts_ = divide_up(outer, block_);
+      units_ = parts_ * columns_;
+      return;
+    }
+    // Whole rows of several neighbours: of all channels, or of the one of a plane. Vectors
+    // of 16 divide them where that can be.
+    planes_ = inner > 1 ? outer * channels : 1;
+    length_ = inner > 1 ? inner : outer;
+    step_ = inner > 1 ? 1 : channels;
+    const int64_t most = (inner > 1 ? kLanes : kPlaces) / step_;
+    for (places_ = most; places_ > most / 2 && places_ * step_ % 16 != 0;) --places_;
+    if (places_ * step_ % 16 != 0) places_ = most;
+    block_ = std::max<int64_t>(kUnit / (places_ * step_), 1) * places_;
+    pieces_ = divide_up(length_, block_);
+    units_ = planes_ * pieces_;
+    parts_ = units_ * step_ / channels;
+  }
+  int64_t units() const { return units_; }
+  // How many units there are for each channel, and the values of a channel in one of them.
+  int64_t parts() const { return parts_; }
+  int64_t count(int64_t part) const {
+    if (is_columns_) return unit(part * columns_).count();
+    return unit(part / pieces_ * (channels_ / step_) * pieces_ + part % pieces_).count();
+  }
+  Unit unit(int64_t i) const {
+    if (is_columns_) {
+      const int64_t row = i / columns_ * block_, channel = i % columns_ * places_;
+      const int64_t some = std::min(places_, channels_ - channel), stride = channels_ * inner_;
+      return {row * stride + channel * inner_, std::min(block_, outer_ - row), stride,
+              some * inner_, 0, channel, some, inner_, i / columns_, true};
+    }
+    const int64_t plane = i / pieces_, first = i % pieces_ * block_;
+    const int64_t rows = std::min(block_, length_ - first), width = places_ * step_;
+    return {(plane * length_ + first) * step_, rows / places_, width, width,
+            rows % places_ * step_, plane % channels_, step_, places_,
+            plane / channels_ * pieces_ + i % pieces_, step_ == 1};
+  }
+ private:
+  static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  bool is_columns_;
+  int64_t outer_, channels_, inner_, places_, block_, parts_, units_, columns_ = 1;
+  int64_t planes_ = 1, length_ = 1, step_ = 1, pieces_ = 1;
+};
+// What is done to all units of a tensor, forward or backward.
+template <typename T> struct Task {
+  typedef typename Wide<T>::type A;
+  const T *x, *dy;
+  const T* other;  // forward the residual; backward y, where there was a residual; or null
+  T *out, *g;      // y or dx; backward g, where there is y
+  // Of each part and channel: mean and squares around it; or sums of g and g * (x - mean).
+  double *first, *second;
+  int64_t channels;
+  const A* coefficients;  // [kind, channels]
+  bool is_masked;
+  A low, high;  // between which the activation passes z on
+};
+// The kinds of coefficients:
+//   z  = (x - mean) * scale + offset
+//   dx = g * direct + (x - mean) * through + constant
+enum { kMean, kScale, kOffset, kDirect, kThrough, kConstant, kKinds };
+
+// Coefficients of a unit, from one for each channel to one for each place of a row.
+template <typename A> INLINE void spread(const Unit& u, const A* by_channel, A* by_place) {
+  for (int64_t i = 0; !u.is_planar && i < u.repeat; ++i) {
+    for (int64_t c = 0; c < u.channels; ++c) by_place[i * u.channels + c] = by_channel[c];
+  }
+  for (int64_t c = 0; u.is_planar && c < u.channels; ++c) {
+    for (int64_t i = 0; i < u.repeat; ++i) by_place[c * u.repeat + i] = by_channel[c];
+  }
+}
+// From the sums at each place of a row, those by channel.
+template <typename A> INLINE void fold(const Unit& u, const A* by_place, double* by_channel) {
+  if (!u.is_planar) {
+    for (int64_t c = 0; c < u.channels; ++c) by_channel[c] = 0;
+    for (int64_t i = 0; i < u.repeat; ++i, by_place += u.channels) {
+      for (int64_t c = 0; c < u.channels; ++c) by_channel[c] += by_place[c];
+    }
+    return;
+  }
+  for (int64_t c = 0; c < u.channels; ++c, by_place += u.repeat) {
+    double sums[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= u.repeat; i += 8) {
+      for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += by_place[i + lane];
+    }
+    for (; i < u.repeat; ++i) sums[0] += by_place[i];
+    by_channel[c] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+                    ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  }
+}
+// Asks for a row that comes next: the processor looks ahead within a page of memory alone.
+template <typename T> INLINE void fetch(const T* from, int64_t width) {
+  for (int64_t i = 0; i < width; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
+}
+
+// ------------------------------------------------------------------------------- passes
+
+// What a pass makes of each place.
+enum Pass { kStatistics, kOutput, kOutputWithResidual, kUnmasked, kMaskedAgain, kMaskedByOutput };
+
+// One place of a row: `at` in the tensor, `j` in the row, of which `kinds` are coefficients.
+template <typename T> struct Place {
+  typedef typename Wide<T>::type A;
+  const T *x, *dy, *other;
+  T* kept;
+  const A (*kinds)[kMostPlaces];
+  A low, high;
+  INLINE Place(const Task<T>& t, const A (*kinds)[kMostPlaces])
+      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds), low(t.low), high(t.high) {}
+  // The difference comes first: a mean of hundreds of deviations costs no digits.
+  INLINE A deviation(int64_t at, int64_t j) const { return A(load(x[at])) - kinds[kMean][j]; }
+  INLINE A z(int64_t at, int64_t j) const {
+    return deviation(at, j) * kinds[kScale][j] + kinds[kOffset][j];
+  }
+  INLINE A activated(A z) const {
+    z = z < low ? low : z;  // NaN stays NaN
+    return z > high ? high : z;
+  }
+  // A product, as in TensorFlow, so that the compiler does not wait for z to load dy.
+  INLINE A passed(int64_t at, A z) const {
+    return A(load(dy[at])) * A((z > low) & (z < high));
+  }
+  template <int pass> INLINE A g(int64_t at, int64_t j) const {
+    if (pass == kStatistics) return deviation(at, j);
+    if (pass == kUnmasked) return A(load(dy[at]));
+    if (pass == kMaskedAgain) return passed(at, z(at, j));
+    const A g = passed(at, A(load(other[at])));
+    store(g, kept + at);
+    return g;
+  }
+  template <int pass> INLINE A written(int64_t at, int64_t j) const {
+    if (pass == kOutput) return activated(z(at, j));
+    if (pass == kOutputWithResidual) return activated(z(at, j) + A(load(other[at])));
+    return g<pass>(at, j) * kinds[kDirect][j] +
+           (deviation(at, j) * kinds[kThrough][j] + kinds[kConstant][j]);
+  }
+};
+// Sums of g and of g * (x - mean), place by place; four rows at a time, so that the sums
+// are loaded and stored a quarter as often, and are shorter.
+template <int pass, typename T, typename A>
+INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
+  const int64_t s = u.stride;
+  int64_t row = 0;
+  for (int64_t j = 0; j < u.width; ++j) sum[j] = product[j] = 0;
+  for (; row + 4 <= u.rows; row += 4) {
+    const int64_t at = u.offset + row * s;
+    // With more than one tensor to read, the processor has enough to do.
+    for (int64_t k = 4; pass == kStatistics && k < 8 && row + k < u.rows; ++k) {
+      fetch(p.x + at + k * s, u.width);
+    }
+    INDEPENDENT
+    for (int64_t j = 0; j < u.width; ++j) {
+      const int64_t a = at + j, b = a + s, c = b + s, d = c + s;
+      const A g0 = p.template g<pass>(a, j), g1 = p.template g<pass>(b, j);
+      const A g2 = p.template g<pass>(c, j), g3 = p.template g<pass>(d, j);
+      sum[j] += (g0 + g1) + (g2 + g3);
+      product[j] += (g0 * p.deviation(a, j) + g1 * p.deviation(b, j)) +
+                    (g2 * p.deviation(c, j) + g3 * p.deviation(d, j));
+    }
+  }
+  for (; row <= u.rows; ++row) {
+    const int64_t at = u.offset + row * s, width = row < u.rows ? u.width : u.tail;
+    INDEPENDENT
+    for (int64_t j = 0; j < width; ++j) {
+      const A g = p.template g<pass>(at + j, j);
+      sum[j] += g;
+      product[j] += g * p.deviation(at + j, j);
+    }
+  }
+}
+template <int pass, typename T> INLINE void write_rows(const Unit& u, const Place<T>& p, T* out) {
+  for (int64_t row = 0; row <= u.rows; ++row) {
+    const int64_t at = u.offset + row * u.stride, width = row < u.rows ? u.width : u.tail;
+    if (row + 1 < u.rows) {
+      fetch(p.x + at + u.stride, width);
+      if (pass != kOutput) fetch((pass < kUnmasked ? p.other : p.dy) + at + u.stride, width);
+    }
+    INDEPENDENT
+    for (int64_t j = 0; j < width; ++j) store(p.template written<pass>(at + j, j), out + at + j);
+  }
+}
+// The first `last` and one kinds of coefficients, for each place of a row.
+template <typename T, typename A>
+INLINE void spread_kinds(const Task<T>& t, const Unit& u, int last, A (*kinds)[kMostPlaces]) {
+  for (int kind = 0; kind <= last; ++kind) {
+    spread(u, t.coefficients + kind * t.channels + u.first_channel, kinds[kind]);
+  }
+}
+// Mean, and sum of squares around it, of one unit.
+template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& u) {
+  typedef typename Wide<T>::type A;
+  alignas(64) A shift[1][kMostPlaces], sum[kMostPlaces], squares[kMostPlaces];
+  A shifts[kMostPlaces];
+  double sums[kMostPlaces], squared[kMostPlaces];
+  const Place<T> place(t, shift);
+  // A first shift, from some values of each channel.
+  Unit some = u;
+  some.rows = std::min(u.rows, std::max<int64_t>(std::min<int64_t>(16 / u.repeat, 4), 1));
+  if (some.rows > 0) some.tail = 0;
+  for (int64_t j = 0; j < u.width; ++j) shift[0][j] = 0;
+  sum_rows<kStatistics>(some, place, sum, squares);
+  fold(u, sum, sums);
+  for (int64_t c = 0; c < u.channels; ++c) shifts[c] = coarse(A(sums[c] / some.count()));
+  const double count = double(u.count());
+  for (int turn = 0; turn < 2; ++turn) {
+    spread(u, shifts, shift[0]);
+    sum_rows<kStatistics>(u, place, sum, squares);
+    fold(u, sum, sums);
+    fold(u, squares, squared);
+    // A shift more than two deviations away costs digits; a second turn, in the cache, little.
+    bool is_far = false;
+    for (int64_t c = 0; c < u.channels; ++c) {
+      const double square = sums[c] * sums[c];
+      is_far = is_far || square > 4 * (count * squared[c] - square);
+    }
+    if (!is_far || turn > 0) break;
+    for (int64_t c = 0; c < u.channels; ++c) shifts[c] += A(sums[c] / count);
+  }
+  const int64_t to = u.part * t.channels + u.first_channel;
+  for (int64_t c = 0; c < u.channels; ++c) {
+    const double around_mean = squared[c] - sums[c] * sums[c] / count;
+    t.first[to + c] = double(shifts[c]) + sums[c] / count;
+    t.second[to + c] = around_mean < 0 ? 0 : around_mean;  // NaN stays NaN
+  }
+}
+template <typename T> INLINE void unit_output(const Task<T>& t, const Unit& u) {
+  alignas(64) typename Wide<T>::type kinds[kOffset + 1][kMostPlaces];
+  spread_kinds(t, u, kOffset, kinds);
+  const Place<T> place(t, kinds);
+  if (t.other == nullptr) {
+    write_rows<kOutput>(u, place, t.out);
+  } else {
+    write_rows<kOutputWithResidual>(u, place, t.out);
+  }
+}
+template <typename T> INLINE void unit_sums(const Task<T>& t, const Unit& u) {
+  typedef typename Wide<T>::type A;
+  alignas(64) A kinds[kOffset + 1][kMostPlaces], sum[kMostPlaces], product[kMostPlaces];
+  const bool again = t.is_masked && t.other == nullptr;
+  spread_kinds(t, u, again ? kOffset : kMean, kinds);
+  const Place<T> place(t, kinds);
+  if (again) {
+    sum_rows<kMaskedAgain>(u, place, sum, product);
+  } else if (t.other != nullptr) {
+    sum_rows<kMaskedByOutput>(u, place, sum, product);
+  } else {
+    sum_rows<kUnmasked>(u, place, sum, product);
+  }
+  const int64_t to = u.part * t.channels + u.first_channel;
+  fold(u, sum, t.first + to);
+  fold(u, product, t.second + to);
+}
+template <typename T> INLINE void unit_slopes(const Task<T>& t, const Unit& u) {
+  alignas(64) typename Wide<T>::type kinds[kKinds][kMostPlaces];
+  spread_kinds(t, u, kConstant, kinds);
+  Place<T> place(t, kinds);
+  if (t.is_masked && t.other == nullptr) {
+    write_rows<kMaskedAgain>(u, place, t.out);
+  } else {
+    if (t.other != nullptr) place.dy = t.g;  // masked already
+    write_rows<kUnmasked>(u, place, t.out);
+  }
+}
+// What is compiled for several processors: all of the work on large tensors.
+#define FOR_STORED(T)                                                                       \
+  CLONED void find_statistics(const Task<T>& t, const Unit& u) { unit_statistics(t, u); }  \
+  CLONED void find_output(const Task<T>& t, const Unit& u) { unit_output(t, u); }          \
+  CLONED void find_sums(const Task<T>& t, const Unit& u) { unit_sums(t, u); }              \
+  CLONED void find_slopes(const Task<T>& t, const Unit& u) { unit_slopes(t, u); }
+
+FOR_STORED(float)
+FOR_STORED(double)
+FOR_STORED(BFloat16)
+FOR_STORED(Half)
+
+// --------------------------------------------------------------------------- operations
+
+using namespace tensorflow;  // NOLINT: of its many names this file needs a dozen
+using shape_inference::InferenceContext;
+typedef decltype(errors::Internal("")) Result;  // the Status of either version
+#define NEED(...) OP_REQUIRES_OK(context, (__VA_ARGS__))
+
+// TensorFlow's numbers, and the same bits here.
+template <typename T> struct Stored { typedef T type; };
+template <> struct Stored<tensorflow::bfloat16> { typedef BFloat16 type; };
+template <> struct Stored<Eigen::half> { typedef Half type; };
+
+template <typename S> S* values(const Tensor& tensor) {
+  return reinterpret_cast<S*>(const_cast<char*>(tensor.tensor_data().data()));
+}
+// What both operations are told, and the way through all units.
+template <typename T> class Operation : public OpKernel {
+ public:
+  typedef typename Stored<T>::type S;
+  typedef typename Wide<S>::type A;
+  explicit Operation(OpKernelConstruction* context) : OpKernel(context) {
+    float rounded, rest;
+    std::string activation;
+    NEED(context->GetAttr("axis", &axis_));
+    NEED(context->GetAttr("epsilon", &rounded));
+    NEED(context->GetAttr("epsilon_rest", &rest));
+    NEED(context->GetAttr("unbiased", &unbiased_));
+    NEED(context->GetAttr("activation", &activation));
+    epsilon_ = double(rounded) + rest;
+    is_masked_ = activation != "none";
+    high_ = activation == "relu6" ? 6 : std::numeric_limits<double>::infinity();
+  }
+ protected:
+  // Sizes before the channels, of them and after them; those of gamma and beta must fit.
+  Result sizes(OpKernelContext* context, int x_index, int gamma, int64_t sizes[3]) const {
+    const Tensor& x = context->input(x_index);
+    if (axis_ >= x.dims()) {
+      return errors::InvalidArgument("axis is ", axis_, ", but x has shape ",
+                                     x.shape().DebugString());
+    }
+    sizes[0] = sizes[1] = sizes[2] = 1;
+    for (int i = 0; i < x.dims(); ++i) sizes[(i >= axis_) + (i > axis_)] *= x.dim_size(i);
+    for (int i = gamma; i < gamma + 2; ++i) {
+      const Result fits = check(context, i, TensorShape({sizes[1]}));
+      if (!fits.ok()) return fits;
+    }
+    return Result();
+  }
+  static Result check(OpKernelContext* context, int index, const TensorShape& wanted) {
+    const TensorShape& shape = context->input(index).shape();
+    if (shape == wanted) return Result();
+    return errors::InvalidArgument("input ", index, " has shape ", shape.DebugString(),
+                                   ", but must have ", wanted.DebugString());
+  }
+  Task<S> task(const Tensor& x, int64_t channels, std::vector<double>* partial,
+               std::vector<A>* coefficients) const {
+    Task<S> t = {};
+    t.x = values<S>(x);
+    t.first = partial->data();
+    t.second = t.first + partial->size() / 2;
+    t.channels = channels;
+    t.coefficients = coefficients->data();
+    t.is_masked = is_masked_;
+    t.low = is_masked_ ? A(0) : -A(high_);
+    t.high = A(high_);
+    return t;
+  }
+  // The same forward and backward, so that the activation passes on there what it did here.
+  // The offset makes up for what the mean loses when it is rounded.
+  static void set_output(int64_t channels, const A* gamma, const A* beta, const double* mean,
+                         A* to) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const double scale = double(gamma[c]) * mean[channels + c], rest = mean[c] - A(mean[c]);
+      to[kMean * channels + c] = A(mean[c]);
+      to[kScale * channels + c] = A(scale);
+      to[kOffset * channels + c] = A(double(beta[c]) - rest * scale);
+    }
+  }
+  // In TensorFlow's own pool, with no lock and no shared sum: each unit writes to places of
+  // its own. The second pass over a tensor goes from the end.
+  template <typename F>
+  static void for_each_unit(OpKernelContext* context, const Layout& layout, int64_t size,
+                            bool from_the_end, const F& work) {
+    const int64_t units = layout.units();
+    // The cost is in cycles, of which a value takes about one.
+    context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(
+        units, size / units, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            work(layout.unit(from_the_end ? units - 1 - i : i));
+          }
+        });
+  }
+  int axis_;
+  double epsilon_, high_;
+  bool unbiased_, is_masked_;
+};
+template <typename T> class Forward : public Operation<T> {
+ public:
+  typedef typename Operation<T>::S S;
+  typedef typename Operation<T>::A A;
+  explicit Forward(OpKernelConstruction* context) : Operation<T>(context) {}
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    int64_t sizes[3];
+    NEED(this->sizes(context, 0, 1, sizes));
+    const int64_t channels = sizes[1], size = x.NumElements();
+    Tensor *y, *mean, *variance, *kept;
+    const bool has_residual = context->num_inputs() > 3;
+    if (has_residual) {  // one that nobody else needs is written over
+      NEED(this->check(context, 3, x.shape()));
+      NEED(context->forward_input_or_allocate_output({3}, 0, x.shape(), &y));
+    } else {
+      NEED(context->allocate_output(0, x.shape(), &y));
+    }
+    NEED(context->allocate_output(1, {channels}, &mean));
+    NEED(context->allocate_output(2, {channels}, &variance));
+    NEED(context->allocate_output(3, {2, channels}, &kept));
+    A *means = values<A>(*mean), *variances = values<A>(*variance);
+    double *exact = values<double>(*kept), *inverses = exact + channels;
+    if (size == 0) {  // as 0 / 0 is
+      std::fill_n(means, channels, std::numeric_limits<A>::quiet_NaN());
+      std::copy_n(means, channels, variances);
+      std::fill_n(exact, 2 * channels, std::numeric_limits<double>::quiet_NaN());
+      return;
+    }
+    const Layout layout(sizes[0], channels, sizes[2]);
+    std::vector<double> partial(2 * layout.parts() * channels);
+    std::vector<A> coefficients(kKinds * channels);
+    Task<S> t = this->task(x, channels, &partial, &coefficients);
+    t.other = has_residual ? values<S>(context->input(3)) : nullptr;
+    t.out = values<S>(*y);
+    this->for_each_unit(context, layout, size, false,
+                        [&](const Unit& u) { find_statistics(t, u); });
+    // Of all parts, into the first of them: by Chan's formula, one after the other.
+    double count = double(layout.count(0));
+    for (int64_t part = 1; part < layout.parts(); ++part) {
+      const double more = double(layout.count(part)), share = more / (count + more);
+      for (int64_t c = 0; c < channels; ++c) {
+        const double difference = t.first[part * channels + c] - t.first[c];
+        t.first[c] += difference * share;
+        t.second[c] += t.second[part * channels + c] + difference * difference * count * share;
+      }
+      count += more;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      const double biased = t.second[c] / count;
+      exact[c] = t.first[c];
+      inverses[c] = 1 / std::sqrt(biased + this->epsilon_);
+      means[c] = A(exact[c]);
+      variances[c] = A(this->unbiased_ && count > 1 ? t.second[c] / (count - 1) : biased);
+    }
+    this->set_output(channels, values<A>(context->input(1)), values<A>(context->input(2)),
+                     exact, coefficients.data());
+    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_output(t, u); });
+  }
+};
+template <typename T> class Backward : public Operation<T> {
+ public:
+  typedef typename Operation<T>::S S;
+  typedef typename Operation<T>::A A;
+  explicit Backward(OpKernelConstruction* context) : Operation<T>(context) {
+    NEED(context->GetAttr("outputs", &outputs_));
+    NEED(context->GetAttr("moments", &moments_));
+  }
+  void Compute(OpKernelContext* context) override {
+    const Tensor &x = context->input(1), &kept = context->input(4);
+    int64_t sizes[3];
+    NEED(this->sizes(context, 1, 2, sizes));
+    const int64_t channels = sizes[1], size = x.NumElements();
+    NEED(this->check(context, 0, x.shape()));
+    NEED(this->check(context, 4, {2, channels}));
+    const int moments = 5 + outputs_;  // where they begin
+    for (int i = 5; i < context->num_inputs(); ++i) {
+      NEED(this->check(context, i, i < moments ? x.shape() : TensorShape({channels})));
+    }
+    // What is read for the last time is written over, where nobody else needs it.
+    Tensor *dx, *dgamma, *dbeta, *g = nullptr;
+    const bool by_output = outputs_ > 0;
+    NEED(context->forward_input_or_allocate_output({by_output ? 5 : 0}, 0, x.shape(), &dx));
+    NEED(context->allocate_output(1, {channels}, &dgamma));
+    NEED(context->allocate_output(2, {channels}, &dbeta));
+    if (by_output) NEED(context->forward_input_or_allocate_output({0}, 3, x.shape(), &g));
+    A *dgammas = values<A>(*dgamma), *dbetas = values<A>(*dbeta);
+    if (size == 0) {
+      std::fill_n(dgammas, channels, A(0));
+      std::fill_n(dbetas, channels, A(0));
+      return;
+    }
+    const Layout layout(sizes[0], channels, sizes[2]);
+    std::vector<double> partial(2 * layout.parts() * channels);
+    std::vector<A> coefficients(kKinds * channels);
+    const A* gamma = values<A>(context->input(2));
+    const double *mean = values<double>(kept), *inverse = mean + channels;
+    this->set_output(channels, gamma, values<A>(context->input(3)), mean, coefficients.data());
+    Task<S> t = this->task(x, channels, &partial, &coefficients);
+    t.dy = values<S>(context->input(0));
+    t.other = by_output ? values<S>(context->input(5)) : nullptr;
+    t.g = by_output ? values<S>(*g) : nullptr;
+    t.out = values<S>(*dx);
+    this->for_each_unit(context, layout, size, false, [&](const Unit& u) { find_sums(t, u); });
+    for (int64_t i = channels; i < layout.parts() * channels; ++i) {
+      t.first[i % channels] += t.first[i];
+      t.second[i % channels] += t.second[i];
+    }
+    const double count = double(size / channels);
+    const double divisor = this->unbiased_ && count > 1 ? count - 1 : count;
+    for (int64_t c = 0; c < channels; ++c) {
+      // The products are with x less the rounded mean: the rest comes here.
+      const double rest = mean[c] - double(A(mean[c])), sum = t.first[c];
+      const double slope = (t.second[c] - rest * sum) * inverse[c];
+      const double direct = double(gamma[c]) * inverse[c];
+      double through = -direct * inverse[c] * slope / count, constant = -direct * sum / count;
+      if (moments_ > 0) {
+        constant += values<A>(context->input(moments))[c] / count;
+        through += 2 * double(values<A>(context->input(moments + 1))[c]) / divisor;
+      }
+      dgammas[c] = A(slope);
+      dbetas[c] = A(sum);
+      coefficients[kDirect * channels + c] = A(direct);
+      coefficients[kThrough * channels + c] = A(through);
+      coefficients[kConstant * channels + c] = A(constant - rest * through);
+    }
+    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_slopes(t, u); });
+  }
+ private:
+  int outputs_, moments_;
+};
+Result infer_forward(InferenceContext* c) {
+  int axis;
+  TF_RETURN_IF_ERROR(c->GetAttr("axis", &axis));
+  shape_inference::ShapeHandle x = c->input(0), parameter = c->Vector(c->UnknownDim());
+  if (c->RankKnown(x) && axis < c->Rank(x)) parameter = c->Vector(c->Dim(x, axis));
+  for (int i = 1; i < 3; ++i) {
+    TF_RETURN_IF_ERROR(c->Merge(c->input(i), parameter, &parameter));
+    c->set_output(i, parameter);
+  }
+  for (int i = 3; i < c->num_inputs(); ++i) TF_RETURN_IF_ERROR(c->Merge(x, c->input(i), &x));
+  c->set_output(0, x);
+  c->set_output(3, c->Matrix(2, c->Dim(parameter, 0)));
+  return Result();
+}
+Result infer_backward(InferenceContext* c) {
+  for (int i = 0; i < c->num_outputs(); ++i) c->set_output(i, c->input(i == 1 || i == 2 ? 2 : 1));
+  return Result();
+}
+
+#define SETTINGS                                                                             \
+  .Attr("T: {bfloat16, half, float, double}").Attr("U: {float, double}")                     \
+  .Attr("axis: int >= 0").Attr("epsilon: float").Attr("epsilon_rest: float = 0.0")           \
+  .Attr("unbiased: bool = false").Attr("activation: {'none', 'relu', 'relu6'} = 'none'")
+
+// kept: mean and 1 / sqrt(variance + epsilon). The whole epsilon has the digits of a double.
+REGISTER_OP("BnTf1CompiledBatchNorm")
+    .Input("x: T").Input("gamma: U").Input("beta: U").Input("residual: residuals * T")
+    .Output("y: T").Output("mean: U").Output("variance: U").Output("kept: double")
+    .Attr("residuals: int >= 0 = 0") SETTINGS
+    .SetShapeFn(infer_forward)
+    .Doc("kernel=\"compiled\" of bn_tf1: call bn_tf1.compiled.load() first.");
+
+// y: where there was a residual and an activation.
+REGISTER_OP("BnTf1CompiledBatchNormGrad")
+    .Input("dy: T").Input("x: T").Input("gamma: U").Input("beta: U").Input("kept: double")
+    .Input("y: outputs * T").Input("dmoments: moments * U")
+    .Output("dx: T").Output("dgamma: U").Output("dbeta: U").Output("dresidual: outputs * T")
+    .Attr("outputs: int >= 0 = 0").Attr("moments: int >= 0 = 0") SETTINGS
+    .SetShapeFn(infer_backward)
+    .Doc("The gradient of BnTf1CompiledBatchNorm.");
+
+#define REGISTER(NAME, CLASS, T, U)                                                    \
+  REGISTER_KERNEL_BUILDER(                                                             \
+      Name(NAME).Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<U>("U"), CLASS<T>)
+#define REGISTER_BOTH(T, U)                             \
+  REGISTER("BnTf1CompiledBatchNorm", Forward, T, U);    \
+  REGISTER("BnTf1CompiledBatchNormGrad", Backward, T, U)
+
+REGISTER_BOTH(tensorflow::bfloat16, float);
+REGISTER_BOTH(Eigen::half, float);
+REGISTER_BOTH(float, float);
+REGISTER_BOTH(double, double);
+
+}  // namespace bn_tf1
