@@ -143,7 +143,8 @@ def batch_norm(
             made it (`bn_tf1/compiled/README.md`); "recipe" is for tools that read
             graphs: what articles draw, with TensorFlow's own operations and gradients
             alone, and no guards (`bn_tf1.recipe`). All mean the same, but a loss on the
-            statistics themselves (`batch_norm_calls`) needs "composed" or "recipe".
+            statistics themselves (`batch_norm_calls`) needs "composed", "compiled" or
+            "recipe".
         fold: with `is_training=False`, scales the weights of the convolution or matrix
             product that `x` comes straight from, or by way of a `BiasAdd`, in place of
             its output: float32 or float64 `Conv2D`, `DepthwiseConv2dNative` or
