@@ -1,7 +1,8 @@
 """Compiles the operation of kernel="compiled" for the installed TensorFlow.
 
-It is kept in $XDG_CACHE_HOME/bn_tf1, or ~/.cache/bn_tf1, once for each version of
-TensorFlow. CXX is the compiler, if that is set; otherwise g++, c++ or clang++.
+It is kept in $XDG_CACHE_HOME/bn_tf1, or ~/.cache/bn_tf1, once for each
+version of TensorFlow. CXX is the compiler, if that is set; otherwise g++, c++
+or clang++.
 """
 
 from __future__ import annotations
