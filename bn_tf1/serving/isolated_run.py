@@ -91,13 +91,23 @@ class Isolated:
         model: Any,
         feeds: Sequence[Mapping[str, np.ndarray]],
         outputs: Sequence[str],
+        *,
+        as_written: bool = False,
     ) -> list[list[np.ndarray]]:
         """The outputs of a path, or of the bytes of a GraphDef, for each of `feeds`.
+
+        Args:
+            kind: see `model_formats`.
+            model: the path or bytes.
+            feeds: arrays by name of an input, or of any other tensor of a graph.
+            outputs: names of tensors.
+            as_written: whether TensorFlow runs a graph without optimising it.
 
         Raises:
             IsolatedError: it failed, did not end in time, or the process died.
         """
         step = {"do": "run", "kind": kind, "outputs": list(outputs)}
+        step["as_written"] = as_written
         if isinstance(model, bytes):
             return self._take(step, graph=model, feeds=feeds)
         return self._take(dict(step, path=model), graph=None, feeds=feeds)

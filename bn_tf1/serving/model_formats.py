@@ -139,7 +139,10 @@ def run(
 
 
 def _run_frozen(step, feeds):
-    with tf.Graph().as_default(), tf.Session() as session:
+    config = tf.ConfigProto()
+    rewriting = config.graph_options.rewrite_options
+    rewriting.disable_meta_optimizer = step.get("as_written", False)
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
         tf.import_graph_def(_read(step.get("graph") or step["path"]), name="")
         names = [f"{name}:0" for name in step["outputs"]]
         for feed in feeds:

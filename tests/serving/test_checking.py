@@ -164,3 +164,26 @@ def test_a_prediction_that_depends_on_its_batch_is_refused(batch, tmp_path):
             batch=batch,
         )
     assert not list(tmp_path.glob("out*"))
+
+
+def leaky():
+    """Convolution, layer and leaky ReLU, which 2.21 makes one kernel where it can."""
+    y = tf.placeholder(tf.float32, [None, 8, 8, 3], name="images")
+    for number in range(3):
+        with tf.variable_scope(f"block_{number}"):
+            y = with_fused_kernel(convolution(y), False, epsilon=1e-3)
+            y = tf.nn.leaky_relu(y, 0.1)
+    tf.identity(y, name="logits")
+
+
+def test_a_folded_graph_is_compared_part_by_part(tmp_path):
+    made = bn_tf1.export(
+        saved(tmp_path, leaky),
+        str(tmp_path / "model.pb"),
+        to="frozen",
+        outputs=["logits"],
+        examples={"images": np.random.RandomState(6).normal(size=[4, 8, 8, 3])},
+        fold=True,
+    )
+    assert "3 of 3 layers are folded" in made.changed
+    assert any(text.startswith("folding changed the outputs") for text in made.checks)
