@@ -13,7 +13,7 @@ CONTENDERS = {
     peers.OURS: peers.ours,
     "bn_tf1 composed": peers.composed,
 }
-if peers.has_compiled():
+if peers.is_built():
     CONTENDERS[peers.COMPILED] = peers.compiled
 
 _FIGURES = ("output", "mean", "gradient of x", "gradient of gamma")

@@ -31,7 +31,7 @@ LAYERS = {
 }
 if peers.ON_TENSORFLOW_1:
     LAYERS["tf.layers"] = peers.tf_layers
-if peers.has_compiled():
+if peers.is_built():
     LAYERS[peers.COMPILED] = None
 _IN_EACH_PRECISION = (peers.OURS, peers.COMPILED, NONE, "raw kernel")
 

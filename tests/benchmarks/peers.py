@@ -6,7 +6,6 @@ and the copy, which are limits and not layers.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 
 import numpy as np
@@ -14,6 +13,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import recipe as page
+from bn_tf1.compiled import is_built
 from tests.benchmarks import timing
 
 EPSILON = 1e-3
@@ -45,13 +45,6 @@ def switched(x, is_training, axis=-1, **after):
 
 # Those that take an activation and a residual; they follow all others as one writes them.
 WITH_FOLLOWERS = (ours, composed, compiled, switched)
-
-
-def has_compiled() -> bool:
-    """Whether there is the compiled operation: `python -m bn_tf1 build`."""
-    if importlib.util.find_spec("bn_tf1.compiled") is None:
-        return False
-    return importlib.import_module("bn_tf1.compiled").is_built()
 
 
 def recipe(x, is_training, axis=-1):
@@ -193,7 +186,7 @@ def layers_for(shape, axis):
         "bn_tf1 composed": composed,
         "bn_tf1 tensor mode": switched,
     }
-    if has_compiled():
+    if is_built():
         found[COMPILED] = compiled
     if last or not ON_TENSORFLOW_1:
         found["raw kernel"] = raw_kernel
