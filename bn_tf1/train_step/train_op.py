@@ -19,6 +19,10 @@ from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.records import batch_norm_calls
 from bn_tf1.train_step import accumulation, joint_updates
 
+# One dict: by the name of a moving mean, the merged update where that is its only one. A
+# tuple, as in `records`.
+_MERGED_UPDATES = ("bn_tf1_merged_updates",)
+
 
 def make_train_op(
     loss: tf.Tensor,
@@ -100,7 +104,7 @@ def make_train_op(
         apply = functools.partial(_apply, optimizer, clip_norm, global_step)
         layers = joint_updates.updates_of_layers(graph, update_ops, ignored_layers)
         if accumulate_steps == 1:
-            with tf.control_dependencies(_in_order(update_ops, layers)):
+            with tf.control_dependencies(_in_order(update_ops, layers, graph)):
                 train_op = apply(pairs)
         else:
             others = _others(update_ops, layers)
@@ -195,7 +199,7 @@ def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
         )
 
 
-def _in_order(update_ops, layers):
+def _in_order(update_ops, layers, graph):
     """`update_ops`, with one after the other, or one for all, for several calls of a layer.
 
     They are made again: an operation cannot be told later what to wait for, and from the
@@ -203,8 +207,19 @@ def _in_order(update_ops, layers):
     """
     several = [layer for layer in layers if len(layer) > 1 or layer[0].is_merged]
     update_ops = _others(update_ops, several)
+    made = graph.get_collection_ref(_MERGED_UPDATES)
+    if not made:
+        made.append({})
     for layer in several:
-        update_ops += joint_updates.in_order(layer, joint_updates.merged_update)
+        # One for all train ops of a graph, as what is in the collection is.
+        name = layer[0].calls[0].variables.moving_mean.name
+        is_only = len(layer) == 1
+        updates = made[0].get(name) if is_only else None
+        if updates is None:
+            updates = joint_updates.in_order(layer, joint_updates.merged_update)
+        if is_only:
+            made[0][name] = updates
+        update_ops += updates
     return update_ops
 
 

@@ -292,6 +292,8 @@ def test_merged_and_accumulated_updates_are_healthy(
             y = bn_tf1.batch_norm(x, is_training, update=update, name=name)
     loss, optimizer = loss_of(y), tf.train.MomentumOptimizer(0.1, 0.9)
     bn_tf1.make_train_op(loss, optimizer, accumulate_steps=accumulate_steps)
+    if accumulate_steps == 1:  # both train ops run one and the same update
+        bn_tf1.make_train_op(loss, optimizer)
     tf.train.Saver()
     assert checks() == []
     facts = Facts(view_of(tf.get_default_graph()))
