@@ -21,7 +21,6 @@ Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), algori
 from __future__ import annotations
 
 import itertools
-import re
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -31,11 +30,12 @@ from bn_tf1.arguments import check_session
 from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
 from bn_tf1.population.passes import Give, Passes, distance, in_order, unwatched
 from bn_tf1.population.pooling import PooledStatistics
-from bn_tf1.population.variable_cells import kept, runs_before, write, written_by
-
-# How TensorFlow says so, of a variable by reference and of one by resource.
-_UNINITIALIZED = re.compile(
-    r"(?:uninitialized value|Could not find variable|resource variable) '?([\w./-]+\w)"
+from bn_tf1.population.variable_cells import (
+    kept,
+    lack_of_values_told,
+    runs_before,
+    write,
+    written_by,
 )
 
 
@@ -183,17 +183,8 @@ def recalibrate(
     give = None
     if inference is not None:
         give = _assigning(session, measured, inference)
-    try:
+    with lack_of_values_told():
         return _recalibrated(passes, measured, skipped, fed, give, exact)
-    except tf.errors.FailedPreconditionError as error:
-        variable = _UNINITIALIZED.search(error.message)
-        if variable is None:
-            raise
-        raise ValueError(
-            f"the variable {variable.group(1)!r} has no value yet: restore a checkpoint "
-            "first, as by bn_tf1.restore(session, PATH), or what was trained is not there "
-            "to be measured"
-        ) from error
 
 
 def _fed_by(batches, graph):
