@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import importlib.util
 import os
 import signal
 import sys
@@ -62,8 +63,11 @@ def _what_lacks_told():
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise
+        # A fresh Python has none of them, and TensorFlow is the name that tells most.
+        lacks_all = importlib.util.find_spec("tensorflow") is None
+        lacking = "tensorflow" if lacks_all else error.name
         sys.exit(
-            f"there is no {error.name} in this Python, {sys.executable}: use the one of "
+            f"there is no {lacking} in this Python, {sys.executable}: use the one of "
             "the environment that the project is installed in, such as .venv/bin/python, "
             "or install it with `python -m pip install .` in its folder"
         )
