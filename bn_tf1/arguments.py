@@ -181,6 +181,7 @@ def check(
         axes,
         epsilon=asked.epsilon,
         kernel=asked.kernel if is_planned else "composed",
+        of_batch=asked.is_training is not False,
         behind_switch=is_switched,
         is_foldable=is_foldable,
     )
@@ -483,7 +484,7 @@ def checked_residual(residual: Any, x: Any) -> Any:
         )
     known = x.shape.merge_with(residual.shape)
     if residual.shape.ndims is None or residual.shape.as_list() != known.as_list():
-        # Where the shape comes to light at run time only, a sum would broadcast.
+        # Where its shape comes to light at run time only, a sum would broadcast to `x`.
         residual = tf.ensure_shape(residual, x.shape)
     return residual
 

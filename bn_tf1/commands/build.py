@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.compiled.building import build
 
+    if options.sanitizer and options.check:
+        options.wrong_usage("--check is not for --sanitizer: it checks what is in use")
     build(lambda line: print(line, flush=True), options.sanitizer)
     if not options.check:
         return 0

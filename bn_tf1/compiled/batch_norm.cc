@@ -140,7 +140,8 @@ class Layout {
       // Columns of some channels, about equally many, through several of the outermost size.
       places_ = divide_up(channels, divide_up(channels, kMostPlaces / inner));
       columns_ = divide_up(channels, places_);
-      block_ = std::max<int64_t>(kUnit / (places_ * inner), 1);
+      // Sums of more rows than that are off by more than the recipe's, in float32.
+      block_ = std::min<int64_t>(std::max<int64_t>(kUnit / (places_ * inner), 1), 512);
       parts_ = divide_up(outer, block_);
       units_ = parts_ * columns_;
       return;
@@ -523,6 +524,7 @@ template <typename T> class Forward : public Operation<T> {
     NEED(this->sizes(context, 0, 1, sizes));
     const int64_t channels = sizes[1], size = x.NumElements();
     Tensor *y, *mean, *variance, *kept;
+    OP_REQUIRES(context, context->num_inputs() < 5, errors::InvalidArgument("two residuals"));
     const bool has_residual = context->num_inputs() > 3;
     if (has_residual) {  // one that nobody else needs is written over
       NEED(this->check(context, 3, x.shape()));
@@ -579,6 +581,8 @@ template <typename T> class Backward : public Operation<T> {
   explicit Backward(OpKernelConstruction* context) : Operation<T>(context) {
     NEED(context->GetAttr("outputs", &outputs_));
     NEED(context->GetAttr("moments", &moments_));
+    OP_REQUIRES(context, outputs_ < 2 && (moments_ == 0 || moments_ == 2),
+                errors::InvalidArgument("outputs is ", outputs_, ", moments is ", moments_));
   }
   void Compute(OpKernelContext* context) override {
     const Tensor &x = context->input(1), &kept = context->input(4);
@@ -599,11 +603,8 @@ template <typename T> class Backward : public Operation<T> {
     NEED(context->allocate_output(2, {channels}, &dbeta));
     if (by_output) NEED(context->forward_input_or_allocate_output({0}, 3, x.shape(), &g));
     A *dgammas = values<A>(*dgamma), *dbetas = values<A>(*dbeta);
-    if (size == 0) {
-      std::fill_n(dgammas, channels, A(0));
-      std::fill_n(dbetas, channels, A(0));
-      return;
-    }
+    for (A* sums : {dgammas, dbetas}) std::fill_n(sums, channels, A(0));
+    if (size == 0) return;
     const Layout layout(sizes[0], channels, sizes[2]);
     std::vector<double> partial(2 * layout.parts() * channels);
     std::vector<A> coefficients(kKinds * channels);

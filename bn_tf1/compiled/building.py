@@ -39,6 +39,10 @@ class BuildError(ValueError):
     """What is missing for a build, or went wrong in it, and what to do."""
 
 
+class MissingError(BuildError):
+    """There is no compiler, or none that is new enough, or there are no headers."""
+
+
 class Compiler(NamedTuple):
     """A C++ compiler.
 
@@ -62,8 +66,9 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
             with what finds mistakes in the source.
 
     Raises:
-        BuildError: there is no compiler, or it is too old; TensorFlow has no headers; the
-            folder cannot be written, or others can; or the source does not compile.
+        MissingError: there is no compiler, or it is too old; TensorFlow has no headers.
+        BuildError: the folder cannot be written, or the source does not compile.
+        bn_tf1.compiled.NotBuiltError: others can write to the folder.
     """
     compiler, headers = _compiler(), _headers()
     if sanitizer is not None:
@@ -80,9 +85,15 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
         _compile(plain, headers, path, say, flags)
         return path
     place = _made_folder()
-    name = hashlib.sha256(repr(compiler[1:]).encode()).hexdigest()[:16]
+    known = (compiler.command[1:], *compiler[1:])  # with the flags that CXX may have
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:16]
     path = os.path.join(place, f"batch_norm-{name}.so")
-    with filelock.FileLock(os.path.join(place, "lock")):
+    lock = filelock.FileLock(os.path.join(place, "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say("waiting for another build")
+    with lock:
         if os.path.exists(path):
             say(f"{path} is there already")
             return path
@@ -102,11 +113,14 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
 
 def _compiler():
     asked = os.environ.get("CXX")
-    candidates = [shlex.split(asked)] if asked else [["g++"], ["c++"], ["clang++"]]
+    try:
+        candidates = [shlex.split(asked)] if asked else [["g++"], ["c++"], ["clang++"]]
+    except ValueError as error:
+        raise BuildError(f"CXX is {asked!r}, which is no command: {error}") from error
     command = next((c for c in candidates if c and shutil.which(c[0])), None)
     if command is None:
         what = f"CXX is {asked!r}, which is" if asked else "g++, c++ and clang++ are"
-        raise BuildError(
+        raise MissingError(
             f"there is no C++ compiler: {what} not on PATH; install one (Debian and "
             "Ubuntu: apt install g++; conda: conda install gxx; macOS: xcode-select "
             "--install), or set CXX to the command of one"
@@ -115,8 +129,10 @@ def _compiler():
     number = tuple(map(int, re.findall(r"\d+", _said(command, "-dumpversion"))))
     standard, gnu, llvm = _STANDARDS[tf.version.VERSION.startswith("1.")]
     least = llvm if "clang" in version.lower() else gnu
+    if not number:
+        raise BuildError(f"{command[0]} is no C++ compiler: it tells no -dumpversion")
     if number < least:
-        raise BuildError(
+        raise MissingError(
             f"{shlex.join(command) if hasattr(shlex, 'join') else ' '.join(command)} is too "
             f"old: {version or number}; TensorFlow {tf.version.VERSION} needs "
             f"{standard.upper()}, which version {least[0]} has: install a newer one, or set "
@@ -165,7 +181,7 @@ def _headers():
     headers = tf.sysconfig.get_include()
     wanted = os.path.join(headers, "tensorflow", "core", "framework", "op_kernel.h")
     if not os.path.exists(wanted):
-        raise BuildError(
+        raise MissingError(
             f"TensorFlow {tf.version.VERSION} has no headers here: there is no {wanted}; "
             "install the wheel of PyPI, which brings them"
         )

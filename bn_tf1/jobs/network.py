@@ -96,6 +96,10 @@ def build(
             channels last, the default, are what every device can evaluate.
         sync: as for `batch_norm`.
     """
+    bn_kernel = config.bn_kernel
+    if bn_kernel == "compiled" and is_training is not True:
+        # Only who trains has it built; others may be on another machine.
+        bn_kernel = "auto"
     settings = models.Settings(
         num_classes=num_classes,
         normalization=config.normalization,
@@ -103,7 +107,7 @@ def build(
         if config.bn_decay_warm_up
         else config.bn_decay,
         bn_epsilon=config.bn_epsilon,
-        bn_kernel=config.bn_kernel,
+        bn_kernel=bn_kernel,
         weight_decay=config.weight_decay,
         bn_weight_decay=config.bn_weight_decay,
         resnet_n=config.resnet_n,

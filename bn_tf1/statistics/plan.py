@@ -123,6 +123,7 @@ def plan_of(
     *,
     epsilon: float,
     kernel: str = "auto",
+    of_batch: bool = True,
     behind_switch: bool = False,
     is_foldable: bool = False,
 ) -> Plan:
@@ -133,6 +134,7 @@ def plan_of(
         axes: the channel axes, ascending and not negative.
         epsilon: what is going to be added to the variance.
         kernel: "auto", or the one to take for the statistics of the batch.
+        of_batch: whether there are any: constant statistics never take the compiled kernel.
         behind_switch: whether a switch of modes comes between what made `x` and what is
             planned, so that the two cannot be merged.
         is_foldable: whether to take the fused kernel for both kinds of statistics, since
@@ -151,7 +153,7 @@ def plan_of(
             f"`kernel` is 'fused', but the fused kernel cannot normalise `x`: "
             f"{obstacle}; use kernel='auto' or 'composed'"
         )
-    if kernel == "compiled" and (gpu or len(axes) > 1):
+    if kernel == "compiled" and (gpu and of_batch or len(axes) > 1):
         reason = "it has one channel axis" if len(axes) > 1 else "it is none for a GPU"
         raise ValueError(
             "`kernel` is 'compiled', but the compiled operation cannot normalise `x`: "

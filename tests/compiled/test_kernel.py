@@ -8,6 +8,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1 import compiled
 from bn_tf1.compiled import accuracy, kernel
 from tests import ROOT
 
@@ -199,3 +200,35 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
 
 def _values(seed, shape):
     return np.random.RandomState(seed).normal(size=shape).astype(np.float32)
+
+
+def _forward(operations, x, vector, count):
+    return operations.bn_tf1_compiled_batch_norm(
+        x=x, gamma=vector, beta=vector, residual=[x] * count, axis=1, epsilon=1e-3
+    )
+
+
+def _backward(operations, x, vector, outputs, moments):
+    kept = tf.zeros([2, 3], tf.float64)
+    return operations.bn_tf1_compiled_batch_norm_grad(
+        dy=x,
+        x=x,
+        gamma=vector,
+        beta=vector,
+        kept=kept,
+        y=[x] * outputs,
+        dmoments=[vector] * moments,
+        axis=1,
+        epsilon=1e-3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "counts"),
+    [(_forward, (2,)), (_backward, (2, 0)), (_backward, (0, 1)), (_backward, (1, 3))],
+)
+def test_what_we_never_build_ends_in_an_error(build, counts, session):
+    """The graph of somebody else must not end the process that reads it."""
+    made = build(compiled.load(), tf.ones([4, 3]), tf.ones([3]), *counts)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        session.run(made[0])

@@ -6,8 +6,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.compiled import library
+from bn_tf1.jobs import diagnosis
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.evaluation import Request, evaluate
+from bn_tf1.jobs.finished.recalibrated_runs import recalibrate_run
 from bn_tf1.jobs.training import train
 
 
@@ -42,3 +44,6 @@ def test_a_run_keeps_it_and_eval_needs_none_of_it(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (result,) = evaluate(Request(config.model_dir, run_once=True))
     assert result.step == 2
+    # With the statistics of the batch, too.
+    diagnosis.diagnose(config.model_dir, str(tmp_path / "run" / "model.ckpt-2"))
+    recalibrate_run(config.model_dir, str(tmp_path / "recalibrated"), num_examples=256)
