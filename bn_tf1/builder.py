@@ -166,6 +166,7 @@ def batch_norm(
             is 0 gets it as any other.
         residual: tensor of the shape and dtype of `x`, in which the sum is made, too,
             such as the shortcut of a residual block; or a list of them, where `x` is one.
+            Of sizes that neither knows when the graph is built, 1 is repeated, as by `+`.
         bank, banks: with `banks`, the layer has so many sets of moving statistics, for
             kinds of data that must not be mixed: domains, real and generated, clean and
             adversarial examples (arXiv:1911.09665). A call normalises with, and updates,

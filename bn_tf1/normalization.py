@@ -452,7 +452,9 @@ def _updates_again(scope, x, bank, normalized, arguments, updating, moments=None
     # What only an update needs, as for `zero_debias`, a merged one has not made before.
     with tf.variable_scope(
         scope, reuse=tf.AUTO_REUSE, auxiliary_name_scope=False
-    ), tf.name_scope("updates_in_order"):
+    ) as entered, tf.name_scope("updates_in_order"):
+        # As when the layer was built: its statistics are whole.
+        entered.set_partitioner(None)
         return _update_operations(*operands, is_shared=False)
 
 

@@ -44,7 +44,7 @@ RENORM = (
     "renorm_stddev",
     "renorm_stddev_weight",
 )
-_ZERO_DEBIAS = ("biased", "local_step")
+ZERO_DEBIAS = ("biased", "local_step")
 
 
 class Dialect(NamedTuple):
@@ -268,8 +268,10 @@ def lost_state(
     for name in sorted(shapes, key=natural_key):
         scope, _, leaf = name.rpartition("/")
         is_renorm = scope in scopes and leaf in RENORM
-        is_debias = leaf in _ZERO_DEBIAS and find_slot(name, statistics) is not None
-        is_own = scope in scopes and (leaf == COUNTER or bank_of(scope)[1] > 0)
+        is_debias = leaf in ZERO_DEBIAS and find_slot(name, statistics) is not None
+        base, bank = bank_of(scope)
+        is_bank = bank > 0 and base in scopes
+        is_own = scope in scopes and (leaf == COUNTER or is_bank)
         kinds = (
             (is_renorm, target.renorm),
             (is_debias, target.zero_debias),

@@ -250,14 +250,18 @@ def _check_counters(missing, statistics, allowed, prefix):
     forbidden = []
     for target in missing:
         scope, _, leaf = target.variable.op.name.rpartition("/")
-        if leaf == dialects.COUNTER and scope in scopes:
+        is_counter = leaf == dialects.COUNTER and scope in scopes
+        if leaf in dialects.ZERO_DEBIAS:
+            slot = dialects.find_slot(target.variable.op.name, statistics)
+            is_counter = slot is not None
+        if is_counter:
             forbidden += [target.name] * (not _matches(target.name, allowed))
     if forbidden:
         raise ValueError(
             f"{prefix} lacks {', '.join(_sorted(forbidden))}, by which an average weighs "
             "what it has: from 0 on, the first update would replace the statistics. Allow "
             'it in `allow_missing`, such as ["*/num_updates"], to begin the averages anew, '
-            "or build the layers with the decay that they were trained with"
+            "or build the layers with the decay, and zero_debias, that they were trained with"
         )
 
 

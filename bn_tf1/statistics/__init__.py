@@ -34,6 +34,7 @@ from bn_tf1.statistics.moments import (
     BatchOutput,
     Moments,
     count_of,
+    degrees_of_freedom,
     in_dtype,
     unbiased_variance,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "channel_axes",
     "channels_for_arithmetic",
     "count_of",
+    "degrees_of_freedom",
     "in_dtype",
     "join_ghost_batches",
     "joint_of",

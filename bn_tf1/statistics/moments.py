@@ -77,4 +77,14 @@ def unbiased_variance(moments: Moments) -> tf.Tensor:
     # Where a switch keeps one value from being trained on, the graph must still be built.
     if isinstance(count, int) and count == 1:
         return moments.variance
-    return moments.variance * (count / (count - 1))
+    if isinstance(count, int):
+        return moments.variance * (count / (count - 1))
+    return moments.variance * tf.math.divide_no_nan(count, degrees_of_freedom(count))
+
+
+def degrees_of_freedom(count: tf.Tensor) -> tf.Tensor:
+    """N - 1, by which an unbiased variance is divided; N where no more than one is there.
+
+    A sum of weights may be less than 1: N - 1 would make a variance of it that is negative.
+    """
+    return tf.where_v2(count > 1, count - 1, count)

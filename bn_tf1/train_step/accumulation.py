@@ -22,6 +22,7 @@ from typing import Any, Callable, Sequence
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1 import statistics
 from bn_tf1.statistics import Moments
 from bn_tf1.train_step import joint_updates
 from bn_tf1.train_step.joint_updates import Joined
@@ -64,14 +65,18 @@ def apply_every(
 
     def applied():
         means = [
-            (total.read_value() / tf.cast(number, total.dtype), variable)
+            (_mean(total, number, variable), variable)
             for total, (_, variable) in zip(sums, pairs)
         ]
-        with tf.control_dependencies([apply(means)]):
+        # Adam's beta1_power is named by the name scope: as without accumulation, not cond/.
+        with tf.name_scope(f"{scope}/" if scope else None):
+            updated = apply(means)
+        with tf.control_dependencies([updated]):
             cleared = [_clear(total) for total in sums]
         with tf.control_dependencies(cleared):
             return tf.zeros([], tf.int64)
 
+    scope = tf.get_default_graph().get_name_scope()
     # The only way to leave the optimizer's slots as they are in the other steps.
     following = tf.cond(is_last, applied, lambda: tf.identity(number))
     return made.assign(following, read_value=False)
@@ -124,13 +129,22 @@ def _kept(name, shape, dtype):
 def _sum_of(variable):
     with tf.device(variable.device):
         name = variable.op.name + "/accumulated"
-        return _kept(name, variable.shape, variable.dtype.base_dtype)
+        # A sum may be too large for a type that its mean is not too large for.
+        dtype = variable.dtype.base_dtype
+        dtype = statistics.statistics_dtype(dtype) if dtype.is_floating else dtype
+        return _kept(name, variable.shape, dtype)
 
 
 def _add(total, gradient):
     if isinstance(gradient, tf.IndexedSlices):
-        return total.scatter_add(gradient).op
-    return total.assign_add(gradient, read_value=False)
+        values = tf.cast(gradient.values, total.dtype)
+        return total.scatter_add(tf.IndexedSlices(values, gradient.indices)).op
+    return total.assign_add(tf.cast(gradient, total.dtype), read_value=False)
+
+
+def _mean(total, number, variable):
+    mean = total.read_value() / tf.cast(number, total.dtype)
+    return tf.cast(mean, variable.dtype.base_dtype)
 
 
 def _clear(total):

@@ -166,7 +166,8 @@ def _moments(call):
         tf.cast(value, tf.float64) for value in (mean, variance, count)
     )
     if _is_unbiased(arguments):
-        variance *= tf.math.divide_no_nan(count - 1, count)
+        below = statistics.degrees_of_freedom(count)
+        variance *= tf.math.divide_no_nan(below, count)
     for condition in conditions:
         count = tf.where_v2(condition, count, tf.zeros_like(count))
     # NaN times a share of 0 would be NaN.

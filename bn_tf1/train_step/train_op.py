@@ -19,8 +19,9 @@ from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.records import batch_norm_calls
 from bn_tf1.train_step import accumulation, joint_updates
 
-# One dict: by the name of a moving mean, the merged update where that is its only one. A
-# tuple, as in `records`.
+# Tuples, as in `records`. The names of layers of which a train op accumulates the batches:
+_ACCUMULATED = ("bn_tf1_accumulated_layers",)
+# One dict: the updates in order, by the moving mean and the operations that they stand for.
 _MERGED_UPDATES = ("bn_tf1_merged_updates",)
 
 
@@ -95,6 +96,7 @@ def make_train_op(
     update_ops = _operations(update_ops, graph)
     roots = [loss.op] + update_ops
     _check_all_updates_run(roots, graph, ignored_layers, are_chosen)
+    update_ops = _without_ignored(update_ops, graph, ignored_layers)
     with graph.as_default():
         parts = loss, optimizer, variables
         if workers is None:
@@ -109,6 +111,7 @@ def make_train_op(
         else:
             others = _others(update_ops, layers)
             _check_accumulated(loss, others, ignored_layers)
+            _check_accumulated_once(layers, graph)
             train_op = accumulation.apply_every(
                 accumulate_steps, pairs, layers, others, apply
             )
@@ -166,6 +169,17 @@ def _operations(update_ops, graph):
     return update_ops
 
 
+def _without_ignored(update_ops, graph, ignored_layers):
+    """`update_ops` without those that are left to another train op."""
+    ignored = {
+        operation
+        for call in batch_norm_calls(graph)
+        if call.name in ignored_layers
+        for operation in call.updates
+    }
+    return [operation for operation in update_ops if operation not in ignored]
+
+
 def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
     calls = batch_norm_calls(graph)
     for layer in ignored_layers:
@@ -213,13 +227,10 @@ def _in_order(update_ops, layers, graph):
     for layer in several:
         # One for all train ops of a graph, as what is in the collection is.
         name = layer[0].calls[0].variables.moving_mean.name
-        is_only = len(layer) == 1
-        updates = made[0].get(name) if is_only else None
-        if updates is None:
-            updates = joint_updates.in_order(layer, joint_updates.merged_update)
-        if is_only:
-            made[0][name] = updates
-        update_ops += updates
+        key = name, tuple(call.operations for joined in layer for call in joined.calls)
+        if key not in made[0]:
+            made[0][key] = joint_updates.in_order(layer, joint_updates.merged_update)
+        update_ops += made[0][key]
     return update_ops
 
 
@@ -233,6 +244,18 @@ def _others(update_ops, layers):
         for operation in call.operations
     }
     return [op for op in update_ops if op not in replaced]
+
+
+def _check_accumulated_once(layers, graph):
+    names = {layer[0].calls[0].layer for layer in layers}
+    twice = names.intersection(graph.get_collection(_ACCUMULATED))
+    if twice:
+        raise ValueError(
+            "another train op of the graph accumulates the batches of "
+            f"{', '.join(map(repr, sorted(twice)))}, and both would update the moving "
+            "statistics: name the layers in `ignored_layers` of one of the two"
+        )
+    graph.get_collection_ref(_ACCUMULATED).extend(names)
 
 
 def _check_accumulated(loss, others, ignored_layers):

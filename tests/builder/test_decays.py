@@ -198,3 +198,15 @@ def test_a_short_run_has_converged_in_the_eyes_of_the_doctor(start, graph, tmp_p
     )
     path = saver.save(session, str(tmp_path / "lost"), global_step=step)
     assert "debias-counter" in [finding.check for finding in bn_tf1.audit(path)]
+
+
+def test_zero_debias_is_not_restored_without_what_it_counts(start, session, tmp_path):
+    """The first update would replace the restored statistics by those of its batch."""
+    x = tf.placeholder(tf.float32, [None, 3])
+    bn_tf1.batch_norm(x, True, name="bn", zero_debias=True)
+    session = start()
+    saved = [v for v in tf.global_variables() if "biased" not in v.op.name]
+    saved = [v for v in saved if "local_step" not in v.op.name]
+    path = tf.train.Saver(saved).save(session, str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="lacks .*/biased.*/local_step.*allow_missing"):
+        bn_tf1.restore(session, path)

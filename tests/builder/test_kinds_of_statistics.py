@@ -72,6 +72,23 @@ def test_weights_are_repetitions(dtype, ema_variance, start, variable):
     close(session.run(variable("batch_norm/moving_variance")), averaged, dtype)
 
 
+@pytest.mark.parametrize("weight", [0.05, 0.2])
+def test_a_sum_of_weights_up_to_1_leaves_the_variance_biased(weight, start, variable):
+    """N - 1 would make it negative, or infinite."""
+    batch = make_batch(5, 3)
+    batch_norm(
+        tf.constant(batch, tf.float32),
+        True,
+        decay=0.0,
+        weights=tf.fill([5], weight),
+        ema_variance="unbiased",
+    )
+    session = start()
+    session.run(update_ops())
+    expected = reference.moments(batch).variance
+    close(session.run(variable("batch_norm/moving_variance")), expected, "float32")
+
+
 def test_weights_gradients(session):
     """Those of x and of the weights, by central differences."""
     batch, dy = (

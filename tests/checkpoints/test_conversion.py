@@ -771,3 +771,10 @@ def test_what_of_banks_is_refused(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         convert(source, str(tmp_path / "new"), **options)
     assert not os.path.exists(str(tmp_path / "new.index"))
+
+
+def test_a_layer_may_be_called_as_a_bank_is(tmp_path):
+    source = save(tmp_path / "source", bn_layer("net/bank_1"))
+    target = str(tmp_path / "target")
+    convert(source, target, from_dialect="tf_layers", to_dialect="slim")
+    assert sorted(contents(target)) == sorted(bn_layer("net/bank_1"))

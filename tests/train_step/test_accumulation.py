@@ -197,3 +197,56 @@ def test_what_cannot_be_accumulated():
     bn_tf1.make_train_op(
         in_place, optimizer(), accumulate_steps=2, ignored_layers=["third"]
     )
+
+
+def test_the_optimizer_s_variables_keep_their_names():
+    """A checkpoint of one number of steps restores with another."""
+    names = []
+    for steps in (1, 3):
+        with tf.Graph().as_default():
+            tf.cond(tf.constant(True), lambda: 1.0, lambda: 2.0)
+            loss, adam = network(tf.constant(EXAMPLES)), tf.train.AdamOptimizer(0.1)
+            bn_tf1.make_train_op(loss, adam, accumulate_steps=steps)
+            names.append({v.op.name for v in tf.global_variables()})
+    assert "beta1_power" in names[0]
+    assert names[0] <= names[1]
+
+
+def test_a_layer_of_two_train_ops_is_accumulated_by_one(start):
+    loss = network(tf.constant(EXAMPLES))
+    how = {"optimizer": optimizer(), "accumulate_steps": 2}
+    first = bn_tf1.make_train_op(loss, **how)
+    with pytest.raises(ValueError, match="another train op .* 'first', 'second'"):
+        bn_tf1.make_train_op(loss, **how)
+    other = bn_tf1.make_train_op(loss, **how, ignored_layers=["first", "second"])
+    session = start()
+    for _ in range(2):
+        session.run([first, other])
+    (mean,) = values_of(session, "first/moving_mean")
+    expected = (1 - DECAY) * reference.moments(EXAMPLES).mean
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+
+
+def test_a_sum_may_be_larger_than_its_dtype_holds(start):
+    half = tf.get_variable("half", initializer=np.float16(1))
+    loss = tf.reduce_sum(half * tf.constant(40000, tf.float16))
+    descent = tf.train.GradientDescentOptimizer(2.0**-10)
+    train_op = bn_tf1.make_train_op(loss, descent, accumulate_steps=2)
+    session = start()
+    for _ in range(2):
+        session.run(train_op)
+    assert session.run(half) == np.float16(1 - 40000 / 1024)
+
+
+def test_in_a_scope_with_a_partitioner(start):
+    partitioner = tf.fixed_size_partitioner(2)
+    with tf.variable_scope("parts", partitioner=partitioner):
+        options = {"zero_debias_moving_mean": True, "decay": DECAY}
+        y = bn_tf1.slim.batch_norm(tf.constant(EXAMPLES), scope="bn", **options)
+    loss = tf.reduce_sum(y)
+    train_op = bn_tf1.make_train_op(loss, optimizer(), accumulate_steps=2)
+    session = start()
+    for _ in range(2):
+        session.run(train_op)
+    (mean,) = values_of(session, "parts/bn/moving_mean")
+    np.testing.assert_allclose(mean, reference.moments(EXAMPLES).mean, rtol=1e-6)

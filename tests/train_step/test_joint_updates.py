@@ -196,3 +196,20 @@ def test_a_call_after_the_train_op_would_be_left_out():
         ValueError, match="'bn' already, and this one would be left out"
     ):
         own(x, reuse=True, update="merged")
+
+
+def test_two_train_ops_of_a_step_make_one_update(start, variable):
+    """What is in the collection runs once in a step, whoever asks for it."""
+    ys = [
+        own(tf.constant(batch), reuse=k > 0 or None, update="collection")
+        for k, batch in enumerate(BATCHES[:2])
+    ]
+    both = [train_op_of(ys), train_op_of(ys)]
+    session = start()
+    session.run(both)
+    mean, variance = 0.0, 1.0
+    for batch in BATCHES[:2]:
+        moments = reference.moments(batch)
+        mean = DECAY * mean + (1 - DECAY) * moments.mean
+        variance = DECAY * variance + (1 - DECAY) * moments.variance
+    assert_moving(session, variable, mean, variance)
