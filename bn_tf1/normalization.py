@@ -214,13 +214,14 @@ def _normalize(x, variables, arguments, layer):
     plan, is_training = arguments.plan, arguments.is_training
     first = x[0] if arguments.towers else x
     dtype = first.dtype
-    activates_itself = plan.kernel == "compiled" and is_training is not False
-    residual = arguments.residual if activates_itself else None
+    activation = residual = None
+    if plan.kernel == "compiled" and is_training is not False:
+        activation, residual = arguments.activation, arguments.residual
     # All is cast and read outside of the cond: TensorFlow 1.15 gives no gradient to
     # bfloat16 tensors that enter it, and fails for resource variables that are read in it,
     # if it is itself in a loop; and where a variable is read in it, it cannot be frozen.
+    wide = statistics.statistics_dtype(dtype)
     if plan.kernel == "composed" and is_training is not False:
-        wide = statistics.statistics_dtype(dtype)
         if arguments.towers:
             x = each(lambda tower: tf.cast(tower, wide), x)
         else:
@@ -228,8 +229,7 @@ def _normalize(x, variables, arguments, layer):
         first = x[0] if arguments.towers else x
         if wide != dtype.base_dtype:
             plan = _plan_of(first, arguments)
-    elif activates_itself and IS_TENSORFLOW_1 and not isinstance(is_training, bool):
-        wide = statistics.statistics_dtype(dtype)
+    elif plan.kernel == "compiled" and IS_TENSORFLOW_1 and tf.is_tensor(is_training):
         x, residual = (None if v is None else tf.cast(v, wide) for v in (x, residual))
     channels = [tf.dimension_value(first.shape[a]) for a in plan.axes]
     gamma, beta = _read_all([variables.gamma, variables.beta], channels)
@@ -237,54 +237,6 @@ def _normalize(x, variables, arguments, layer):
         gamma, beta = (
             _passing_gradient(value, arguments.trainable) for value in (gamma, beta)
         )
-
-    several = functools.partial(
-        _with_several_values, layer=layer, is_training=is_training
-    )
-
-    def with_batch_statistics(x, gamma, beta, residual, *_):
-        if not arguments.is_plain:
-            return normalize_by_own_statistics(
-                x, gamma, beta, moving, arguments, layer, several
-            )
-        normalize = _NORMALIZE[plan.kernel]
-        unbiased = arguments.ema_variance == "unbiased"
-        how = {"epsilon": arguments.epsilon, "unbiased": unbiased}
-        if activates_itself:
-            how.update(activation=arguments.activation, residual=residual)
-        checks = _checks_of_several_values(x, plan.axes, layer, is_training)
-        if checks and plan.kernel == "composed":
-            with tf.control_dependencies(checks):
-                x, checks = tf.identity(x), []
-        # Nothing stands between the kernel and what made `x`: tools look for both.
-        with tf.control_dependencies(checks):
-            return normalize(x, gamma, beta, plan, **how)
-
-    def with_moving_statistics(x, gamma, beta, residual, mean, variance):
-        if arguments.fold or plan.constant != "fused":
-            # An optimizer over all variables must not train them. The fused kernel passes
-            # no gradient to them.
-            mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
-        epsilon = arguments.epsilon
-        count = tf.ones([], mean.dtype) if may_lack_values(arguments) else None
-        if arguments.towers:
-
-            def normalize(tower):
-                operands = tower, mean, variance, gamma, beta
-                own = _plan_of(tower, arguments)
-                return statistics.normalize_constant(*operands, own, epsilon=epsilon)
-
-            return statistics.BatchOutput(each(normalize, x), mean, variance, count)
-        operands = x, mean, variance, gamma, beta
-        if arguments.fold:
-            keep = _keep if arguments.fold == "once" else tf.convert_to_tensor
-            y = statistics.normalize_folded(*operands, epsilon=epsilon, keep=keep)
-        else:
-            y = statistics.normalize_constant(*operands, plan, epsilon=epsilon)
-        if activates_itself:
-            y = statistics.activated(y, residual, arguments.activation)
-        return statistics.BatchOutput(y, mean, variance, count)
-
     takes = is_training is not True or not arguments.is_plain
     renorms = is_training is not False and arguments.renorm is not None
     moving = MovingValues(
@@ -298,10 +250,11 @@ def _normalize(x, variables, arguments, layer):
             channels,
         )
     )
+    how = {"plan": plan, "arguments": arguments, "activation": activation}
     normalized = _by_mode(
         is_training,
-        with_batch_statistics,
-        with_moving_statistics,
+        functools.partial(_with_batch_statistics, moving=moving, layer=layer, **how),
+        functools.partial(_with_moving_statistics, **how),
         [x, gamma, beta, residual],
         moving[:2],
         takes_inputs_alone=arguments.is_plain,
@@ -315,6 +268,57 @@ def _normalize(x, variables, arguments, layer):
     return normalized._replace(y=tf.cast(normalized.y, dtype))
 
 
+def _with_batch_statistics(
+    x, gamma, beta, residual, *_, plan, arguments, activation, moving, layer
+):
+    is_training = arguments.is_training
+    if not arguments.is_plain:
+        several = functools.partial(
+            _with_several_values, layer=layer, is_training=is_training
+        )
+        operands = x, gamma, beta, moving
+        return normalize_by_own_statistics(*operands, arguments, layer, several)
+    unbiased = arguments.ema_variance == "unbiased"
+    how = {"epsilon": arguments.epsilon, "unbiased": unbiased}
+    if plan.kernel == "compiled":
+        how.update(activation=activation, residual=residual)
+    checks = _checks_of_several_values(x, plan.axes, layer, is_training)
+    if checks and plan.kernel == "composed":
+        with tf.control_dependencies(checks):
+            x, checks = tf.identity(x), []
+    # Nothing stands between the kernel and what made `x`: tools look for both.
+    with tf.control_dependencies(checks):
+        return _NORMALIZE[plan.kernel](x, gamma, beta, plan, **how)
+
+
+def _with_moving_statistics(
+    x, gamma, beta, residual, mean, variance, *, plan, arguments, activation
+):
+    if arguments.fold or plan.constant != "fused":
+        # An optimizer over all variables must not train them. The fused kernel passes no
+        # gradient to them.
+        mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
+    epsilon = arguments.epsilon
+    count = tf.ones([], mean.dtype) if may_lack_values(arguments) else None
+    if arguments.towers:
+
+        def normalize(tower):
+            operands = tower, mean, variance, gamma, beta
+            own = _plan_of(tower, arguments)
+            return statistics.normalize_constant(*operands, own, epsilon=epsilon)
+
+        return statistics.BatchOutput(each(normalize, x), mean, variance, count)
+    operands = x, mean, variance, gamma, beta
+    if arguments.fold:
+        keep = _keep if arguments.fold == "once" else tf.convert_to_tensor
+        y = statistics.normalize_folded(*operands, epsilon=epsilon, keep=keep)
+    else:
+        y = statistics.normalize_constant(*operands, plan, epsilon=epsilon)
+    if activation is not None or residual is not None:
+        y = statistics.activated(y, residual, activation)
+    return statistics.BatchOutput(y, mean, variance, count)
+
+
 def _plan_of(x, arguments):
     axes, epsilon = arguments.plan.axes, arguments.epsilon
     return statistics.plan_of(x, axes, epsilon=epsilon, kernel="composed")
@@ -324,7 +328,8 @@ def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_
     """Builds what `is_training` asks for: one of the two, or both and a switch.
 
     Args:
-        with_batch, with_moving: functions of `inputs`; of those and `moving`.
+        with_batch, with_moving: functions of `inputs`, and of `moving` after them, which
+            a switch passes to both.
         takes_inputs_alone: whether `with_batch` reads no other tensor.
     """
     if is_training is True:
