@@ -29,9 +29,7 @@ _STANDARDS = {True: ("c++11", (5,), (6,)), False: ("c++17", (9,), (9,))}
 _CLONES = (
     '"arch=x86-64-v4","arch=x86-64-v3","default"',
     '"avx512f","avx2","default"',
-    None,
 )
-_SANITIZERS = ("address", "undefined", "thread")
 _SHOWN = 12  # lines of a compiler's complaint
 
 
@@ -79,9 +77,8 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
             flags.append(
                 "-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute"
             )
-        plain = compiler._replace(
-            flags=()
-        )  # clones are chosen before a sanitizer starts
+        # Clones are chosen before a sanitizer starts.
+        plain = compiler._replace(flags=())
         _compile(plain, headers, path, say, flags)
         return path
     place = _made_folder()
@@ -90,10 +87,11 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
     path = os.path.join(place, f"batch_norm-{name}.so")
     lock = filelock.FileLock(os.path.join(place, "lock"))
     try:
-        lock.acquire(timeout=0)
+        turn = lock.acquire(timeout=0)
     except filelock.Timeout:
         say("waiting for another build")
-    with lock:
+        turn = lock.acquire()
+    with turn:
         if os.path.exists(path):
             say(f"{path} is there already")
             return path
@@ -157,7 +155,7 @@ def _fast_flags(command):
     flags = ["-mprefer-vector-width=512"]
     if not _takes(command, flags, "int one() { return 1; }"):
         flags = []
-    for clones in filter(None, _CLONES):
+    for clones in _CLONES:
         attribute = f"__attribute__((target_clones({clones})))"
         if _takes(command, [], f"{attribute} int one() {{ return 1; }}"):
             return [*flags, f"-DBN_TF1_CLONES={clones}"]

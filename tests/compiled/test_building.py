@@ -89,3 +89,17 @@ def test_a_second_build_finds_the_first(cache, monkeypatch):
     building.build(said.append)
     assert len(said) == 1
     assert said[0].endswith("is there already")
+
+
+def test_a_build_that_ends_makes_room_for_the_next(cache, monkeypatch):
+    """Also while what it raised, or it itself, is still held by somebody."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    locks, make = [], building.filelock.FileLock
+
+    def kept(path):
+        locks.append(make(path))
+        return locks[-1]
+
+    monkeypatch.setattr(building.filelock, "FileLock", kept)
+    building.build(print)
+    assert [lock.is_locked for lock in locks] == [False]
