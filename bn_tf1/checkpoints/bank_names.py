@@ -1,48 +1,29 @@
 """One set of statistics as several banks of a layer, or one of several as the only one.
 
-Contract: nothing is copied or changed; a checkpoint is given other names. The first bank is
-called as a layer without banks, the others are below `bank_1`, `bank_2`, ... of it. To a
-bank belong the moving statistics, what is kept beside and for them, and, where each bank
-has its own, gamma and beta with their slots.
+Contract: nothing is copied or changed; what is answered is names: by name in the result,
+the name in the file. The first bank is called as a layer without banks, the others are below
+`bank_1`, `bank_2`, ... of it. To a bank belong the moving statistics, what is kept beside
+and for them, and, where each bank has its own, gamma and beta with their slots.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple
-
-import numpy as np
-
 from bn_tf1.checkpoints import dialects
-from bn_tf1.checkpoints.dialects import COUNTER, RENORM, STATISTICS, Layer, join
+from bn_tf1.checkpoints.dialects import (
+    COUNTER,
+    RENORM,
+    STATISTICS,
+    Layer,
+    Slot,
+    join,
+)
 from bn_tf1.checkpoints.reader_writer import Checkpoint
-
-
-class Renamed(NamedTuple):
-    """A checkpoint under other names.
-
-    Attributes:
-        checkpoint: the checkpoint.
-        sources: the name in the file by name in `checkpoint`.
-        left_out: the names in the file that have none in `checkpoint`.
-    """
-
-    checkpoint: Checkpoint
-    sources: Mapping[str, str]
-    left_out: tuple[str, ...] = ()
-
-
-class _RenamingReader(NamedTuple):
-    reader: Any
-    sources: Mapping[str, str]
-
-    def get_tensor(self, name: str) -> np.ndarray:
-        return self.reader.get_tensor(self.sources[name])
 
 
 def spread_over_banks(
     checkpoint: Checkpoint, dialect: str, banks: int, *, bank_affine: bool
-) -> Renamed:
-    """`checkpoint` with the one set of each layer in the place of `banks` sets.
+) -> dict[str, str]:
+    """Names with the one set of each layer in the place of `banks` sets.
 
     Args:
         checkpoint: the checkpoint.
@@ -66,18 +47,16 @@ def spread_over_banks(
             owners[name] = layer.scope
     sources = {name: name for name in checkpoint.shapes}
     for name in checkpoint.shapes:
-        prefix, variable, leaf = _owned(name, owners)
-        if variable is not None:
-            scope = owners[variable]
-            rest = variable[len(scope) :].lstrip("/")
+        slot = _owned(name, owners)
+        if slot is not None:
+            scope = owners[slot.variable]
             for number in range(1, banks):
-                own = join(prefix, scope, f"bank_{number}", rest, leaf)
-                sources[own] = name
-    return _renamed(checkpoint, sources)
+                sources[_moved(slot, scope, join(scope, f"bank_{number}"))] = name
+    return sources
 
 
-def one_bank_of(checkpoint: Checkpoint, dialect: str, bank: int) -> Renamed:
-    """`checkpoint` with one bank alone of each layer that has several.
+def one_bank_of(checkpoint: Checkpoint, dialect: str, bank: int) -> dict[str, str]:
+    """Names with one bank alone of each layer that has several.
 
     Raises:
         ValueError: there is no layer with several banks, or one has no such bank.
@@ -86,12 +65,14 @@ def one_bank_of(checkpoint: Checkpoint, dialect: str, bank: int) -> Renamed:
     numbers: dict[str, list[int]] = {}
     for scope in layers:
         base, number = dialects.bank_of(scope)
+        # A scope bank_1 that is in no layer is a layer of that name.
         if number and base in layers:
             numbers.setdefault(base, [0]).append(number)
     if not numbers:
         raise ValueError(
             f"`bank` is {bank}, but {checkpoint.prefix} has no layer of several banks"
         )
+    # The layer and the bank by the name of a variable of a bank.
     owners = {}
     for base, known in numbers.items():
         if bank not in known:
@@ -99,28 +80,23 @@ def one_bank_of(checkpoint: Checkpoint, dialect: str, bank: int) -> Renamed:
                 f"`bank` is {bank}, but the layer {base!r} of {checkpoint.prefix} has the "
                 f"banks {sorted(known)}"
             )
-        with_affine = not {"gamma", "beta"}.isdisjoint(
-            layers[join(base, f"bank_{max(known)}")].names
-        )
-        for number in known:
-            scope = join(base, f"bank_{number}") if number else base
+        scopes = {n: join(base, f"bank_{n}") if n else base for n in known}
+        # The first bank is where those that are shared stand: a further one tells.
+        further = layers[scopes[max(known)]].names
+        with_affine = "gamma" in further or "beta" in further
+        for number, scope in scopes.items():
             for name in _names_of_bank(layers[scope], with_affine=with_affine):
-                owners[name] = scope
-    sources, left_out = {}, []
+                owners[name] = (base, scope, number)
+    sources = {}
     for name in checkpoint.shapes:
-        prefix, variable, leaf = _owned(name, owners)
-        if variable is None:
+        slot = _owned(name, owners)
+        if slot is None:
             sources[name] = name
-            continue
-        base, number = dialects.bank_of(owners[variable])
-        if number not in numbers.get(base, ()):
-            base, number = owners[variable], 0
-        if number != bank:
-            left_out.append(name)
         else:
-            rest = variable[len(owners[variable]) :].lstrip("/")
-            sources[join(prefix, base, rest, leaf)] = name
-    return _renamed(checkpoint, sources, left_out)
+            base, scope, number = owners[slot.variable]
+            if number == bank:
+                sources[_moved(slot, scope, base)] = name
+    return sources
 
 
 def _names_of_bank(layer: Layer, *, with_affine):
@@ -130,17 +106,10 @@ def _names_of_bank(layer: Layer, *, with_affine):
 
 
 def _owned(name, owners):
-    """(prefix, variable, leaf) of a variable of `owners` or its slot; else three None."""
-    if name in owners:
-        return "", name, ""
-    slot = dialects.find_slot(name, owners)
-    return (None, None, None) if slot is None else tuple(slot)
+    """A variable of `owners`, or its slot, taken apart; None for another name."""
+    return Slot("", name, "") if name in owners else dialects.find_slot(name, owners)
 
 
-def _renamed(checkpoint, sources, left_out=()):
-    named = checkpoint._replace(
-        shapes={name: checkpoint.shapes[old] for name, old in sources.items()},
-        dtypes={name: checkpoint.dtypes[old] for name, old in sources.items()},
-        reader=_RenamingReader(checkpoint.reader, sources),
-    )
-    return Renamed(named, sources, tuple(left_out))
+def _moved(slot, scope, new_scope):
+    rest = slot.variable[len(scope) :].lstrip("/")
+    return join(slot.prefix, new_scope, rest, slot.leaf)

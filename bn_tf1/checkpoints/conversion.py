@@ -96,13 +96,6 @@ class _Target(NamedTuple):
     dropped: tuple[str, ...]
 
 
-class _Matches(NamedTuple):
-    """New scope by old scope, and the scopes of `like` that are in no pair."""
-
-    scopes: Mapping[str, str]
-    unmatched: tuple[str, ...]
-
-
 def convert(
     source: str,
     destination: str,
@@ -158,14 +151,22 @@ def convert(
     checkpoint = file = reader_writer.open_checkpoint(source)
     reader_writer.check_new(destination)
     checkpoint, dropped = _without_dropped(checkpoint, drop)
+    # From here on names are those of the banks; in the file they are others.
     sources: Mapping[str, str] = {}
     if (banks, bank, bank_affine) != (None, None, False):
-        checkpoint, sources, left_out = _with_banks(
-            checkpoint, from_dialect, banks, bank, bank_affine
+        sources = _with_banks(checkpoint, from_dialect, banks, bank, bank_affine)
+        others = set(checkpoint.shapes).difference(sources.values())
+        dropped += _left_out(checkpoint, others, "of another bank")
+        checkpoint = checkpoint._replace(
+            shapes={name: checkpoint.shapes[old] for name, old in sources.items()},
+            dtypes={name: checkpoint.dtypes[old] for name, old in sources.items()},
         )
-        dropped += left_out
     shadows = _shadows(checkpoint, ema)
-    moves = _checked_map(name_map or {}, checkpoint.shapes)
+    moves = dict(name_map or {})
+    dialects.check_name_map(moves, checkpoint.shapes, "of the checkpoint")
+    if not all(moves.values()):
+        empty = next(old for old, new in moves.items() if not new)
+        raise ValueError(f"`name_map` maps {empty!r} to an empty name")
     adopted = _adopted_layers(checkpoint, moves, from_dialect, to_dialect)
     layers = _source_layers(checkpoint, adopted, from_dialect, to_dialect)
     # Their scopes are those of the target already.
@@ -174,25 +175,21 @@ def convert(
     reference, unmatched = None, ()
     if like is not None:
         reference = _reference_layers(like, to_dialect)
-        matches = _match_layers(layers, moves, reference)
-        moves.update(matches.scopes)
-        unmatched = matches.unmatched
+        scopes, unmatched = _match_layers(layers, moves, reference)
+        moves.update(scopes)
     targets = {
         layer.scope: _target(layer, moves, reference, to_dialect, shape)
         for layer in layers
     }
     rows = _rows(checkpoint, layers, targets, moves)
-    _check_dropped(checkpoint, layers, targets, shadows)
-    rows = tuple(_promoted(row, shadows) for row in rows)
+    _check_dropped(checkpoint, sources, layers, targets, shadows)
+    rows = [_promoted(row, shadows) for row in rows]
     _check_unique(rows)
+    rows = [row._replace(old=sources.get(row.old, row.old)) for row in rows]
     if not dry_run:
-        entries = [
-            entry._replace(source=sources.get(entry.source, entry.source))
-            for entry in _entries(rows, checkpoint, layers, targets)
-        ]
+        entries = _entries(rows, file, checkpoint, layers, targets)
         reader_writer.write_checkpoint(destination, file, entries)
-    rows = tuple(row._replace(old=sources.get(row.old, row.old)) for row in rows)
-    return Conversion(rows + dropped, unmatched)
+    return Conversion((*rows, *dropped), unmatched)
 
 
 # ------------------------------------------------------------------------------ what is given
@@ -231,16 +228,20 @@ def _without_dropped(checkpoint, patterns):
                 f"`drop` has {pattern!r}, which fits no name in {checkpoint.prefix}"
             )
         dropped += matching
-    rows = [
-        Row(name, None, checkpoint.shapes[name], "left out: in `drop`")
-        for name in sorted(set(dropped), key=dialects.natural_key)
-    ]
+    rows = _left_out(checkpoint, set(dropped), "in `drop`")
     kept = {n: shape for n, shape in checkpoint.shapes.items() if n not in dropped}
-    return checkpoint._replace(shapes=kept), tuple(rows)
+    return checkpoint._replace(shapes=kept), rows
+
+
+def _left_out(checkpoint, names, why):
+    return [
+        Row(name, None, checkpoint.shapes[name], f"left out: {why}")
+        for name in sorted(names, key=dialects.natural_key)
+    ]
 
 
 def _with_banks(checkpoint, dialect, banks, bank, bank_affine):
-    """The checkpoint under other names, its names in the file, and rows of the others."""
+    """The name in the file by the name that a tensor has among several banks, or one."""
     if dialect == HAND_WRITTEN:
         raise ValueError(
             f"`from_dialect` is {HAND_WRITTEN!r}, but with `banks` or `bank` must be a "
@@ -251,17 +252,11 @@ def _with_banks(checkpoint, dialect, banks, bank, bank_affine):
             f"`banks` is {banks}, `bank` {bank} and `bank_affine` {bank_affine}, but either "
             "`banks` spreads one set, with `bank_affine` or without, or `bank` takes one out"
         )
-    if bank is None:
-        found = bank_names.spread_over_banks(
-            checkpoint, dialect, banks, bank_affine=bank_affine
-        )
-    else:
-        found = bank_names.one_bank_of(checkpoint, dialect, bank)
-    rows = [
-        Row(name, None, checkpoint.shapes[name], "left out: of another bank")
-        for name in sorted(found.left_out, key=dialects.natural_key)
-    ]
-    return found.checkpoint, found.sources, tuple(rows)
+    if bank is not None:
+        return bank_names.one_bank_of(checkpoint, dialect, bank)
+    return bank_names.spread_over_banks(
+        checkpoint, dialect, banks, bank_affine=bank_affine
+    )
 
 
 def _shadows(checkpoint, ema):
@@ -302,38 +297,21 @@ def _adopted_layers(checkpoint, moves, from_dialect, to_dialect):
 
 def _source_layers(checkpoint, adopted, from_dialect, to_dialect):
     if from_dialect == HAND_WRITTEN:
-        layers = adopted
-        if not layers:
-            raise ConversionError(
-                f"`from_dialect` is {HAND_WRITTEN!r}, but `name_map` (--map) names no "
-                "layer: give each variable of one its name in the target, such as "
-                + " ".join(f"OLD=bn/{n}" for n in DIALECTS[to_dialect].leaves.values())
-            )
+        own, keeps_rank = [], False
     else:
-        layers = dialects.find_layers(checkpoint.shapes, from_dialect) + adopted
+        own = dialects.find_layers(checkpoint.shapes, from_dialect)
+        keeps_rank = DIALECTS[from_dialect].keeps_rank
+    layers = own + adopted
     if not layers:
-        found = [d for d in DIALECTS if dialects.find_layers(checkpoint.shapes, d)]
+        raise ConversionError(_why_no_layer(checkpoint, from_dialect, to_dialect))
+    # The names alone are also those of other libraries.
+    flat = [layer.scope for layer in own if keeps_rank and len(layer.shape) < 2]
+    if flat:
         raise ConversionError(
-            f"{checkpoint.prefix} has no batch-norm layer of {from_dialect!r}"
-            + (
-                f", but of {found}"
-                if found
-                else " nor of any other dialect; name the variables of layers that were "
-                "written by hand in `name_map` (--map)"
-            )
+            f"`from_dialect` (--from) is {from_dialect!r}, but the variables of layers "
+            f"{flat} in {checkpoint.prefix} have shape [C], as no layer of it has: say "
+            "which library wrote it"
         )
-    if from_dialect != HAND_WRITTEN and DIALECTS[from_dialect].keeps_rank:
-        flat = [
-            layer.scope
-            for layer in layers
-            if layer not in adopted and len(layer.shape) < 2
-        ]
-        if flat:
-            raise ConversionError(
-                f"`from_dialect` (--from) is {from_dialect!r}, but the variables of layers "
-                f"{flat} in {checkpoint.prefix} have shape [C], as no layer of it has: say "
-                "which library wrote it"
-            )
     lost = dialects.lost_state(checkpoint.shapes, layers, to_dialect)
     if lost:
         raise ConversionError(
@@ -343,16 +321,21 @@ def _source_layers(checkpoint, adopted, from_dialect, to_dialect):
     return layers
 
 
-def _checked_map(name_map, shapes):
-    for old, new in name_map.items():
-        if not any(name == old or name.startswith(old + "/") for name in shapes):
-            raise ValueError(
-                f"`name_map` has {old!r}, which is neither a name nor a scope of the "
-                "checkpoint"
-            )
-        if not new:
-            raise ValueError(f"`name_map` maps {old!r} to an empty name")
-    return dict(name_map)
+def _why_no_layer(checkpoint, from_dialect, to_dialect):
+    if from_dialect == HAND_WRITTEN:
+        return (
+            f"`from_dialect` is {HAND_WRITTEN!r}, but `name_map` (--map) names no "
+            "layer: give each variable of one its name in the target, such as "
+            + " ".join(f"OLD=bn/{n}" for n in DIALECTS[to_dialect].leaves.values())
+        )
+    found = [d for d in DIALECTS if dialects.find_layers(checkpoint.shapes, d)]
+    others = f", but of {found}"
+    if not found:
+        others = (
+            " nor of any other dialect; name the variables of layers that were written "
+            "by hand in `name_map` (--map)"
+        )
+    return f"{checkpoint.prefix} has no batch-norm layer of {from_dialect!r}{others}"
 
 
 def _reference_layers(like, dialect):
@@ -371,7 +354,7 @@ def _reference_layers(like, dialect):
 
 
 def _match_layers(layers, moves, reference):
-    """`_Matches` of the source's layers with those of `like`."""
+    """New scope by old scope, and the scopes of `like` that are in no pair."""
     scopes = {}
     sources = {}
     targets = dict(reference)
@@ -386,19 +369,18 @@ def _match_layers(layers, moves, reference):
             sources[layer.scope] = layer
 
     remaining = _match_by_order(sources, targets, scopes)
-    for scope in remaining:
-        channels = sources[scope].channels
-        candidates = _with_channels(targets, channels)
-        if len(candidates) != 1 or len(_with_channels(remaining, channels)) != 1:
-            raise ConversionError(
-                f"layer {scope!r} with {channels} channels has no single counterpart in "
-                f"`like`: candidates are {candidates}, for the layers "
-                f"{_with_channels(remaining, channels)}; say which in `name_map` (--map)"
-            )
     for scope, layer in remaining.items():
-        (scopes[scope],) = _with_channels(targets, layer.channels)
+        candidates = _with_channels(targets, layer.channels)
+        rivals = _with_channels(remaining, layer.channels)
+        if len(candidates) != 1 or len(rivals) != 1:
+            raise ConversionError(
+                f"layer {scope!r} with {layer.channels} channels has no single "
+                f"counterpart in `like`: candidates are {candidates}, for the layers "
+                f"{rivals}; say which in `name_map` (--map)"
+            )
+        (scopes[scope],) = candidates
     unmatched = sorted(set(targets) - set(scopes.values()), key=dialects.natural_key)
-    return _Matches(scopes, tuple(unmatched))
+    return scopes, tuple(unmatched)
 
 
 def _match_by_order(sources, targets, scopes):
@@ -481,13 +463,14 @@ def _target_shape(layer: Layer, model: Layer | None, to_dialect: str, shape) -> 
     )
 
 
-def _check_dropped(checkpoint: Checkpoint, layers, targets, shadows):
+def _check_dropped(checkpoint: Checkpoint, sources, layers, targets, shadows):
     """A gamma of 1 and a beta of 0 say nothing; anything else would be lost."""
     for layer in layers:
         for role in targets[layer.scope].dropped:
             name = layer.names[role]
             slots = [n for n in checkpoint.shapes if dialects.find_slot(n, [name])]
-            value = checkpoint.read(shadows.get(name, name))
+            taken = shadows.get(name, name)
+            value = checkpoint.read(sources.get(taken, taken))
             trivial = np.all(value == INITIAL_VALUES[role])
             if slots or not trivial:
                 raise ConversionError(
@@ -511,14 +494,19 @@ def _rows(checkpoint, layers, targets, moves):
         shape = checkpoint.shapes[old]
         slot = dialects.find_slot(old, reshaped)
         owner = old if slot is None else slot.variable
-        if owner in reshaped and shape == checkpoint.shapes[owner]:
-            rows.append(_row(old, renamed[old], shape, reshaped[owner]))
-        else:
-            rows.append(Row(old, renamed[old], shape))
+        note = ""
+        if renamed[old] is None:
+            note = "left out: its initial value"
+        # A slot of another shape than its variable's, a counter, keeps it.
+        elif owner in reshaped and shape == checkpoint.shapes[owner]:
+            if shape != reshaped[owner]:
+                note = f"reshaped from {list(shape)}"
+            shape = reshaped[owner]
+        rows.append(Row(old, renamed[old], shape, note))
     for layer, role, name in _filled(layers, targets):
         note = f"filled with {INITIAL_VALUES[role]:g}"
         rows.append(Row(None, name, targets[layer.scope].shape, note))
-    return tuple(rows)
+    return rows
 
 
 def _filled(layers, targets):
@@ -529,21 +517,12 @@ def _filled(layers, targets):
                 yield layer, role, name
 
 
-def _row(old, new, old_shape, new_shape):
-    if new is None:
-        return Row(old, None, old_shape, "left out: its initial value")
-    note = "" if old_shape == new_shape else f"reshaped from {list(old_shape)}"
-    return Row(old, new, new_shape, note)
-
-
 def _promoted(row, shadows):
     """The row of a variable that takes the value of its shadow."""
     if row.new is None or row.old not in shadows:
         return row
-    note = f"the average of {row.old}"
-    return row._replace(
-        old=shadows[row.old], note=f"{note}, {row.note}" if row.note else note
-    )
+    note = ", ".join(filter(None, (f"the average of {row.old}", row.note)))
+    return row._replace(old=shadows[row.old], note=note)
 
 
 def _new_names(shapes, layers, targets, moves):
@@ -577,18 +556,15 @@ def _check_unique(rows):
             raise ConversionError(f"{', '.join(old)} would all be named {new}")
 
 
-def _entries(rows, checkpoint, layers, targets):
-    fills = {
-        name: (INITIAL_VALUES[role], checkpoint.dtypes[layer.names["moving_mean"]])
-        for layer, role, name in _filled(layers, targets)
-    }
-    entries = []
-    for row in rows:
-        if row.new is not None and row.old is None:
-            # In the dtype of the layer's own: a float64 network stays one.
-            fill, dtype = fills[row.new]
-            entries.append(Entry(row.new, row.shape, dtype, None, fill))
-        elif row.new is not None:
-            dtype = checkpoint.dtypes[row.old]
-            entries.append(Entry(row.new, row.shape, dtype, row.old))
+def _entries(rows, file, checkpoint, layers, targets):
+    entries = [
+        Entry(row.new, row.shape, file.dtypes[row.old], row.old)
+        for row in rows
+        if row.new is not None and row.old is not None
+    ]
+    for layer, role, name in _filled(layers, targets):
+        # In the dtype of the layer's own: a float64 network stays one.
+        dtype = checkpoint.dtypes[layer.names["moving_mean"]]
+        shape, fill = targets[layer.scope].shape, INITIAL_VALUES[role]
+        entries.append(Entry(name, shape, dtype, None, fill))
     return entries

@@ -35,8 +35,6 @@ _BANK = re.compile(r"((?P<layer>.+)/)?bank_(?P<number>\d+)$")
 AVERAGE = "ExponentialMovingAverage"
 INITIAL_VALUES = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
 
-_TF_STATISTICS = dict(zip(STATISTICS, STATISTICS))
-_TENSORPACK_STATISTICS = dict(zip(STATISTICS, ("mean/EMA", "variance/EMA")))
 RENORM = (
     "moving_stddev",
     "renorm_mean",
@@ -59,7 +57,7 @@ class Dialect(NamedTuple):
         is_own: whether it can have the number of its updates, and several banks.
     """
 
-    leaves: Mapping[str, str]
+    leaves: Mapping[str, str] = dict(zip(ROLES, ROLES))
     defaults: tuple[str, ...] = ("gamma", "beta")
     keeps_rank: bool = False
     renorm: bool = False
@@ -94,22 +92,16 @@ class Slot(NamedTuple):
     leaf: str
 
 
-def _leaves(statistics):
-    return {"gamma": "gamma", "beta": "beta", **statistics}
-
-
 DIALECTS: Mapping[str, Dialect] = {
-    "bn_tf1": Dialect(
-        _leaves(_TF_STATISTICS), renorm=True, zero_debias=True, is_own=True
+    "bn_tf1": Dialect(renorm=True, zero_debias=True, is_own=True),
+    "tf_layers": Dialect(renorm=True),
+    "slim": Dialect(defaults=("beta",), renorm=True, zero_debias=True),
+    "sonnet": Dialect(defaults=("beta",), keeps_rank=True),
+    "sonnet_v2": Dialect(),
+    "tensorpack": Dialect(
+        dict(zip(ROLES, ("gamma", "beta", "mean/EMA", "variance/EMA")))
     ),
-    "tf_layers": Dialect(_leaves(_TF_STATISTICS), renorm=True),
-    "slim": Dialect(
-        _leaves(_TF_STATISTICS), defaults=("beta",), renorm=True, zero_debias=True
-    ),
-    "sonnet": Dialect(_leaves(_TF_STATISTICS), defaults=("beta",), keeps_rank=True),
-    "sonnet_v2": Dialect(_leaves(_TF_STATISTICS)),
-    "tensorpack": Dialect(_leaves(_TENSORPACK_STATISTICS)),
-    "keras": Dialect(_leaves(_TF_STATISTICS), renorm=True),
+    "keras": Dialect(renorm=True),
 }
 # In the place of a dialect that is read: all layers are those that a map names.
 HAND_WRITTEN = "hand_written"
@@ -264,22 +256,29 @@ def lost_state(
     target = DIALECTS[dialect]
     scopes = {layer.scope for layer in layers}
     statistics = {layer.names[role] for layer in layers for role in STATISTICS}
-    lost = []
-    for name in sorted(shapes, key=natural_key):
+
+    def is_lost(name):
         scope, _, leaf = name.rpartition("/")
-        is_renorm = scope in scopes and leaf in RENORM
-        is_debias = leaf in ZERO_DEBIAS and find_slot(name, statistics) is not None
         base, bank = bank_of(scope)
-        is_bank = bank > 0 and base in scopes
-        is_own = scope in scopes and (leaf == COUNTER or is_bank)
-        kinds = (
-            (is_renorm, target.renorm),
-            (is_debias, target.zero_debias),
-            (is_own, target.is_own),
-        )
-        if any(is_one and not is_held for is_one, is_held in kinds):
-            lost.append(name)
-    return lost
+        if leaf in ZERO_DEBIAS and find_slot(name, statistics) is not None:
+            return not target.zero_debias
+        if scope in scopes and leaf in RENORM and not target.renorm:
+            return True
+        is_own = leaf == COUNTER or (bank > 0 and base in scopes)
+        return scope in scopes and is_own and not target.is_own
+
+    return sorted(filter(is_lost, shapes), key=natural_key)
+
+
+def check_name_map(
+    name_map: Mapping[str, str], names: Iterable[str], where: str
+) -> None:
+    """Raises ValueError for what is neither a name nor a scope of `names`, `where`."""
+    for old in name_map:
+        if not any(name == old or name.startswith(old + "/") for name in names):
+            raise ValueError(
+                f"`name_map` has {old!r}, which is neither a name nor a scope {where}"
+            )
 
 
 def rename(name: str, moves: Mapping[str, str]) -> str:

@@ -19,16 +19,24 @@ names, TensorFlow numbers to the second and later hand-written ones (`pop_mean_1
 
 from __future__ import annotations
 
+import collections
 import re
 from typing import Any, Iterable, Mapping, NamedTuple
 
-from bn_tf1.checkpoints.dialects import ROLES, STATISTICS, Shape, join, natural_key
+from bn_tf1.checkpoints.dialects import (
+    AVERAGE,
+    ROLES,
+    STATISTICS,
+    Shape,
+    join,
+    natural_key,
+)
 
 # What tf.train.Checkpoint and Keras 3 append to the name of a variable.
 _OBJECT_SUFFIX = re.compile(r"(/_value)?/\.ATTRIBUTES/VARIABLE_VALUE$")
 _SLOT = re.compile(r"/\.OPTIMIZER_SLOT/|(^|/)optimizer/")
 
-# The pairs of leaves, and what tells one layer of a scope from the next.
+# The leaves of a mean and its variance; @ stands for tf.train's average.
 _PAIRS = (
     ("moving_mean", "moving_variance"),
     ("moving_mean", "moving_var"),
@@ -41,27 +49,16 @@ _PAIRS = (
     ("batch_mean/@", "batch_var/@"),
     ("mean/@", "variance/@"),
     ("mean/@", "var/@"),
-    ("pop_mean", "pop_variance"),
-    ("pop_mean", "pop_var"),
-    ("population_mean", "population_variance"),
-    ("population_mean", "population_var"),
-    ("running_mean", "running_variance"),
-    ("running_mean", "running_var"),
-    ("mov_mean", "mov_variance"),
-    ("mov_mean", "mov_var"),
-    ("ema_mean", "ema_variance"),
-    ("ema_mean", "ema_var"),
-    ("global_mean", "global_variance"),
-    ("global_mean", "global_var"),
     ("average_mean", "average_variance"),
     ("avg_mean", "avg_var"),
+    *(
+        (f"{kind}_mean", f"{kind}_{variance}")
+        for kind in ("pop", "population", "running", "mov", "ema", "global")
+        for variance in ("variance", "var")
+    ),
 )
-_AVERAGE = "ExponentialMovingAverage"
-# These start from zeros; everybody else's moving variance from ones.
-_ZEROS_AT_FIRST = _AVERAGE
 _BARE_PAIRS = (("mean", "variance"), ("mean", "var"))
-_GAMMAS = ("gamma", "scale")
-_BETAS = ("beta", "offset", "shift")
+_PARAMETERS = {"gamma": ("gamma", "scale"), "beta": ("beta", "offset", "shift")}
 _NUMBER = r"(?P<number>(_\d+)?)"
 
 
@@ -78,12 +75,6 @@ class CheckpointLayer(NamedTuple):
     scope: str
     names: Mapping[str, str]
     variance_at_first: float = 1.0
-
-
-class _Statistic(NamedTuple):
-    role: str
-    scope: str
-    number: str
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
@@ -131,7 +122,8 @@ def _layer_of_graph(layer, plain):
 
 
 def _variance_at_first(names):
-    is_average = any(_ZEROS_AT_FIRST in names.get(role, "") for role in STATISTICS)
+    # tf.train's average of a tensor starts from zeros, everybody's variable from ones.
+    is_average = any(AVERAGE in names.get(role, "") for role in STATISTICS)
     return 0.0 if is_average else 1.0
 
 
@@ -141,17 +133,15 @@ def _layers_by_name(plain, shapes):
         # A scalar is a summary's average of something else.
         found = _statistic(name) if shapes[plain[name]] else None
         if found is not None:
-            group = groups.setdefault((found.scope, found.number), {})
-            group.setdefault(found.role, name)
+            role, *group = found
+            groups.setdefault(tuple(group), {}).setdefault(role, name)
     for scope, number in _bare_groups(plain, shapes):
         groups.setdefault((scope, number), _bare_names(scope, number, plain))
-    several = {}
-    for scope, number in groups:
-        several.setdefault(scope, []).append(number)
+    several = collections.Counter(scope for scope, _ in groups)
     for (scope, number), names in groups.items():
         names.update(_gamma_and_beta(scope, number, plain))
         label = scope
-        if len(several[scope]) > 1 or not scope:
+        if several[scope] > 1 or not scope:
             label = names.get("moving_mean") or names["moving_variance"]
         names = {role: plain[name] for role, name in names.items()}
         yield CheckpointLayer(label, names, _variance_at_first(names))
@@ -162,7 +152,8 @@ def _patterns():
     found: dict[str, list] = {}
     for pair in _PAIRS:
         for role, leaf in zip(STATISTICS, pair):
-            leaf = leaf.replace("@", _AVERAGE)
+            leaf = leaf.replace("@", AVERAGE)
+            # The second tf.nn.moments of a scope is moments_1.
             pattern = leaf.replace("moments", r"moments(_\d+)?")
             pattern = re.compile(rf"(?P<scope>(?:.*/)?){pattern}{_NUMBER}$")
             found.setdefault(leaf.split("/")[-1], []).append((role, pattern))
@@ -173,11 +164,12 @@ _PATTERNS = _patterns()
 
 
 def _statistic(name):
+    """(role, scope, number) of a name; None for that of no statistic."""
     last = re.sub(r"_\d+$", "", name.rpartition("/")[2])
     for role, pattern in _PATTERNS.get(last, ()):
         match = pattern.match(name)
         if match:
-            return _Statistic(role, match["scope"].rstrip("/"), match["number"])
+            return role, match["scope"].rstrip("/"), match["number"]
     return None
 
 
@@ -202,7 +194,7 @@ def _bare_names(scope, number, plain):
 
 def _gamma_and_beta(scope, number, plain):
     found = {}
-    for role, leaves in (("gamma", _GAMMAS), ("beta", _BETAS)):
+    for role, leaves in _PARAMETERS.items():
         for leaf in leaves:
             name = join(scope, leaf + number)
             if name in plain:

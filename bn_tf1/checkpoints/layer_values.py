@@ -96,10 +96,11 @@ def read_values(file: TensorFile, graph_layers: Iterable[Any] = ()) -> Checkpoin
     reader = _Reader(file)
     graph_layers = list(graph_layers)
     by_mean = {layer.moving_mean: layer for layer in graph_layers}
+    # A layer without a moving mean has none in the checkpoint either.
     by_mean.pop(None, None)
     layers = []
     for layer in find_checkpoint_layers(file.shapes, graph_layers, reader.plain):
-        graph_layer = by_mean.get(reader.plain_name(layer.names.get("moving_mean")))
+        graph_layer = by_mean.get(reader.plain_of.get(layer.names.get("moving_mean")))
         layers.append(_layer_values(reader, layer, graph_layer))
     step, named = _step(reader), step_of(file.prefix)
     return CheckpointValues(
@@ -123,12 +124,14 @@ class _Reader:
     def __init__(self, file):
         self._file = file
         self.plain = variable_names(file)
-        self._plain_by_full = {full: plain for plain, full in self.plain.items()}
-        self.by_leaves = _by_last_parts(self.plain)
+        self.plain_of = {full: plain for plain, full in self.plain.items()}
+        # By their last two parts: how a counter's name ends, whatever its prefix. All
+        # names for each layer would take time with the square of their number.
+        self.by_leaves: dict[str, list[str]] = {}
+        for name in self.plain:
+            leaves = "/".join(name.split("/")[-2:])
+            self.by_leaves.setdefault(leaves, []).append(name)
         self.damaged: dict[str, str] = {}
-
-    def plain_name(self, full):
-        return self._plain_by_full.get(full)
 
     def read(self, full):
         """The numbers of a tensor, float64, flat; None where there are none."""
@@ -145,38 +148,25 @@ class _Reader:
             return None
 
 
-def _by_last_parts(plain):
-    """Names by their last two parts: how a counter's name ends, whatever its prefix."""
-    found: dict[str, list[str]] = {}
-    for name in plain:
-        found.setdefault("/".join(name.split("/")[-2:]), []).append(name)
-    return found
-
-
 def _layer_values(reader, layer, graph_layer):
     values = {role: reader.read(layer.names.get(role)) for role in ROLES}
-    mean_name = reader.plain_name(layer.names.get("moving_mean"))
+    mean_name = reader.plain_of.get(layer.names.get("moving_mean"))
     if mean_name is not None:
         scope = mean_name.rpartition("/")[0]
         for role in (*_RENORM, COUNTER):
             values[role] = reader.read(reader.plain.get(join(scope, role)))
     for statistic in STATISTICS:
-        name = reader.plain_name(layer.names.get(statistic))
+        name = reader.plain_of.get(layer.names.get(statistic))
         short = statistic.split("_")[-1]
         for role, leaf in (("biased", "biased"), ("steps", "local_step")):
             values[f"{short}_{role}"] = _state_of_average(reader, name, leaf)
     values = {role: value for role, value in values.items() if value is not None}
-    if graph_layer is None:
-        return LayerValues(layer, values)
-    return LayerValues(
-        layer,
-        values,
-        graph_layer.decay,
-        graph_layer.epsilon,
-        graph_layer.mode,
-        graph_layer.kind,
-        graph_layer.is_rectified,
-    )
+    settings = {}
+    if graph_layer is not None:
+        settings = {
+            name: getattr(graph_layer, name) for name in LayerValues._fields[2:]
+        }
+    return LayerValues(layer, values, **settings)
 
 
 def _state_of_average(reader, name, leaf):

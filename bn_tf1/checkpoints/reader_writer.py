@@ -1,9 +1,10 @@
 """Reading and writing name-based checkpoints, with errors of one line.
 
 Contract: a checkpoint is given by its prefix ("model.ckpt-1000") or by its directory,
-whose newest checkpoint is meant. `write_checkpoint` never replaces a file, holds no
-more than about `_SHARD_BYTES` (or one larger tensor) in memory, takes every dtype that
-TensorFlow can save, and compares the result with its source bit for bit.
+whose newest checkpoint is meant. TensorFlow's own reader reads it, and its first format,
+V1, too; what may be hostile is for `tensor_file`. `write_checkpoint` never replaces a file,
+holds no more than about `_SHARD_BYTES` (or one larger tensor) in memory, takes every dtype
+that TensorFlow can save, and compares the result with its source bit for bit.
 
 TensorFlow reports a missing or damaged checkpoint with OpError, ValueError, IndexError
 or RuntimeError, depending on the version and the damage; here it is a `CheckpointError`.
@@ -110,21 +111,10 @@ def _prefix(path):
         with _one_line_errors(f"{path} cannot be read"):
             prefix = tf.train.latest_checkpoint(path)
         if prefix is None:
-            inner = glob.glob(os.path.join(glob.escape(path), "*", "checkpoint"))
-            if inner:
-                runs = sorted(map(os.path.dirname, inner), key=natural_key)
-                more = ", ..." if len(runs) > _MOST_LISTED else ""
-                raise CheckpointError(
-                    f"directory {path} has no checkpoint, but {len(runs)} in it have: "
-                    f"{', '.join(runs[:_MOST_LISTED])}{more}: give one of them"
-                )
-            raise CheckpointError(
-                f"directory {path} names no checkpoint in its file `checkpoint`: give "
-                f"the prefix of one{checkpoints_beside(os.path.join(path, ''))}"
-            )
+            raise CheckpointError(_why_none_in(path))
         return prefix
-    if _PART_OF_A_CHECKPOINT.search(path):
-        prefix = _PART_OF_A_CHECKPOINT.sub("", path)
+    prefix = _PART_OF_A_CHECKPOINT.sub("", path)
+    if prefix != path:
         raise CheckpointError(f"{path} is one file of a checkpoint: give {prefix}")
     if os.path.exists(path + ".index"):
         return path
@@ -132,13 +122,29 @@ def _prefix(path):
         raise CheckpointError(
             f"there is no checkpoint {path}{checkpoints_beside(path)}"
         )
-    # A file without ".index" may be a checkpoint in TensorFlow's first format.
+    # In TensorFlow's first format a checkpoint is one file, its index and all, and
+    # TensorFlow would say of another file what its bytes are not.
     if not is_table(path):
         raise CheckpointError(
             f"{path} is no checkpoint of TensorFlow: give the prefix of one, which is "
             "the path of its .index file without that ending"
         )
     return path
+
+
+def _why_none_in(directory):
+    inner = glob.glob(os.path.join(glob.escape(directory), "*", "checkpoint"))
+    if not inner:
+        return (
+            f"directory {directory} names no checkpoint in its file `checkpoint`: give "
+            f"the prefix of one{checkpoints_beside(os.path.join(directory, ''))}"
+        )
+    runs = sorted(map(os.path.dirname, inner), key=natural_key)
+    more = ", ..." if len(runs) > _MOST_LISTED else ""
+    return (
+        f"directory {directory} has no checkpoint, but {len(runs)} in it have: "
+        f"{', '.join(runs[:_MOST_LISTED])}{more}: give one of them"
+    )
 
 
 def checkpoints_beside(path: str) -> str:
@@ -152,10 +158,8 @@ def checkpoints_beside(path: str) -> str:
         return ""
     names.sort(key=natural_key)
     listed = ", ".join(names[-_MOST_LISTED:])
-    more = (
-        f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    )
-    return f"; in {folder} there are: {listed}{more}"
+    left = len(names) - _MOST_LISTED
+    return f"; in {folder} there are: {listed}" + f", and {left} more" * (left > 0)
 
 
 @contextlib.contextmanager
@@ -203,8 +207,9 @@ def read_meta_graph(path: str) -> tf.MetaGraphDef:
     Raises:
         CheckpointError: there is no such file, or it is none.
     """
-    graph = _PART_OF_A_CHECKPOINT.sub("", path) + ".meta"
-    if path not in (graph, graph[: -len(".meta")]) and os.path.exists(graph):
+    prefix = _PART_OF_A_CHECKPOINT.sub("", path)
+    graph = prefix + ".meta"
+    if path not in (graph, prefix) and os.path.exists(graph):
         raise CheckpointError(
             f"{path} is a part of a checkpoint: give its graph, {graph}"
         )
@@ -259,14 +264,13 @@ def write_checkpoint(
 
 def check_new(destination: str) -> None:
     """Raises CheckpointError unless a checkpoint can be made at `destination`."""
-    there = _files_of(destination) + glob.glob(glob.escape(_temporary(destination)))
     if os.path.isdir(destination):
         raise CheckpointError(
             f"{destination} exists as a directory, and nothing is written over: give a "
             f"prefix, such as {os.path.join(destination, 'model.ckpt')}"
         )
-    if os.path.exists(destination):
-        there.append(destination)
+    others = (_temporary(destination), destination)
+    there = _files_of(destination) + [path for path in others if os.path.lexists(path)]
     if there:
         raise CheckpointError(
             f"{destination} exists ({there[0]}), and nothing is written over"
@@ -294,6 +298,7 @@ def _write_shards(destination, source, entries):
         for i in range(len(shards))
     ]
     for part, shard in zip(parts, shards):
+        # A graph for each: one of all would keep the constants of every shard.
         with tf.Graph().as_default():
             _run(_save_operation(part, source, shard))
     with tf.Graph().as_default():

@@ -11,6 +11,7 @@ graph, so that it works on a finalized one. Tensors are read one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 from typing import Any, Mapping, NamedTuple, Sequence
@@ -135,8 +136,9 @@ def restore(
     _check_patterns("allow_wrong_shape", allow_wrong_shape, targets)
 
     missing = [t for t in targets if t.name not in old_names]
-    _check_missing(missing, statistics, allow_missing, source.prefix)
-    _check_counters(missing, statistics, allow_missing, source.prefix)
+    forbidden = [t for t in missing if not _matches(t.name, allow_missing)]
+    _check_missing(forbidden, statistics, source.prefix)
+    _check_counters(forbidden, statistics, source.prefix)
     found = [t for t in targets if t.name in old_names]
     wrong = [t for t in found if source.shapes[old_names[t.name]] != t.shape]
     _check_fit(found, wrong, old_names, allow_wrong_shape, source)
@@ -176,6 +178,7 @@ def _target(variable):
 def _statistics(variables, graph):
     """Role by variable name of the moving statistics among `variables`."""
     statistics = {}
+    # Those of our own layers are known, however a custom getter called them.
     for call in batch_norm_calls(graph):
         for role in dialects.STATISTICS:
             statistics[getattr(call, role).op.name] = role
@@ -188,12 +191,7 @@ def _statistics(variables, graph):
 
 def _names_in_checkpoint(source, name_map, ema):
     """Name in the checkpoint by name in the graph."""
-    for old in name_map:
-        if not any(name == old or name.startswith(old + "/") for name in source.shapes):
-            raise ValueError(
-                f"`name_map` has {old!r}, which is neither a name nor a scope in "
-                f"{source.prefix}"
-            )
+    dialects.check_name_map(name_map, source.shapes, f"in {source.prefix}")
     old_names = {}
     for old in sorted(source.shapes):
         new = dialects.rename(old, name_map)
@@ -202,17 +200,15 @@ def _names_in_checkpoint(source, name_map, ema):
                 f"`name_map` gives {old_names[new]!r} and {old!r} one name: {new!r}"
             )
         old_names[new] = old
-    if ema is not None:
-        for variable, shadow in _shadows(source, ema).items():
-            old_names[dialects.rename(variable, name_map)] = shadow
-    return old_names
-
-
-def _shadows(source, ema):
+    if ema is None:
+        return old_names
     try:
-        return dialects.find_shadows(source.shapes, ema)
+        shadows = dialects.find_shadows(source.shapes, ema)
     except ValueError as error:
         raise ValueError(f"`ema` is {ema!r}, but in {source.prefix} {error}") from error
+    for variable, shadow in shadows.items():
+        old_names[dialects.rename(variable, name_map)] = shadow
+    return old_names
 
 
 def _check_patterns(argument, patterns, targets):
@@ -227,38 +223,33 @@ def _matches(name, patterns):
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_missing(missing, statistics, allowed, prefix):
-    forbidden = [
-        target.name
-        for target in missing
-        if target.variable.op.name in statistics and not _matches(target.name, allowed)
-    ]
-    if forbidden:
-        scopes = [name.rpartition("/")[0] for name in forbidden]
+def _check_missing(missing, statistics, prefix):
+    lost = [t.name for t in missing if t.variable.op.name in statistics]
+    if lost:
         translate = "translate it with `python -m bn_tf1 convert`"
-        if any(dialects.bank_of(scope)[1] for scope in scopes):
+        if any(dialects.bank_of(name.rpartition("/")[0])[1] for name in lost):
             translate = "spread its one set over all banks with `python -m bn_tf1 convert --banks`"
         raise ValueError(
-            f"{prefix} lacks the moving statistics {', '.join(_sorted(forbidden))}: "
+            f"{prefix} lacks the moving statistics {', '.join(_sorted(lost))}: "
             f"map them with `name_map`, {translate}, or allow them in `allow_missing`"
         )
 
 
-def _check_counters(missing, statistics, allowed, prefix):
+def _check_counters(missing, statistics, prefix):
     """Where averages are restored without the number of updates that weighs them."""
     scopes = {name.rpartition("/")[0] for name in statistics}
-    forbidden = []
+    lost = []
     for target in missing:
-        scope, _, leaf = target.variable.op.name.rpartition("/")
+        name = target.variable.op.name
+        scope, _, leaf = name.rpartition("/")
         is_counter = leaf == dialects.COUNTER and scope in scopes
         if leaf in dialects.ZERO_DEBIAS:
-            slot = dialects.find_slot(target.variable.op.name, statistics)
-            is_counter = slot is not None
+            is_counter = dialects.find_slot(name, statistics) is not None
         if is_counter:
-            forbidden += [target.name] * (not _matches(target.name, allowed))
-    if forbidden:
+            lost.append(target.name)
+    if lost:
         raise ValueError(
-            f"{prefix} lacks {', '.join(_sorted(forbidden))}, by which an average weighs "
+            f"{prefix} lacks {', '.join(_sorted(lost))}, by which an average weighs "
             "what it has: from 0 on, the first update would replace the statistics. Allow "
             'it in `allow_missing`, such as ["*/num_updates"], to begin the averages anew, '
             "or build the layers with the decay, and zero_debias, that they were trained with"
@@ -289,12 +280,11 @@ def _at_initial_values(session, targets, statistics):
         role = statistics.get(target.variable.op.name)
         if role is None:
             continue
-        try:
+        # One that is missing, which was allowed, may not be initialized.
+        with contextlib.suppress(tf.errors.FailedPreconditionError):
             value = session.run(target.variable)
-        except tf.errors.FailedPreconditionError:  # missing, allowed, not initialized
-            continue
-        if np.all(value == dialects.INITIAL_VALUES[role]):
-            found.append(target)
+            if np.all(value == dialects.INITIAL_VALUES[role]):
+                found.append(target)
     return _names(found)
 
 

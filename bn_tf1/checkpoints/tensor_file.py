@@ -1,11 +1,14 @@
 """The tensors of somebody's checkpoint, read without trusting a byte of it.
 
 TensorFlow's reader takes a whole tensor into memory, believes the sizes that it reads,
-and ends the process on some that are absurd. Here the index is held against the sizes
-of the data files before anything is read, and tensors are read in pieces.
+and ends the process on some that are absurd: of hostile bytes and in bounded memory it
+cannot be used. Here the index is held against the sizes of the data files before anything
+is read, and tensors are read in pieces. Where a checkpoint is the user's own,
+`reader_writer` reads it, with TensorFlow's.
 
 Contract: a checkpoint, by name or by object, is opened by its prefix; it is the format
-that TensorFlow has written since 0.12 (an index and data files). What does not fit
+that TensorFlow has written since 0.12 (an index and data files; the first format, V1, is
+the matter of `reader_writer` alone). What does not fit
 together is a `CheckpointError` that names the file. A wrong checksum shows when the
 tensor is read. What is no plain number is not looked into.
 
@@ -14,11 +17,14 @@ Source: tensorflow/core/protobuf/tensor_bundle.proto, types.proto and tensor_sli
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from typing import Iterator, Mapping, NamedTuple
 
 import google_crc32c
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.dialects import Shape
 from bn_tf1.checkpoints.reader_writer import CheckpointError
@@ -29,28 +35,18 @@ from bn_tf1.formats.wire_format import by_number, bytes_in, number_in, signed
 _CHUNK_BYTES = 1 << 23
 # That of TensorFlow's shapes.
 _MAX_RANK = 254
-_BFLOAT16 = 14
-# By the numbers of types.proto.
+# Plain numbers, by their numbers in types.proto, with the lowest byte first.
 _DTYPES = {
-    number: np.dtype(name)
-    for number, name in {
-        1: "<f4",
-        2: "<f8",
-        3: "<i4",
-        4: "u1",
-        5: "<i2",
-        6: "i1",
-        8: "<c8",
-        9: "<i8",
-        10: "?",
-        _BFLOAT16: "<u2",
-        17: "<u2",
-        18: "<c16",
-        19: "<f2",
-        22: "<u4",
-        23: "<u8",
-    }.items()
+    dtype.as_datatype_enum: np.dtype(dtype.as_numpy_dtype).newbyteorder("<")
+    for dtype in (
+        *(tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128, tf.bool),
+        *(tf.int8, tf.int16, tf.int32, tf.int64),
+        *(tf.uint8, tf.uint16, tf.uint32, tf.uint64),
+    )
 }
+# NumPy has none: its values are read as what they are the upper halves of.
+_BFLOAT16 = tf.bfloat16.as_datatype_enum
+_DTYPES[_BFLOAT16] = np.dtype("<u2")
 # As many as the five digits in their names can count.
 _MAX_SHARDS = 100_000
 
@@ -133,14 +129,15 @@ def open_tensors(prefix: str) -> TensorFile:
     try:
         table = sorted_table.read_table(path)
         shards = _shard_count(table.pop(b"", None))
-        tensors = _Entries(prefix, shards, table).tensors()
+        return TensorFile(prefix, _tensors(prefix, shards, table))
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror}"
+        ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    return TensorFile(prefix, tensors)
 
 
 class _Entry(NamedTuple):
@@ -150,82 +147,70 @@ class _Entry(NamedTuple):
     slices: int
 
 
-class _Entries:
-    """The entries of an index, with the sizes of the data files they are held against."""
-
-    def __init__(self, prefix, shards, table):
-        self._prefix = prefix
-        self._shards = shards
-        self._table = table
-        self._sizes = {}
-
-    def tensors(self):
-        slices = {}
-        tensors = {}
-        for key, value in self._table.items():
-            is_slice = key.startswith(b"\0")
-            name = _name_of_slice(key) if is_slice else _text(key)
-            entry = self._entry(name, value)
-            if is_slice:
-                slices.setdefault(name, []).append(entry)
-            else:
-                tensors[name] = entry
-        return {
-            name: Tensor(
-                _DTYPES.get(entry.dtype_number),
-                entry.dtype_number == _BFLOAT16,
-                entry.shape,
-                _parts(name, entry, slices),
-            )
-            for name, entry in tensors.items()
-        }
-
-    def _entry(self, name, value):
-        found = by_number(value)
-        shape = _shape(name, bytes_in(found, 2))
-        entry = _Entry(
-            number_in(found, 1),
-            shape,
-            Part(
-                self._data_path(name, number_in(found, 3)),
-                signed(number_in(found, 4)),
-                signed(number_in(found, 5)),
-                number_in(found, 6),
-            ),
-            len(bytes_in(found, 7)),
-        )
+def _tensors(prefix, shards, table):
+    slices: dict[str, list[_Entry]] = {}
+    entries = {}
+    sizes: dict[str, int] = {}
+    for key, value in table.items():
+        is_slice = key.startswith(b"\0")
+        name = _name_of_slice(key) if is_slice else _text(key)
+        entry = _entry(name, value, prefix, shards)
         # A partitioned tensor has no bytes itself; each of its slices has an entry.
         if not entry.slices:
-            self._check_size(name, entry)
-        return entry
+            _check_size(name, entry, sizes)
+        if is_slice:
+            slices.setdefault(name, []).append(entry)
+        else:
+            entries[name] = entry
+    return {
+        name: Tensor(
+            _DTYPES.get(entry.dtype_number),
+            entry.dtype_number == _BFLOAT16,
+            entry.shape,
+            _parts(name, entry, slices),
+        )
+        for name, entry in entries.items()
+    }
 
-    def _data_path(self, name, shard):
-        if shard >= self._shards:
-            raise ValueError(
-                f"tensor {name!r} is said to be in data file {shard} of {self._shards}"
-            )
-        return f"{self._prefix}.data-{shard:05d}-of-{self._shards:05d}"
 
-    def _check_size(self, name, entry):
-        part = entry.part
-        if part.offset < 0 or part.size < 0:
-            raise ValueError(
-                f"tensor {name!r} is said to have {part.size} bytes from {part.offset}"
-            )
-        dtype = _DTYPES.get(entry.dtype_number)
-        if dtype is not None and part.size != _count(entry.shape) * dtype.itemsize:
-            raise ValueError(
-                f"tensor {name!r} of shape {list(entry.shape)} has {part.size} bytes, "
-                f"but needs {_count(entry.shape)} times {dtype.itemsize}"
-            )
-        if part.path not in self._sizes:
-            self._sizes[part.path] = _size(part.path)
-        if part.offset + part.size > self._sizes[part.path]:
-            raise CheckpointError(
-                f"{part.path} has {self._sizes[part.path]} bytes, but tensor {name!r} "
-                f"ends at byte {part.offset + part.size}: the file is cut off, or not "
-                "that of its index"
-            )
+def _entry(name, value, prefix, shards):
+    found = by_number(value)
+    shard = number_in(found, 3)
+    if shard >= shards:
+        raise ValueError(
+            f"tensor {name!r} is said to be in data file {shard} of {shards}"
+        )
+    part = Part(
+        f"{prefix}.data-{shard:05d}-of-{shards:05d}",
+        signed(number_in(found, 4)),
+        signed(number_in(found, 5)),
+        number_in(found, 6),
+    )
+    shape, slices = _shape(name, bytes_in(found, 2)), len(bytes_in(found, 7))
+    return _Entry(number_in(found, 1), shape, part, slices)
+
+
+def _check_size(name, entry, sizes):
+    """Holds an entry against the size of its file, which is added to `sizes`."""
+    part = entry.part
+    if part.offset < 0 or part.size < 0:
+        raise ValueError(
+            f"tensor {name!r} is said to have {part.size} bytes from {part.offset}"
+        )
+    dtype = _DTYPES.get(entry.dtype_number)
+    if dtype is not None and part.size != _count(entry.shape) * dtype.itemsize:
+        raise ValueError(
+            f"tensor {name!r} of shape {list(entry.shape)} has {part.size} bytes, "
+            f"but needs {_count(entry.shape)} times {dtype.itemsize}"
+        )
+    if part.path not in sizes:
+        sizes[part.path] = os.path.getsize(part.path)
+    if part.offset + part.size > sizes[part.path]:
+        raise CheckpointError(
+            f"{part.path} has {sizes[part.path]} bytes, but tensor {name!r} "
+            f"ends at byte {part.offset + part.size}: the file is cut off, or not "
+            "that of its index"
+        )
 
 
 def _shard_count(header):
@@ -283,17 +268,8 @@ def _shape(name, messages):
 
 
 def _count(shape):
-    count = 1
-    for size in shape:  # of any size: NumPy's integers would overflow
-        count *= size
-    return count
-
-
-def _size(path):
-    try:
-        return os.path.getsize(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    # Of any size: NumPy's integers would overflow.
+    return functools.reduce(operator.mul, shape, 1)
 
 
 def _read_part(part):
