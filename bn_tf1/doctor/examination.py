@@ -17,23 +17,30 @@ from typing import NamedTuple
 
 from bn_tf1.checkpoints.layer_values import CheckpointValues
 from bn_tf1.checkpoints.reader_writer import CheckpointError, checkpoints_beside
-from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import (
-    audit_file,
-    check_tensors,
+    Audit,
+    audit_checkpoint,
     graph_beside,
     saved_layers,
+    unreadable_graph,
 )
 from bn_tf1.doctor.findings import Finding, by_gravity
-from bn_tf1.doctor.layer_rows import LayerRow, row_of, rows_of
+from bn_tf1.doctor.layer_rows import LayerRow, rows_of
 from bn_tf1.doctor.lint import lint_facts
-from bn_tf1.doctor.register import by_place
-from bn_tf1.doctor.train_directories.directory import examine_directory
-from bn_tf1.doctor.train_directories.state_file import STATE_FILE, is_train_directory
+from bn_tf1.doctor.register import by_place, found_by
+from bn_tf1.doctor.train_directories.events import check_events, event_files
+from bn_tf1.doctor.train_directories.history import check_history
+from bn_tf1.doctor.train_directories.state_file import (
+    STATE_FILE,
+    is_train_directory,
+    read_train_state,
+)
 from bn_tf1.formats.sorted_table import is_table
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.view import read_graph
 
+# So many of the newest checkpoints of a run are read.
+_MAX_CHECKPOINTS = 20
 _MOST_RUNS = 8
 _PART = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
@@ -123,7 +130,7 @@ def audit(checkpoint: str) -> list[Finding]:
 def _examiner(path):
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, name)) for name in _SAVED_MODEL):
-            return _examine_saved_model
+            return _examine_graph
         if is_train_directory(path):
             return _examine_directory
         raise ValueError(
@@ -166,105 +173,117 @@ def _is_run(folder):
 
 
 def _examine_graph(path):
+    """Of a file, or of a SavedModel, whose values are beside its graph."""
     facts = Facts(read_graph(path))
-    rows = tuple(row_of(None, layer) for layer in facts.graph_layers())
-    findings = tuple(lint_facts(facts))
-    return Examination(path, "graph", rows, findings, unchecked=(_NO_VALUES,))
-
-
-def _examine_saved_model(path):
-    facts = Facts(read_graph(path))
-    layers = facts.graph_layers()
-    findings = lint_facts(facts)
+    layers, findings = facts.graph_layers(), lint_facts(facts)
+    kind = "saved_model" if os.path.isdir(path) else "graph"
     prefix = os.path.join(path, "variables", "variables")
     if not os.path.exists(prefix + ".index"):  # a frozen one has no variables
-        rows = tuple(row_of(None, layer) for layer in layers)
-        return Examination(
-            path, "saved_model", rows, tuple(findings), unchecked=(_NO_VALUES,)
-        )
-    values, found = _audited(prefix, saved_layers(facts.view, layers))
-    return Examination(
-        path,
-        "saved_model",
-        rows_of(values, layers),
-        tuple(by_gravity([*findings, *found])),
-        values.step,
-        _without_step(values),
-    )
+        no_values = "a graph holds no values; examine its checkpoint, too"
+        unchecked = [Unchecked(_names_of("checkpoint"), no_values)]
+        return _examination(path, kind, None, layers, findings, unchecked)
+    audited = audit_checkpoint(prefix, saved_layers(facts.view, layers))
+    findings += audited.findings
+    return _examination(path, kind, audited.values, layers, findings)
 
 
 def _examine_checkpoint(path):
     prefix = _PART.sub("", path)
     layers, findings = graph_beside(prefix)
-    values, found = _audited(prefix, layers)
-    return Examination(
-        path,
-        "checkpoint",
-        rows_of(values, layers),
-        tuple(by_gravity([*findings, *found])),
-        values.step,
-        (*_without_step(values), _without_graph(prefix)),
-    )
-
-
-def _audited(prefix, graph_layers):
-    file = open_tensors(prefix)
-    found = audit_file(file, graph_layers)
-    return found.values, [*found.findings, *check_tensors(file, found.values)]
-
-
-def _examine_directory(path):
-    found = examine_directory(path)
-    if found.newest is None and not found.findings:
-        raise CheckpointError(f"directory {path} has no checkpoint")
-    # Its findings say why there is none.
-    newest = found.newest or CheckpointValues(path, None, (), {})
-    return Examination(
-        path,
-        "training directory",
-        rows_of(newest, found.graph_layers, found.history),
-        found.findings,
-        newest.step,
-        _left_out(found, newest),
-    )
-
-
-def _without_step(values):
-    if values.step is None and values.layers:
-        return (Unchecked(("not-converged",), "no global step is known"),)
-    return ()
-
-
-def _without_graph(prefix):
+    audited = audit_checkpoint(prefix, layers)
     graph = prefix + ".meta"
     reason = f"a checkpoint does not tell; examine its graph, {graph}"
     if not os.path.exists(graph):
         reason = (
             f"there is no graph beside the checkpoint, no {os.path.basename(graph)}"
         )
-    return Unchecked(_names_of("graph"), reason)
+    return _examination(
+        path,
+        "checkpoint",
+        audited.values,
+        layers,
+        [*findings, *audited.findings],
+        [Unchecked(_names_of("graph"), reason)],
+    )
 
 
-def _left_out(found, newest):
-    """What could not be checked of a training directory."""
+def _examine_directory(path):
+    """Its newest graph, its newest checkpoints, and what they tell one after the other.
+
+    A checkpoint that cannot be read is a finding, and the newest that can is examined.
+    """
+    state = read_train_state(path)
+    graph = _newest_graph(path, state.present)
+    layers, findings = _layers_of(graph) if graph else ([], [])
+    findings += state.findings
+    audits: list[Audit] = []
+    for prefix in state.present[-_MAX_CHECKPOINTS:]:
+        try:
+            audits.append(audit_checkpoint(prefix, layers))
+        except CheckpointError as error:
+            findings.append(_damaged(prefix, error, prefix == state.present[-1]))
+    # What else was wrong with an older one is past, or is so in the newest, too.
+    for audited in audits[:-1]:
+        findings += [f for f in audited.findings if f.check == "damaged-tensor"]
+    findings += audits[-1].findings if audits else ()
+    history = [audited.values for audited in audits]
+    events = event_files(path)
+    findings += [*check_history(history), *check_events(events)]
+    if not history and not findings:
+        raise CheckpointError(f"directory {path} has no checkpoint")
     yet = []
-    if found.graph is None:
+    if graph is None:
         yet.append(Unchecked(_names_of("graph"), "there is no graph in the directory"))
-    if len({checkpoint.step for checkpoint in found.history}) < 2:
+    if len({checkpoint.step for checkpoint in history}) < 2:
         courses = ("statistics-stand-still", "statistics-jump")
         yet.append(Unchecked(courses, "they need checkpoints of two steps"))
-    if not found.has_events:
+    if not events:
         yet.append(Unchecked(("events-not-finite",), "there are no event files"))
-    if found.older:
-        reason = f"of {found.older} older checkpoints; the newest were read"
+    older = len(state.present) - _MAX_CHECKPOINTS
+    if older > 0:
+        reason = f"of {older} older checkpoints; the newest were read"
         yet.append(Unchecked(("damaged-tensor", "statistics-jump"), reason))
-    return (*_without_step(newest), *yet)
+    newest = history[-1] if history else None
+    kind = "training directory"
+    return _examination(path, kind, newest, layers, findings, yet, history)
+
+
+def _newest_graph(directory, prefixes):
+    paths = [prefix + ".meta" for prefix in reversed(prefixes)]
+    paths.append(os.path.join(directory, "graph.pbtxt"))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _layers_of(graph):
+    """The layers of the graph at a path, and what is wrong with it."""
+    try:
+        facts = Facts(read_graph(graph))
+        return saved_layers(facts.view, facts.graph_layers()), lint_facts(facts)
+    except ValueError as error:
+        return [], [unreadable_graph(graph, error)]
+
+
+def _damaged(prefix, error, is_newest):
+    return found_by(
+        "checkpoint-damaged",
+        "certain",
+        prefix,
+        f"{error}.",
+        gravity="error" if is_newest else "warning",
+        directory=os.path.dirname(prefix),
+    )
+
+
+def _examination(path, kind, values, layers, findings, unchecked=(), history=()):
+    """What was found; `values` are those of the newest checkpoint, None without one."""
+    values = values or CheckpointValues(path, None, (), {})
+    if values.step is None and values.layers:
+        without_step = Unchecked(("not-converged",), "no global step is known")
+        unchecked = [without_step, *unchecked]
+    rows = rows_of(values, layers, history)
+    findings = tuple(by_gravity(findings))
+    return Examination(path, kind, rows, findings, values.step, tuple(unchecked))
 
 
 def _names_of(place):
     return tuple(check.name for check in by_place()[place])
-
-
-_NO_VALUES = Unchecked(
-    _names_of("checkpoint"), "a graph holds no values; examine its checkpoint, too"
-)

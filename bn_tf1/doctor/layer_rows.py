@@ -7,7 +7,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from bn_tf1.checkpoints.dialects import STATISTICS
-from bn_tf1.checkpoints.layer_values import CheckpointValues, LayerValues
+from bn_tf1.checkpoints.layer_values import CheckpointValues
 from bn_tf1.graphs.layer_analysis import GraphLayer
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -55,48 +55,42 @@ def rows_of(
     history: Sequence[CheckpointValues] = (),
 ) -> tuple[LayerRow, ...]:
     """The layers of a checkpoint, then those that only its graph has."""
-    by_name = {layer.name: layer for layer in graph_layers}
+    of_graph = {layer.name: _row_of_graph(layer) for layer in graph_layers}
     spreads: dict[str, list] = {}
     for checkpoint in history:
         for found in checkpoint.layers:
             spread = _spreads(found, checkpoint.step)
             if spread is not None:
                 spreads.setdefault(found.layer.scope, []).append(spread)
-    rows = [
-        row_of(layer, by_name.get(layer.layer.scope), values.step)._replace(
-            history=tuple(spreads.get(layer.layer.scope, ()))
+    rows = []
+    for found in values.layers:
+        name = found.layer.scope
+        row = of_graph.get(name, LayerRow(name))
+        # Where sizes differ, which is a finding of its own, the largest is the likely one.
+        sizes = [value.size for value in found.values.values()]
+        mean, deviation = _spreads(found, values.step) or (None, None)
+        row = row._replace(
+            channels=max(sizes, default=row.channels),
+            mean=mean,
+            deviation=deviation,
+            history=tuple(spreads.get(name, ())),
         )
-        for layer in values.layers
-    ]
+        rows.append(row)
     known = {row.name for row in rows}
     # A graph may have layers that its saver leaves out.
-    rows += [row_of(None, layer) for layer in graph_layers if layer.name not in known]
-    return tuple(rows)
+    return (*rows, *(_row_of_graph(x) for x in graph_layers if x.name not in known))
 
 
-def row_of(
-    found: LayerValues | None, layer: GraphLayer | None, step: int | None = None
-) -> LayerRow:
-    """The row of a layer of a checkpoint, of its graph, or of both."""
-    row = LayerRow(found.layer.scope if found else layer.name)
-    if layer is not None:
-        row = row._replace(
-            kind=layer.kind,
-            decay=layer.decay,
-            epsilon=layer.epsilon,
-            mode=layer.mode,
-            layout=layer.layout,
-            channels=layer.channels,
-        )
-    if found is None:
-        return row
-    # Where they differ, which is a finding of its own, the largest is the likely one.
-    sizes = [values.size for values in found.values.values()]
-    row = row._replace(channels=max(sizes, default=row.channels))
-    spreads = _spreads(found, step)
-    if spreads is None:
-        return row
-    return row._replace(mean=spreads[0], deviation=spreads[1])
+def _row_of_graph(layer):
+    return LayerRow(
+        layer.name,
+        layer.kind,
+        layer.channels,
+        layer.decay,
+        layer.epsilon,
+        layer.mode,
+        layer.layout,
+    )
 
 
 def _spreads(found, step):

@@ -63,10 +63,10 @@ class Check(NamedTuple):
 
 def found_by(
     check: str,
-    *,
     certainty: str,
     where: str,
     what: str,
+    *,
     layer: str = "",
     gravity: str | None = None,
     **details: Any,

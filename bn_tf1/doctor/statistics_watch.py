@@ -123,7 +123,6 @@ class StatisticsHook(tf.train.SessionRunHook):
         self._global_step = tf.train.get_global_step(self._graph)
         self._known: dict = {}
         self._runs = 0
-        self._step = 0
 
     def before_run(self, run_context: Any) -> Any:
         self._probes = None
@@ -137,25 +136,24 @@ class StatisticsHook(tf.train.SessionRunHook):
         # Most steps: nothing was asked for.
         if self._probes is None:
             return
-        session, self._step = run_context.session, self._runs
-        if self._global_step is not None:
-            # After the run, as the statistics are read: where gradients are accumulated,
-            # not each run is a step that moves them.
-            self._step = int(session.run(self._global_step))
-        readings = self._watch.look(
-            session, self._step, self._probes, run_values.results
-        )
+        session = run_context.session
+        # After the run, as the statistics are read.
+        step = self._step_of(session)
+        readings = self._watch.look(session, step, self._probes, run_values.results)
         if self._output_dir is not None and readings:
             writer = tf.summary.FileWriterCache.get(self._output_dir)
-            writer.add_summary(_summary(readings), self._step)
+            writer.add_summary(_summary(readings), step)
 
     def end(self, session: tf.Session) -> None:
-        step = self._runs
-        if self._global_step is not None:
-            step = int(session.run(self._global_step))
-        self._watch.judge_the_end(step)
+        self._watch.judge_the_end(self._step_of(session))
         if self._output_dir is not None:
             tf.summary.FileWriterCache.get(self._output_dir).flush()
+
+    def _step_of(self, session):
+        # Where gradients are accumulated, not each run is a step that moves statistics.
+        if self._global_step is not None:
+            return int(session.run(self._global_step))
+        return self._runs
 
     def _probes_of(self, arguments):
         """The probes of what this run computes; looked for once for each kind of run."""
@@ -209,6 +207,7 @@ class _Watch:
         for layer in self._layers:
             probes = [call.probe for call in layer.calls if call.probe]
             fitting = [probe for probe in probes if may_run(probe.tensors())]
+            # All calls move the same statistics: one look tells.
             found += [(layer, probe) for probe in fitting[:1]]
         return found
 
@@ -228,7 +227,8 @@ class _Watch:
                 kinds["not-finite"].append(layer.name)
                 continue
             before = self._before.get(layer.name)
-            if before is not None and before[0] < step and _same(before[1], now):
+            is_later = before is not None and before[0] < step
+            if is_later and all(map(np.array_equal, before[1], now)):
                 kinds["still"].append(layer.name)
             self._before[layer.name] = step, now
             self._used[layer.name] = layer
@@ -247,8 +247,9 @@ class _Watch:
             return False
         # The mean of N values is off by 1 / sqrt(N) deviations; three of these are rare.
         chance = 3.0 / math.sqrt(max(batch.count, 1.0))
-        is_far = reading.mean_distance > 1.0 + chance or (
-            reading.variance_distance > _FAR_RATIO + 3.0 * chance
+        is_far = (
+            reading.mean_distance > 1.0 + chance
+            or reading.variance_distance > _FAR_RATIO + 3.0 * chance
         )
         was_far = layer.name in self._was_far
         (self._was_far.add if is_far else self._was_far.discard)(layer.name)
@@ -301,12 +302,10 @@ _TEXTS = {
 def _reading(layer: MeasuredLayer, batch: Any, moving: Any) -> StatisticsReading:
     mean, variance = (np.float64(value).reshape(-1) for value in moving)
     epsilon = max(layer.epsilon, 1e-12)
-    distance = (batch.statistics.mean - mean) ** 2 / np.maximum(
-        variance + epsilon, epsilon
-    )
-    ratio = (batch.statistics.variance + epsilon) / np.maximum(
-        variance + epsilon, epsilon
-    )
+    # A moving variance that is negative, the matter of the doctor, counts as 0.
+    moving_square = np.maximum(variance, 0) + epsilon
+    distance = (batch.statistics.mean - mean) ** 2 / moving_square
+    ratio = (batch.statistics.variance + epsilon) / moving_square
     return StatisticsReading(
         layer.name,
         float(np.sqrt(np.mean(distance))),
@@ -319,21 +318,12 @@ def _residual(layer, step):
     return 0.0 if layer.decay is None else layer.decay**step
 
 
-def _same(before, now):
-    return all(np.array_equal(a, b) for a, b in zip(before, now))
-
-
 def _summary(readings):
-    return tf.Summary(
-        value=[
-            tf.Summary.Value(
-                tag=f"batch_norm/{reading.layer}/{name}",
-                simple_value=getattr(reading, name),
-            )
-            for reading in readings
-            for name in ("mean_distance", "variance_distance")
-        ]
-    )
+    summary = tf.Summary()
+    for layer, *distances in readings:
+        for name, value in zip(StatisticsReading._fields[1:], distances):
+            summary.value.add(tag=f"batch_norm/{layer}/{name}", simple_value=value)
+    return summary
 
 
 def _flat(fetches):

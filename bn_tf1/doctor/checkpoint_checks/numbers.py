@@ -58,14 +58,16 @@ def check_layer(layer: LayerValues, checkpoint: CheckpointValues) -> list[Findin
     ]
 
 
-def _finding(check, layer, checkpoint, *, role="", **parts):
+def _finding(check, layer, checkpoint, role, certainty, what, gravity=None):
     name = layer.layer.names.get(role, "")
     return found_by(
         check,
-        source=to_recalibrate(checkpoint.prefix),
+        certainty,
+        f"{checkpoint.prefix}: {name}" if name else checkpoint.prefix,
+        what,
+        gravity=gravity,
         layer=layer.layer.scope,
-        where=f"{checkpoint.prefix}: {name}" if name else checkpoint.prefix,
-        **parts,
+        source=to_recalibrate(checkpoint.prefix),
     )
 
 
@@ -81,14 +83,8 @@ def _check_finite(layer, checkpoint) -> Iterator[Finding]:
     for role, values in layer.values.items():
         bad = np.count_nonzero(~np.isfinite(values))
         if bad:
-            yield _finding(
-                "not-finite",
-                layer,
-                checkpoint,
-                role=role,
-                certainty="certain",
-                what=f"{bad} of {values.size} values of {role} are NaN or infinite.",
-            )
+            what = f"{bad} of {values.size} values of {role} are NaN or infinite."
+            yield _finding("not-finite", layer, checkpoint, role, "certain", what)
 
 
 def _check_updated(layer, checkpoint):
@@ -97,16 +93,12 @@ def _check_updated(layer, checkpoint):
         return
     mean, variance = (_range(layer.values[role]) for role in STATISTICS)
     gravity, certainty, evidence = _evidence_of_training(layer, checkpoint)
-    yield _finding(
-        "never-updated",
-        layer,
-        checkpoint,
-        role=untouched[0],
-        gravity=gravity,
-        certainty=certainty,
-        what=f"{' and '.join(untouched)} {'are' if len(untouched) > 1 else 'is'} at the "
-        f"initial value in every channel (mean {mean}, variance {variance}); {evidence}.",
+    what = (
+        f"{' and '.join(untouched)} {'are' if len(untouched) > 1 else 'is'} at the "
+        f"initial value in every channel (mean {mean}, variance {variance}); {evidence}."
     )
+    role = untouched[0]
+    yield _finding("never-updated", layer, checkpoint, role, certainty, what, gravity)
 
 
 def _untouched(layer):
@@ -147,40 +139,28 @@ def _evidence_of_training(layer, checkpoint):
 def _check_variance(layer, checkpoint):
     for role in ("moving_variance", "renorm_stddev"):
         values = layer.values.get(role, np.zeros(0))
+        # A NaN, which has a finding of its own, is not below 0.
         negative = np.nan_to_num(values) < 0
         if negative.any():
+            what = (
+                f"{np.count_nonzero(negative)} of {values.size} channels have a "
+                f"negative {role}, down to {values[negative].min():.4g}."
+            )
             yield _finding(
-                "negative-variance",
-                layer,
-                checkpoint,
-                role=role,
-                certainty="certain",
-                what=f"{np.count_nonzero(negative)} of {values.size} channels have a "
-                f"negative {role}, down to {values[negative].min():.4g}.",
+                "negative-variance", layer, checkpoint, role, "certain", what
             )
 
 
 def _check_size(layer, checkpoint):
-    largest = {
-        role: float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-        for role, values in layer.values.items()
-        if role in STATISTICS
-    }
     # Of a mean the square is of the order of a variance.
-    beyond = {
-        role: size
-        for role, size in largest.items()
-        if size > (_LARGEST if role == "moving_variance" else _LARGEST**0.5)
-    }
-    for role, size in beyond.items():
-        yield _finding(
-            "statistics-diverged",
-            layer,
-            checkpoint,
-            role=role,
-            certainty="likely",
-            what=f"The largest {role} is {size:.3g} in size.",
-        )
+    for role, limit in zip(STATISTICS, (_LARGEST**0.5, _LARGEST)):
+        values = layer.values.get(role, np.zeros(0))
+        largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+        if largest > limit:
+            what = f"The largest {role} is {largest:.3g} in size."
+            yield _finding(
+                "statistics-diverged", layer, checkpoint, role, "likely", what
+            )
 
 
 def _check_dead(layer, checkpoint):
@@ -192,18 +172,15 @@ def _check_dead(layer, checkpoint):
         small = (variance >= 0) & (variance < epsilon)
     if not small.any():
         return
-    zero = np.count_nonzero(variance == 0)
-    count = np.count_nonzero(small)
+    zero, count = np.count_nonzero(variance == 0), np.count_nonzero(small)
     source = "of the layer" if layer.epsilon else "the smallest one in use"
-    yield _finding(
-        "dead-channels",
-        layer,
-        checkpoint,
-        role="moving_variance",
-        certainty="certain" if layer.epsilon or zero else "likely",
-        what=f"{count} of {variance.size} channels ({count / variance.size:.1%}) have a "
-        f"variance below {epsilon:.3g} (epsilon, {source}), {zero} of them exactly 0.",
+    what = (
+        f"{count} of {variance.size} channels ({count / variance.size:.1%}) have a "
+        f"variance below {epsilon:.3g} (epsilon, {source}), {zero} of them exactly 0."
     )
+    certainty = "certain" if layer.epsilon or zero else "likely"
+    role = "moving_variance"
+    yield _finding("dead-channels", layer, checkpoint, role, certainty, what)
 
 
 def _check_silent(layer, checkpoint):
@@ -222,21 +199,15 @@ def _check_silent(layer, checkpoint):
     if not silent.any():
         return
     count = np.count_nonzero(silent)
-    yield _finding(
-        "silent-channels",
-        layer,
-        checkpoint,
-        role="beta",
-        gravity="warning" if known else "note",
-        certainty="certain" if known else "possible",
-        what=f"{count} of {beta.size} channels ({count / beta.size:.1%}) have a beta "
-        f"below -{_SILENT:g} |gamma|, down to {beta[silent].min():.4g}"
-        + (
-            "; nothing but a ReLU takes the output."
-            if known
-            else "; whether a ReLU follows, no graph tells."
-        ),
+    told = "nothing but a ReLU takes the output"
+    if not known:
+        told = "whether a ReLU follows, no graph tells"
+    what = (
+        f"{count} of {beta.size} channels ({count / beta.size:.1%}) have a beta "
+        f"below -{_SILENT:g} |gamma|, down to {beta[silent].min():.4g}; {told}."
     )
+    grade = ("certain", what, "warning") if known else ("possible", what, "note")
+    yield _finding("silent-channels", layer, checkpoint, "beta", *grade)
 
 
 def _check_mean(layer, checkpoint):
@@ -250,39 +221,34 @@ def _check_mean(layer, checkpoint):
     )
     distance = np.zeros(mean.size)
     distance[alive] = np.abs(mean[alive]) / np.sqrt(variance[alive] + epsilon)
-    far = distance > _FAR_MEAN
-    if not far.any():
+    far = np.count_nonzero(distance > _FAR_MEAN)
+    if not far:
         return
     channel = int(np.argmax(distance))
-    yield _finding(
-        "mean-far-outside",
-        layer,
-        checkpoint,
-        role="moving_mean",
-        certainty="likely" if distance[channel] > _VERY_FAR_MEAN else "possible",
-        what=f"The mean of {np.count_nonzero(far)} of {mean.size} channels is more than "
+    what = (
+        f"The mean of {far} of {mean.size} channels is more than "
         f"{_FAR_MEAN:g} deviations from 0; in channel {channel} the mean is "
-        f"{mean[channel]:.4g} and the deviation {variance[channel] ** 0.5:.4g}.",
+        f"{mean[channel]:.4g} and the deviation {variance[channel] ** 0.5:.4g}."
     )
+    certainty = "likely" if distance[channel] > _VERY_FAR_MEAN else "possible"
+    role = "moving_mean"
+    yield _finding("mean-far-outside", layer, checkpoint, role, certainty, what)
 
 
 def _check_debias(layer, checkpoint):
-    for short in ("mean", "variance"):
-        values = layer.values.get(f"moving_{short}")
+    for role in STATISTICS:
+        short = role.split("_")[-1]
+        values = layer.values.get(role)
         biased = layer.values.get(f"{short}_biased")
         steps = layer.values.get(f"{short}_steps")
         if values is None or biased is None or steps is None or steps.size != 1:
             continue
-        problem = _debias_problem(values, biased, float(steps[0]), layer.decay)
-        if problem:
+        what = _debias_problem(values, biased, float(steps[0]), layer.decay)
+        if what:
+            # All finite zeros: the first update replaces the statistic wholly.
+            gravity = "error" if np.array_equal(biased * 0, biased) else "warning"
             yield _finding(
-                "debias-counter",
-                layer,
-                checkpoint,
-                role=f"moving_{short}",
-                gravity="error" if np.array_equal(biased * 0, biased) else "warning",
-                certainty="certain",
-                what=problem,
+                "debias-counter", layer, checkpoint, role, "certain", what, gravity
             )
 
 
@@ -291,7 +257,7 @@ def _debias_problem(values, biased, steps, decay):
     if biased.size != values.size:
         return f"`biased` has {biased.size} values, the statistic {values.size}."
     if not (np.isfinite(values).all() and np.isfinite(biased).all()):
-        return None
+        return None  # it has a finding of its own
     if steps <= 0:
         if not values.any() or np.all(values == 1):
             return None
@@ -320,14 +286,12 @@ def _check_count(layer, checkpoint):
     count = layer.values.get(COUNTER, np.ones(1))
     is_lost = count.size == 1 and count[0] <= 0
     if is_lost and layer.has_statistics and not layer.is_initial:
+        what = (
+            f"`{COUNTER}` is {count[0]:g}, but the statistics are not at their "
+            "initial values: the next update replaces them."
+        )
         yield _finding(
-            "debias-counter",
-            layer,
-            checkpoint,
-            gravity="warning",
-            certainty="certain",
-            what=f"`{COUNTER}` is {count[0]:g}, but the statistics are not at their "
-            "initial values: the next update replaces them.",
+            "debias-counter", layer, checkpoint, "", "certain", what, "warning"
         )
 
 
@@ -338,33 +302,32 @@ def _check_residual(layer, checkpoint):
     if layer.values.get(COUNTER, np.zeros(1)).max() > 1:
         return  # two updates by their number leave less than 2 % of it
     if layer.is_initial or _untouched(layer):
-        return
+        return  # it has a finding of its own
     decay = layer.decay or _USUAL_DECAY
     residual = decay**checkpoint.step
-    if residual < _RESIDUAL or _began_elsewhere(layer, residual):
+    # Where a variance is below what is left of an initial 1, it did not begin there.
+    began_at_1 = layer.layer.variance_at_first == 1
+    least = np.min(layer.values["moving_variance"])
+    if residual < _RESIDUAL or (began_at_1 and least < 0.99 * residual):
         return
     known = layer.decay is not None
     is_sure = known and layer.layer.variance_at_first and not checkpoint.is_step_named
+    what = (
+        f"After {checkpoint.step} steps"
+        + " (by the name of the file)" * checkpoint.is_step_named
+        + f" with decay {decay:g}"
+        + " (assumed: no graph tells it)" * (not known)
+        + f", {residual:.1%} of the moving statistics is still their initial value."
+    )
     yield _finding(
         "not-converged",
         layer,
         checkpoint,
-        role="moving_variance",
-        gravity="warning" if known else "note",
-        certainty="likely" if is_sure else "possible",
-        what=f"After {checkpoint.step} steps"
-        + (" (by the name of the file)" if checkpoint.is_step_named else "")
-        + f" with decay {decay:g}"
-        + ("" if known else " (assumed: no graph tells it)")
-        + f", {residual:.1%} of the moving statistics is still their initial value.",
+        "moving_variance",
+        "likely" if is_sure else "possible",
+        what,
+        "warning" if known else "note",
     )
-
-
-def _began_elsewhere(layer, residual):
-    """Whether the variance is below what is left of an initial value of 1."""
-    if layer.layer.variance_at_first != 1:
-        return False
-    return bool(np.min(layer.values["moving_variance"]) < 0.99 * residual)
 
 
 def _range(values):

@@ -39,18 +39,19 @@ def check_presence(
     graph_layers: Sequence[Any] = (),
 ) -> list[Finding]:
     """Findings on statistics that are missing and on sizes that disagree."""
-    findings = []
+    findings: list[Finding] = []
     slots = _slots_of_statistics(file, layers)
     for layer in layers:
         findings += _half_a_layer(file, layer)
         findings += _sizes(file, layer)
         findings += _slots(file, layer, slots)
-    if graph_layers and is_saved_by_object(file):
-        return findings  # an object is saved whole, whatever its variables are called
-    if graph_layers:
-        # It tells which gamma and beta are those of a batch norm with moving statistics.
-        return findings + _missing_for_the_graph(file, layers, graph_layers)
-    return findings + _parameters_alone(file, layers)
+    if not graph_layers:
+        findings += _parameters_alone(file, layers)
+    elif not is_saved_by_object(file):
+        # The graph tells which gamma and beta are those of a batch norm with moving
+        # statistics. An object is saved whole, whatever its variables are called.
+        findings += _missing_for_the_graph(file, layers, graph_layers)
+    return findings
 
 
 def _half_a_layer(file, layer):
@@ -58,12 +59,8 @@ def _half_a_layer(file, layer):
     if not missing:
         return
     (there,) = (layer.names[role] for role in STATISTICS if role in layer.names)
-    yield _missing(
-        file,
-        layer.scope,
-        certainty="certain",
-        what=f"{there} is in the checkpoint, but the {missing[0]} of the layer is not.",
-    )
+    what = f"{there} is in the checkpoint, but the {missing[0]} of the layer is not."
+    yield _missing(file, layer.scope, "error", "certain", what)
 
 
 def _slots_of_statistics(file, layers):
@@ -94,23 +91,17 @@ def _slots(file, layer, slots):
     if own:
         yield found_by(
             "optimizer-slots",
-            source=to_recalibrate(file.prefix),
-            certainty="likely",
+            "likely",
+            f"{file.prefix}: {own[0]}",
+            f"An optimizer has {', '.join(own[:4])}.",
             layer=layer.scope,
-            where=f"{file.prefix}: {own[0]}",
-            what=f"An optimizer has {', '.join(own[:4])}.",
+            source=to_recalibrate(file.prefix),
         )
 
 
-def _missing(file, scope, *, certainty, what, gravity="error"):
-    return found_by(
-        "statistics-missing",
-        gravity=gravity,
-        certainty=certainty,
-        layer=scope,
-        where=file.prefix,
-        what=what,
-    )
+def _missing(file, scope, gravity, certainty, what):
+    check, where = "statistics-missing", file.prefix
+    return found_by(check, certainty, where, what, gravity=gravity, layer=scope)
 
 
 def _sizes(file, layer):
@@ -122,32 +113,22 @@ def _sizes(file, layer):
     if len(statistics | others) < 2:
         return
     listed = ", ".join(f"{layer.names[r]} {list(s)}" for r, s in shapes.items())
-    yield found_by(
-        "sizes-differ",
-        certainty="certain",
-        layer=layer.scope,
-        where=file.prefix,
-        what=f"The variables of one layer have different sizes: {listed}.",
-    )
+    what = f"The variables of one layer have different sizes: {listed}."
+    yield found_by("sizes-differ", "certain", file.prefix, what, layer=layer.scope)
 
 
 def _missing_for_the_graph(file, layers, graph_layers):
     plain = variable_names(file)
     known = {layer.scope for layer in layers}
-    findings = []
     for graph_layer in graph_layers:
         names = [graph_layer.moving_mean, graph_layer.moving_variance]
+        # A partitioned variable is saved as one tensor.
         names = [re.sub(r"/part_\d+$", "", name) for name in names if name]
         missing = [name for name in names if name not in plain]
         if missing and graph_layer.name not in known:
-            finding = _missing(
-                file,
-                graph_layer.name,
-                certainty="likely",  # a saver can give a variable another name
-                what=f"The graph has {' and '.join(missing)}, the checkpoint has not.",
-            )
-            findings.append(finding)
-    return findings
+            what = f"The graph has {' and '.join(missing)}, the checkpoint has not."
+            # No more than likely: a saver can give a variable another name.
+            yield _missing(file, graph_layer.name, "error", "likely", what)
 
 
 def _parameters_alone(file, layers):
@@ -163,27 +144,23 @@ def _parameters_alone(file, layers):
         if full == plain or _BATCH_NORM.search(match["scope"]):
             scopes.setdefault(match["scope"], []).append(match["role"])
     families = {unnumbered(layer.scope) for layer in layers}
-    findings = []
     for scope, roles in scopes.items():
         grade = _grade(scope, roles, families)
         if grade is not None:
-            gravity, certainty = grade
             what = f"There is {' and '.join(sorted(roles))}, but neither a moving mean "
             what += "nor a moving variance"
-            what += "." if gravity == "error" else "; a layer norm has none."
-            findings.append(
-                _missing(file, scope, gravity=gravity, certainty=certainty, what=what)
-            )
-    return findings
+            what += "." if grade[0] == "error" else "; a layer norm has none."
+            yield _missing(file, scope, *grade, what)
 
 
 def _grade(scope, roles, families):
     """(gravity, certainty) of gamma and beta without statistics; None for no finding."""
+    # The last two parts are the layer's own; a block farther out may be called anything.
     last = "/".join(scope.split("/")[-2:])
     if _OTHER_NORM.search(last) and not _BATCH_NORM.search(scope.split("/")[-1]):
         return None
     if _BATCH_NORM.search(last) or (unnumbered(scope) in families):
         return "error", "likely"
-    if len(roles) < 2:
+    if len(roles) < 2:  # many things have a beta
         return None
     return ("warning", "possible") if families else ("note", "possible")

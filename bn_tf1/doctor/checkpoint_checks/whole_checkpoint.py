@@ -18,7 +18,7 @@ from bn_tf1.checkpoints.dialects import ROLES
 from bn_tf1.checkpoints.layer_values import CheckpointValues, read_values
 from bn_tf1.checkpoints.object_names import as_in_checkpoint
 from bn_tf1.checkpoints.reader_writer import CheckpointError
-from bn_tf1.checkpoints.tensor_file import TensorFile
+from bn_tf1.checkpoints.tensor_file import TensorFile, open_tensors
 from bn_tf1.doctor.checkpoint_checks.numbers import check_layer
 from bn_tf1.doctor.checkpoint_checks.presence import check_presence
 from bn_tf1.doctor.findings import Finding, by_gravity
@@ -67,20 +67,26 @@ def saved_layers(view: GraphView, layers: Sequence[GraphLayer]) -> list[GraphLay
 
 def unreadable_graph(path: str, error: Exception) -> Finding:
     """The finding on a graph file that cannot be read."""
-    return found_by(
-        "graph-unreadable",
-        certainty="certain",
-        where=path,
-        what=f"The graph cannot be read: {error}.",
-        path=path,
-    )
+    what = f"The graph cannot be read: {error}."
+    return found_by("graph-unreadable", "certain", path, what, path=path)
+
+
+def audit_checkpoint(prefix: str, graph_layers: Sequence[Any]) -> Audit:
+    """Opens a checkpoint, checks its layers, and then reads every other tensor of it.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    file = open_tensors(prefix)
+    values, findings = audit_file(file, graph_layers)
+    return Audit(values, (*findings, *_check_tensors(file, values)))
 
 
 def audit_file(file: TensorFile, graph_layers: Sequence[Any] = ()) -> Audit:
     """Checks the batch-norm layers of an open checkpoint; reads nothing else of it."""
     graph_layers = as_in_checkpoint(file, graph_layers)
     values = read_values(file, graph_layers)
-    findings = [damaged_tensor(file.prefix, *item) for item in values.damaged.items()]
+    findings = [_damaged(file.prefix, *item) for item in values.damaged.items()]
     layers = [layer.layer for layer in values.layers]
     findings += check_presence(file, layers, graph_layers)
     for layer in values.layers:
@@ -88,12 +94,9 @@ def audit_file(file: TensorFile, graph_layers: Sequence[Any] = ()) -> Audit:
     return Audit(values, tuple(by_gravity(findings)))
 
 
-def check_tensors(file: TensorFile, values: CheckpointValues) -> list[Finding]:
-    """Reads every tensor: findings on wrong checksums and on weights of NaN.
-
-    The variables of the layers, `values`, were read already.
-    """
-    findings = []
+def _check_tensors(file, values):
+    """Findings on wrong checksums and on weights of NaN."""
+    # The variables of the layers were read, and found fault with, already.
     known = {name for layer in values.layers for name in layer.layer.names.values()}
     for name, tensor in file.tensors.items():
         # The checksum of strings is not that of their bytes.
@@ -105,27 +108,15 @@ def check_tensors(file: TensorFile, values: CheckpointValues) -> list[Finding]:
                 if tensor.is_floating:
                     bad += chunk.size - int(np.count_nonzero(np.isfinite(chunk)))
         except CheckpointError as error:
-            findings.append(damaged_tensor(file.prefix, name, str(error)))
+            # A checksum is known at the end alone: what was counted may be garbage.
+            yield _damaged(file.prefix, name, error)
             continue
         if bad:
-            findings.append(_not_finite(file.prefix, name, bad, tensor.elements))
-    return findings
+            where = f"{file.prefix}: {name}"
+            what = f"{bad} of {tensor.elements} values of {name} are NaN or infinite."
+            yield found_by("weights-not-finite", "certain", where, what)
 
 
-def damaged_tensor(prefix: str, name: str, reason: str) -> Finding:
-    """The finding on a tensor that cannot be read."""
-    return found_by(
-        "damaged-tensor",
-        certainty="certain",
-        where=f"{prefix}: {name}",
-        what=f"{name} cannot be read: {reason}.",
-    )
-
-
-def _not_finite(prefix, name, bad, count):
-    return found_by(
-        "weights-not-finite",
-        certainty="certain",
-        where=f"{prefix}: {name}",
-        what=f"{bad} of {count} values of {name} are NaN or infinite.",
-    )
+def _damaged(prefix, name, reason):
+    what = f"{name} cannot be read: {reason}."
+    return found_by("damaged-tensor", "certain", f"{prefix}: {name}", what)

@@ -19,15 +19,13 @@ from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.node_values import ASSIGNMENTS, LOCKED_AVERAGES, origins
 from bn_tf1.graphs.view import node_of
 
-# What takes a variable as its first input, and no value.
 _MOST = 3
 _FUSED_GRADIENT = re.compile(r"FusedBatchNormGrad(V\d+)?$")
+# Of its outputs, those that hold nothing for a caller.
 _FIRST_UNUSED = 3
-_OF_VARIABLES = (
-    ASSIGNMENTS
-    | LOCKED_AVERAGES
-    | {"ReadVariableOp", "ResourceGather", "VarIsInitializedOp"}
-)
+# What takes a variable as its first input, and no value.
+_READS = {"ReadVariableOp", "ResourceGather", "VarIsInitializedOp"}
+_OF_VARIABLES = ASSIGNMENTS | LOCKED_AVERAGES | _READS
 
 
 def check_frozen(facts: Facts) -> Iterator[Finding]:
@@ -53,15 +51,11 @@ def check_frozen(facts: Facts) -> Iterator[Finding]:
         told = f"no node gives what a function returns, {place}"
         broken.setdefault("", []).append((place.partition(":")[0], told))
     for layer, places in broken.items():
+        names = ", ".join(name for name, _ in places[:_MOST])
         told = "; ".join(told for _, told in places[:_MOST])
         more = f"; and {len(places) - _MOST} more" if len(places) > _MOST else ""
-        yield found_by(
-            "broken-freeze",
-            certainty="certain",
-            layer=layer,
-            where=", ".join(where for where, _ in places[:_MOST]),
-            what=f"The graph cannot be imported or run: {told}{more}.",
-        )
+        what = f"The graph cannot be imported or run: {told}{more}."
+        yield found_by("broken-freeze", "certain", names, what, layer=layer)
 
 
 def check_stored_shapes(facts: Facts) -> Iterator[Finding]:
@@ -73,13 +67,12 @@ def check_stored_shapes(facts: Facts) -> Iterator[Finding]:
         if _FUSED_GRADIENT.match(op) and _has_other_shapes(view, node)
     ]
     if refused:
-        yield found_by(
-            "stored-shapes",
-            certainty="certain",
-            where=", ".join(refused[:_MOST]),
-            what=f"{len(refused)} gradients of fused batch norms in inference mode hold "
-            "the shape [channels] of outputs that are empty in TensorFlow 2.",
+        what = (
+            f"{len(refused)} gradients of fused batch norms in inference mode hold "
+            "the shape [channels] of outputs that are empty in TensorFlow 2."
         )
+        names = ", ".join(refused[:_MOST])
+        yield found_by("stored-shapes", "certain", names, what)
 
 
 def _has_other_shapes(view, node):

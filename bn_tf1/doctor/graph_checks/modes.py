@@ -7,7 +7,6 @@ from typing import Iterator
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 from bn_tf1.graphs.facts import PARAMETERS, Facts
-from bn_tf1.graphs.layer_analysis import Analysis
 from bn_tf1.graphs.node_values import VARIABLES, static_shape, ways_to
 from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.view import reference_to
@@ -21,103 +20,83 @@ def check_inference_mode(facts: Facts) -> Iterator[Finding]:
     if not facts.training.applies:
         return
     for analysis in facts.layers:
+        layer = analysis.layer
         trained = [role for role in PARAMETERS if facts.is_trained(analysis, role)]
-        running = [call for call in analysis.calls if facts.runs_in_training(call)]
-        if not trained or any(call.mode != "inference" for call in analysis.calls):
-            continue
-        if running or analysis.calls:
-            yield _inference_in_training(analysis, trained)
-
-
-def _inference_in_training(analysis, trained):
-    return found_by(
-        "inference-mode-in-training",
-        certainty="likely",
-        layer=analysis.layer.name,
-        where=analysis.layer.node,
-        what="The training graph normalises with the moving statistics, since is_training "
-        f"is always false, but {' and '.join(trained)} of the layer "
-        f"{'are' if len(trained) > 1 else 'is'} trained.",
-    )
+        if trained and {call.mode for call in analysis.calls} == {"inference"}:
+            what = (
+                "The training graph normalises with the moving statistics, since "
+                f"is_training is always false, but {' and '.join(trained)} of the layer "
+                f"{'are' if len(trained) > 1 else 'is'} trained."
+            )
+            yield found_by(
+                "inference-mode-in-training",
+                "likely",
+                layer.node,
+                what,
+                layer=layer.name,
+            )
 
 
 def check_training_mode(facts: Facts) -> Iterator[Finding]:
     """Layers that use batch statistics for good in a graph that is for inference."""
     if facts.served is None and facts.has_gradients:
         return
+    is_served = facts.served is not None
     # Without variables there is nothing to train: the graph can be for inference only.
-    frozen = not any(op in VARIABLES for op in facts.view.ops)
+    is_frozen = not any(op in VARIABLES for op in facts.view.ops)
+    certainty = "certain" if is_served or is_frozen else "likely"
     for analysis in facts.layers:
-        calls = [call for call in analysis.calls if _is_served(facts, call)]
-        if not calls:
-            continue
-        if all(_is_baked(facts, call) for call in calls):
-            yield _training_in_inference(facts, analysis, frozen)
-        elif facts.served is not None and _trains_by_default(facts, calls):
-            yield _training_by_default(analysis)
-
-
-def _is_served(facts, call):
-    return facts.served is None or bool(facts.served[call.node])
+        layer = analysis.layer
+        calls = [c for c in analysis.calls if not is_served or facts.served[c.node]]
+        if calls and all(_is_baked(facts, call) for call in calls):
+            check = "training-mode-in-inference"
+            place = "The served outputs use" if is_served else "The graph uses"
+            what = f"{place} batch statistics: is_training is always true."
+            yield found_by(check, certainty, layer.node, what, layer=layer.name)
+        elif is_served and any(_trains_by_default(facts, call) for call in calls):
+            check = "training-mode-by-default"
+            what = "The served outputs use batch statistics unless somebody feeds "
+            what += "is_training: its default is true."
+            yield found_by(check, "likely", layer.node, what, layer=layer.name)
 
 
 def _is_baked(facts: Facts, call: Normalization) -> bool:
     return call.mode == "training" and not facts.conditions.is_conditional(call.node)
 
 
-def _training_in_inference(facts, analysis, frozen):
-    certain = facts.served is not None or frozen
-    place = "The served outputs use" if facts.served is not None else "The graph uses"
-    return found_by(
-        "training-mode-in-inference",
-        certainty="certain" if certain else "likely",
-        layer=analysis.layer.name,
-        where=analysis.layer.node,
-        what=f"{place} batch statistics: is_training is always true.",
-    )
-
-
-def _trains_by_default(facts, calls):
+def _trains_by_default(facts, call):
     """Whether a condition that nobody feeds chooses the batch statistics."""
-    return any(
-        facts.conditions.by_default(reference) is True
-        for call in calls
-        if call.mode != "inference"
-        for reference in _ways_of_the_batch(facts, call)
-    )
-
-
-def _ways_of_the_batch(facts, call):
-    """What there is, in a condition, only when `call` uses batch statistics."""
+    if call.mode == "inference":
+        return False
+    ways = {reference_to(call.node)}
     if call.mode == "switched":
-        return ways_to(facts.view, call.mean, VARIABLES)
-    return {reference_to(call.node)}
-
-
-def _training_by_default(analysis):
-    return found_by(
-        "training-mode-by-default",
-        certainty="likely",
-        layer=analysis.layer.name,
-        where=analysis.layer.node,
-        what="The served outputs use batch statistics unless somebody feeds is_training: "
-        "its default is true.",
-    )
+        # The node runs in both modes: only what leads to its mean tells them apart.
+        ways = ways_to(facts.view, call.mean, VARIABLES)
+    return any(facts.conditions.by_default(way) is True for way in ways)
 
 
 def check_single_values(facts: Facts) -> Iterator[Finding]:
     """Batch statistics over one value."""
+    view = facts.view
     for analysis in facts.layers:
         for call in analysis.calls:
-            if call.mode == "inference" or not _has_one_value(facts, call):
+            shape = static_shape(view, call.x)
+            if call.mode == "inference" or not _has_one_value(call, shape):
                 continue
+            # A mode that is fed may never be that of training in a graph that only serves.
             if facts.training.applies or _is_baked(facts, call):
-                yield _one_value(facts, analysis, call)
+                yield found_by(
+                    "one-value-per-channel",
+                    "certain",
+                    view.names[call.node],
+                    "Batch statistics are taken over one value per channel: the input "
+                    f"has shape {list(shape)}.",
+                    layer=analysis.layer.name,
+                )
                 break
 
 
-def _has_one_value(facts, call):
-    shape = static_shape(facts.view, call.x)
+def _has_one_value(call, shape):
     axes = call.axes
     if shape is not None and call.kind == "fused":
         # The kernel's axes are in its layout; no node of the graph holds them.
@@ -126,14 +105,3 @@ def _has_one_value(facts, call):
     if not shape or not axes or max(axes) >= len(shape):
         return False
     return all(shape[axis] == 1 for axis in axes)
-
-
-def _one_value(facts: Facts, analysis: Analysis, call: Normalization) -> Finding:
-    return found_by(
-        "one-value-per-channel",
-        certainty="certain",
-        layer=analysis.layer.name,
-        where=facts.view.names[call.node],
-        what="Batch statistics are taken over one value per channel: the input has shape "
-        f"{list(static_shape(facts.view, call.x))}.",
-    )

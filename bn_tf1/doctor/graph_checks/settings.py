@@ -42,24 +42,20 @@ def check_saver(facts: Facts) -> Iterator[Finding]:
             for node in analysis.variables[role]
             if facts.view.ops[node] in VARIABLES and node not in saved
         ]
-        if missing:
-            by_another = all(node in elsewhere for node in missing)
-            yield _not_saved(facts, analysis, missing, len(saved), by_another)
-
-
-def _not_saved(facts, analysis, missing, count, by_another):
-    names = facts.names_of(missing)
-    what = f"The graph's saver saves {count} variables, but not {names}."
-    if by_another:
-        what += " Another saver of the graph does."
-    return found_by(
-        "statistics-not-saved",
-        gravity="warning" if by_another else "error",
-        certainty="possible" if by_another else "certain",
-        layer=analysis.layer.name,
-        where=names,
-        what=what,
-    )
+        if not missing:
+            continue
+        names = facts.names_of(missing)
+        what = f"The graph's saver saves {len(saved)} variables, but not {names}."
+        # A part of a network is often saved alone, beside a saver of all of it.
+        by_another = elsewhere.issuperset(missing)
+        yield found_by(
+            "statistics-not-saved",
+            "possible" if by_another else "certain",
+            names,
+            what + " Another saver of the graph does." * by_another,
+            gravity="warning" if by_another else "error",
+            layer=analysis.layer.name,
+        )
 
 
 def check_trained_statistics(facts: Facts) -> Iterator[Finding]:
@@ -72,19 +68,23 @@ def check_trained_statistics(facts: Facts) -> Iterator[Finding]:
         nodes = [node for role in STATISTICS for node in analysis.variables[role]]
         trained = [node for node in nodes if node in facts.training.trained]
         listed = [node for node in nodes if facts.view.names[node] in trainable]
-        if not trained and not listed:
-            continue
         names = facts.names_of(trained or listed)
-        yield found_by(
-            "statistics-trained",
-            gravity="error" if trained else "warning",
-            certainty="certain" if trained else "likely",
-            layer=analysis.layer.name,
-            where=names,
-            what=f"An optimizer applies gradients to {names}."
-            if trained
-            else f"Among the trainable variables are {names}.",
-        )
+        gravity, certainty = "error", "certain"
+        what = f"An optimizer applies gradients to {names}."
+        if not trained:
+            # An optimizer moves them as soon as a gradient reaches them.
+            gravity, certainty = "warning", "likely"
+            what = f"Among the trainable variables are {names}."
+        if names:
+            layer = analysis.layer.name
+            yield found_by(
+                "statistics-trained",
+                certainty,
+                names,
+                what,
+                gravity=gravity,
+                layer=layer,
+            )
 
 
 def check_decay(facts: Facts) -> Iterator[Finding]:
@@ -93,35 +93,31 @@ def check_decay(facts: Facts) -> Iterator[Finding]:
         decay = analysis.layer.decay
         if decay is None or _DECAYS[0] <= decay <= _DECAYS[1] + _TOLERANCE:
             continue
-        never = decay >= 1 or decay < 0
         what = f"The decay is {decay:g}; usual are 0.9 to 0.9999."
         if _DECAYS[1] < decay < 1:
+            # decay^(1 / (1 - decay)) is nearly 1 / e.
             what += f" Initial values weigh 37% after {1 / (1 - decay):.0f} steps."
+        is_average = 0 <= decay < 1
         yield found_by(
             "unusual-decay",
-            gravity="error" if never else "warning",
-            certainty="certain" if never else "likely",
+            "likely" if is_average else "certain",
+            facts.view.names[analysis.updates[0].node],
+            what,
+            gravity="warning" if is_average else "error",
             layer=analysis.layer.name,
-            where=facts.view.names[analysis.updates[0].node],
-            what=what,
         )
 
 
 def check_epsilon(facts: Facts) -> Iterator[Finding]:
     """Epsilons that do not protect, or that drown the variance."""
     for analysis in facts.layers:
-        epsilon = analysis.layer.epsilon
-        if epsilon is None:
-            continue
-        if _EPSILONS[0] * (1 - _TOLERANCE) <= epsilon <= _EPSILONS[1]:
-            continue
-        yield found_by(
-            "unusual-epsilon",
-            certainty="certain" if epsilon <= 0 else "likely",
-            layer=analysis.layer.name,
-            where=analysis.layer.node,
-            what=f"Epsilon is {epsilon:g}; usual are 1e-5 to 1e-3.",
-        )
+        layer, epsilon = analysis.layer, analysis.layer.epsilon
+        # A float32 constant of 1e-6 is a little less than 1e-6.
+        least = _EPSILONS[0] * (1 - _TOLERANCE)
+        if epsilon is not None and not least <= epsilon <= _EPSILONS[1]:
+            what = f"Epsilon is {epsilon:g}; usual are 1e-5 to 1e-3."
+            sure = "certain" if epsilon <= 0 else "likely"
+            yield found_by("unusual-epsilon", sure, layer.node, what, layer=layer.name)
 
 
 def check_weight_decay(facts: Facts) -> Iterator[Finding]:
@@ -130,21 +126,18 @@ def check_weight_decay(facts: Facts) -> Iterator[Finding]:
         return
     penalised = _penalised(facts)
     for analysis in facts.layers:
-        roles = [
-            role
-            for role in PARAMETERS
-            if any(node in penalised for node in analysis.variables[role])
-        ]
+        roles, nodes = [], []
+        for role in PARAMETERS:
+            found = [node for node in analysis.variables[role] if node in penalised]
+            roles += [role] * bool(found)
+            nodes += found
         if roles:
-            nodes = [n for role in roles for n in analysis.variables[role]]
-            certain = all(penalised.get(n, "certain") == "certain" for n in nodes)
-            yield found_by(
-                "weight-decay",
-                certainty="certain" if certain else "likely",
-                layer=analysis.layer.name,
-                where=facts.names_of(n for n in nodes if n in penalised),
-                what=f"There is weight decay on {' and '.join(roles)}.",
-            )
+            what = f"There is weight decay on {' and '.join(roles)}."
+            sure = "likely"
+            if all(penalised[node] == "certain" for node in nodes):
+                sure = "certain"
+            names, layer = facts.names_of(nodes), analysis.layer.name
+            yield found_by("weight-decay", sure, names, what, layer=layer)
 
 
 def _penalised(facts):
@@ -195,15 +188,11 @@ def check_bias(facts: Facts) -> Iterator[Finding]:
             is_next = call.op not in FUSED_CONVOLUTIONS
             bias = _added_bias(facts.view, call.x) if is_next else None
             if bias is not None:
-                name = facts.view.names[bias]
-                yield found_by(
-                    "bias-before-batch-norm",
-                    certainty="certain",
-                    layer=analysis.layer.name,
-                    where=name,
-                    what=f"The bias {name} is added just before the layer.",
-                )
-                break
+                check, name = "bias-before-batch-norm", facts.view.names[bias]
+                what = f"The bias {name} is added just before the layer."
+                layer = analysis.layer.name
+                yield found_by(check, "certain", name, what, layer=layer)
+                break  # one for a layer: its calls share the bias most often
 
 
 def _added_bias(view, reference):
@@ -232,13 +221,8 @@ def check_presence(facts: Facts) -> Iterator[Finding]:
     weights = sum(op in _CONVOLUTIONS for op in facts.view.ops)
     what = (
         f"There is no batch-norm layer in {len(facts.view)} nodes, {weights} of which "
+        "are convolutions or matrix products."
     )
-    what += "are convolutions or matrix products."
     if folded:
         what += f" {folded} biases are what batch norms folded into them left behind."
-    yield found_by(
-        "no-batch-norm",
-        certainty="certain" if not folded else "likely",
-        where="",
-        what=what,
-    )
+    yield found_by("no-batch-norm", "likely" if folded else "certain", "", what)

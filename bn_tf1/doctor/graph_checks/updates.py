@@ -17,6 +17,7 @@ _DIVERGES = 2.0
 _SETTING = {"Assign", "AssignVariableOp"}
 # Nodes that are looked at before an update for one that it waits for.
 _NEARBY = 200
+_MOST_NAMES = 4
 
 
 def check_updates_run(facts: Facts) -> Iterator[Finding]:
@@ -33,11 +34,12 @@ def check_updates_run(facts: Facts) -> Iterator[Finding]:
             for node in analysis.variables[role]
             if facts.view.ops[node] in VARIABLES
         ]
-        if not statistics and not _is_to_be_merged(facts.view, analysis):
-            yield _without_statistics(facts, analysis)
-            continue
         writes = {node: facts.writes(analysis, node) for node in statistics}
-        lost = [n for n in statistics if not _any_runs(facts, writes[n])]
+        lost = [
+            node
+            for node in statistics
+            if not any(facts.training.runs[write] for write in writes[node])
+        ]
         if statistics and not lost:
             continue
         # That it is there and does not run is another fault than that there is none.
@@ -48,45 +50,35 @@ def check_updates_run(facts: Facts) -> Iterator[Finding]:
             yield _no_update(facts, analysis, lost)
 
 
-def _any_runs(facts, nodes):
-    return any(facts.training.runs[node] for node in nodes)
-
-
-def _without_statistics(facts, analysis):
-    return found_by(
-        "no-moving-statistics",
-        certainty="possible",
-        layer=analysis.layer.name,
-        where=analysis.layer.node,
-        what="The layer normalises with batch statistics and has no moving ones.",
-    )
-
-
 def _no_update(facts, analysis, lost):
-    if _is_to_be_merged(facts.view, analysis):
-        return found_by(
-            "merged-update-not-made",
-            certainty="certain",
-            layer=analysis.layer.name,
-            where=facts.names_of(lost) or analysis.layer.node,
-            what="The updates of the calls of the layer are to be merged into one, which "
+    layer, names = analysis.layer, facts.names_of(lost)
+    if _is_to_be_merged(facts.view, analysis.calls):
+        what = (
+            "The updates of the calls of the layer are to be merged into one, which "
             "bn_tf1.make_train_op makes, and nothing in the graph updates "
-            f"{facts.names_of(lost) or 'its moving statistics'}.",
+            f"{names or 'its moving statistics'}."
         )
+        where = names or layer.node
+        return found_by(
+            "merged-update-not-made", "certain", where, what, layer=layer.name
+        )
+    if not lost:
+        what = "The layer normalises with batch statistics and has no moving ones."
+        return found_by(
+            "no-moving-statistics", "possible", layer.node, what, layer=layer.name
+        )
+    what = (
+        "The layer is trained with batch statistics, but no operation of the graph "
+        f"updates {names}."
+    )
     return found_by(
-        "no-update",
-        certainty="certain",
-        layer=analysis.layer.name,
-        where=facts.names_of(lost),
-        what="The layer is trained with batch statistics, but no operation of the graph "
-        f"updates {facts.names_of(lost)}.",
-        name=analysis.layer.name,
+        "no-update", "certain", names, what, layer=layer.name, name=layer.name
     )
 
 
-def _is_to_be_merged(view, analysis):
-    """Whether a call of the layer stands in a scope with the mark of merged updates."""
-    for call in analysis.calls:
+def _is_to_be_merged(view, calls):
+    """Whether a call of a layer stands in a scope with the mark of merged updates."""
+    for call in calls:
         scope = view.names[call.node].rpartition("/")[0]
         while scope:
             if view.find(f"{scope}/{MERGED_MARK}") is not None:
@@ -97,47 +89,39 @@ def _is_to_be_merged(view, analysis):
 
 def _not_run(facts, analysis, lost, updates):
     view = facts.view
-    collections = _collections_with(view, {view.names[node] for node in updates})
-    grouped = [node for node in updates if _is_grouped(view, node)]
-    custom = sorted(set(collections) - {UPDATE_OPS_COLLECTION})
+    names = [view.names[node] for node in updates]
+    collections = {
+        key
+        for key, members in view.collections.items()
+        if not {member.split(":")[0] for member in members}.isdisjoint(names)
+    }
     # One of its own name tells that somebody chose it, and forgot it later.
-    if custom and UPDATE_OPS_COLLECTION not in collections:
-        check, source = "update-collection-not-run", f"tf.get_collection({custom[0]!r})"
-        place = (
-            f"They are in the collection {custom[0]!r}, from which nothing takes them."
-        )
+    if collections and UPDATE_OPS_COLLECTION not in collections:
+        custom = min(collections)
+        check, source = "update-collection-not-run", f"tf.get_collection({custom!r})"
+        place = f"They are in the collection {custom!r}, from which nothing takes them."
     elif collections:
         check, source = "update-not-run", "tf.get_collection(tf.GraphKeys.UPDATE_OPS)"
         place = f"They are in the collection {UPDATE_OPS_COLLECTION!r}."
     else:
         check, source = "update-not-run", "layer.updates"
         place = "They are in no collection, as those of a Keras layer in a graph."
-    if grouped:
+    # Whoever grouped them may fetch the group beside the train op: no graph tells.
+    is_grouped = any(
+        view.ops[later] == "NoOp" for node in updates for later in view.runs_after(node)
+    )
+    if is_grouped:
         place += " Only a tf.group apart from the train op waits for them."
-    names = ", ".join(view.names[node] for node in updates[:4])
     return found_by(
         check,
-        gravity="warning" if grouped else "error",
-        certainty="possible" if grouped else "likely",
-        layer=analysis.layer.name,
-        where=names,
-        what=f"No train op runs the {len(updates)} update operations of "
+        "possible" if is_grouped else "likely",
+        ", ".join(names[:_MOST_NAMES]),
+        f"No train op runs the {len(updates)} update operations of "
         f"{facts.names_of(lost)}. {place}",
+        gravity="warning" if is_grouped else "error",
+        layer=analysis.layer.name,
         updates=source,
     )
-
-
-def _collections_with(view, names):
-    found = []
-    for key, members in sorted(view.collections.items()):
-        if any(member.split(":")[0] in names for member in members):
-            found.append(key)
-    return found
-
-
-def _is_grouped(view, node):
-    """Whether an operation that does nothing else waits for `node`."""
-    return any(view.ops[later] == "NoOp" for later in view.runs_after(node))
 
 
 def check_branches(facts: Facts) -> Iterator[Finding]:
@@ -149,9 +133,18 @@ def check_branches(facts: Facts) -> Iterator[Finding]:
             for u in analysis.updates
             if facts.conditions.misleading(u.node, facts.training.applies)
         ]
-        nodes = sorted(set(inside + misled))
-        if nodes:
-            yield _in_branch(facts, analysis, nodes, bool(misled))
+        names = [facts.view.names[node] for node in sorted({*inside, *misled})]
+        if not names:
+            continue
+        told = ", ".join(names[:_MOST_NAMES])
+        what = f"The update {told} is inside of a condition or loop. "
+        what += (
+            "The train op waits for it, and stops where the branch is not taken."
+            if misled
+            else "Nothing in there waits for it, and what is outside cannot."
+        )
+        sure = "certain" if misled else "likely"
+        yield found_by("update-in-branch", sure, told, what, layer=analysis.layer.name)
 
 
 def _is_loose(facts, node):
@@ -164,34 +157,14 @@ def _is_loose(facts, node):
     return not facts.runs_with_its_body(node)
 
 
-def _in_branch(facts, analysis, nodes, misled):
-    names = ", ".join(facts.view.names[node] for node in nodes[:4])
-    consequence = "Nothing in there waits for it, and what is outside cannot."
-    if misled:
-        consequence = (
-            "The train op waits for it, and stops where the branch is not taken."
-        )
-    return found_by(
-        "update-in-branch",
-        certainty="certain" if misled else "likely",
-        layer=analysis.layer.name,
-        where=names,
-        what=f"The update {names} is inside of a condition or loop. {consequence}",
-    )
-
-
 def check_several_updates(facts: Facts) -> Iterator[Finding]:
     """Variables that one training step updates several times."""
     for analysis in facts.layers:
-        for role in STATISTICS:
-            counts = [
-                (_together(facts, facts.writes(analysis, node)), node)
-                for node in analysis.variables[role]
-            ]
-            counts = [(nodes, node) for nodes, node in counts if len(nodes) > 1]
-            if counts:
-                yield _several(facts, analysis, *counts[0])
-                break
+        for node in (n for role in STATISTICS for n in analysis.variables[role]):
+            nodes = _together(facts, facts.writes(analysis, node))
+            if len(nodes) > 1:
+                yield _several(facts, analysis.layer, nodes, node)
+                break  # one for a layer: its mean and its variance move together
 
 
 def _together(facts, writes):
@@ -206,6 +179,7 @@ def _together(facts, writes):
 
 
 def _exclude(facts, node, other):
+    """Whether they are in the two branches of one condition, of either control flow."""
     own = facts.conditions.of(node)
     if any(
         (predicate, 1 - branch) in own
@@ -218,43 +192,33 @@ def _exclude(facts, node, other):
     )
 
 
-def _several(facts, analysis, nodes, variable):
-    name = variable_name(facts.view, variable)
-    decay = analysis.layer.decay
-    count = len(nodes)
+def _several(facts, layer, nodes, variable):
+    view, decay, count = facts.view, layer.decay, len(nodes)
+    name = variable_name(view, variable)
+    # Nearby, as make_train_op puts one behind the other.
+    in_order = all(
+        earlier in _awaited(view, later) for earlier, later in zip(nodes, nodes[1:])
+    )
+    gravity = "note" if in_order else "warning"
     reach = 0.0
-    rate = ""
-    in_order = _follow_one_another(facts.view, nodes)
+    what = f"{count} operations update {name} in one training step"
     if decay is not None:
-        rate = f" ({count} times decay {decay:g} is {decay**count:g})"
+        what += f" ({count} times decay {decay:g} is {decay**count:g})"
         # What reads and writes under one lock never takes an old value; and of several
         # values that are set, the last one stays.
         kinds = LOCKED_AVERAGES | _SETTING
-        at_once = [n for n in nodes if facts.view.ops[n] not in kinds]
+        at_once = [node for node in nodes if view.ops[node] not in kinds]
         reach = 0.0 if in_order else len(at_once) * (1 - decay)
-    gravity = "note" if in_order else "warning"
+    what += f": {', '.join(view.names[node] for node in nodes[:_MOST_NAMES])}."
+    if reach > 1:
+        what += (
+            f" They read one old value: together they move it {reach:.3g} times the "
+        )
+        what += "way to the batch."
+    if reach >= _DIVERGES:
+        gravity = "error"
     return found_by(
-        "several-updates",
-        gravity="error" if reach >= _DIVERGES else gravity,
-        certainty="likely",
-        layer=analysis.layer.name,
-        where=name,
-        what=f"{len(nodes)} operations update {name} in one training step{rate}: "
-        + ", ".join(facts.view.names[node] for node in nodes[:4])
-        + "."
-        + (
-            f" They read one old value: together they move it {reach:.3g} times the way "
-            "to the batch."
-            if reach > 1
-            else ""
-        ),
-    )
-
-
-def _follow_one_another(view, nodes):
-    """Whether each update waits for the one before it; nearby, as it was made to."""
-    return all(
-        earlier in _awaited(view, later) for earlier, later in zip(nodes, nodes[1:])
+        "several-updates", "likely", name, what, gravity=gravity, layer=layer.name
     )
 
 
@@ -274,22 +238,19 @@ def _awaited(view, node):
 def check_zero_debias(facts: Facts) -> Iterator[Finding]:
     """Hidden variables of zero-debiased averages."""
     for analysis in facts.layers:
-        hidden = sorted({u.variable for u in analysis.updates if u.debiased})
-        if hidden:
-            names = facts.names_of(hidden)
-            yield found_by(
-                "zero-debias",
-                gravity="note" if _are_saved(facts, hidden) else "warning",
-                certainty="possible",
-                layer=analysis.layer.name,
-                where=names,
-                what=f"The moving statistics are zero-debiased, by {names} and a counter.",
-            )
-
-
-def _are_saved(facts, hidden):
-    """Whether savers of the graph save the averages and their counters."""
-    saved = facts.names_of(facts.saved_by(facts.saves())).split(", ")
-    names = facts.names_of(hidden).split(", ")
-    counters = [name.rpartition("/")[0] + "/local_step" for name in names]
-    return set(names + counters) <= set(saved)
+        hidden = {u.variable for u in analysis.updates if u.debiased}
+        if not hidden:
+            continue
+        told = facts.names_of(hidden)
+        names = told.split(", ")
+        counters = [name.rpartition("/")[0] + "/local_step" for name in names]
+        saved = facts.names_of(facts.saved_by(facts.saves())).split(", ")
+        yield found_by(
+            "zero-debias",
+            "possible",
+            told,
+            f"The moving statistics are zero-debiased, by {told} and a counter.",
+            # Where both are saved, a restore loses nothing.
+            gravity="note" if set(names + counters) <= set(saved) else "warning",
+            layer=analysis.layer.name,
+        )

@@ -173,16 +173,16 @@ def lines(
     drawing = [_grid(x, y)] + [_curve(one, x, y) for one in series]
     named = [one for one in series if has_legend and one.name and not one.is_faint]
     keys = "".join(
-        f'<span><i class="s{one.colour}"></i>{_escaped(one.name)}</span>'
+        f'<span><i class="s{one.colour}"></i>{escaped(one.name)}</span>'
         for one in named
     )
     return (
-        f'<figure class="chart"><figcaption>{_escaped(title)}</figcaption>'
+        f'<figure class="chart"><figcaption>{escaped(title)}</figcaption>'
         + (f'<p class="keys">{keys}</p>' if len(named) > 1 else "")
         + f'<div class="plot">{labels(y, "y")}'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{_escaped(title)}">{"".join(drawing)}</svg>{labels(x, "x")}</div>'
-        f'<p class="unit">{_escaped(x_name)}{y_name and "; " + _escaped(y_name)}</p>'
+        f'aria-label="{escaped(title)}">{"".join(drawing)}</svg>{labels(x, "x")}</div>'
+        f'<p class="unit">{escaped(x_name)}{y_name and "; " + escaped(y_name)}</p>'
         "</figure>"
     )
 
@@ -220,7 +220,7 @@ def _curve(series, x, y):
         corners += [(at, high) for at, _, high in reversed(band)]
         drawn = f'<path class="band f{series.colour}" d="{_path(corners, x, y)}Z"/>'
     kind = "faint" if series.is_faint else "line"
-    title = f"<title>{_escaped(series.name)}</title>" if series.name else ""
+    title = f"<title>{escaped(series.name)}</title>" if series.name else ""
     shape = _path(series.points, x, y)
     if len(series.points) == 1 and shape:
         # One point has no line: a stroke of no length with round ends is a dot.
@@ -252,7 +252,7 @@ def box(quantiles: Sequence[float], axis: Axis, title: str) -> str:
     )
     return (
         f'<svg class="box" viewBox="0 0 {_SIDE} 20" preserveAspectRatio="none">'
-        f"<title>{_escaped(title)}</title>"
+        f"<title>{escaped(title)}</title>"
         f'<path d="M{five} 10H{most}M{low} 7V13M{high} 7V13M{first} 3H{third}V17H{first}Z"'
         f'/><path class="m" d="M{median} 2V18"/></svg>'
     )
@@ -264,6 +264,7 @@ def rules(axis: Axis) -> str:
     return ",".join(line.format(100 * axis.share(tick)) for tick in axis.ticks())
 
 
-def _escaped(text):
+def escaped(text: str) -> str:
+    """`text` for a page, without what is not printable."""
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return html.escape(printable)

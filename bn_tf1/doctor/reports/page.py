@@ -8,13 +8,11 @@ beyond where the layers are far apart. A window may be as narrow as a telephone'
 from __future__ import annotations
 
 import datetime
-import html
 from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.doctor.examination import Examination
-from bn_tf1.doctor.layer_rows import LayerRow
 from bn_tf1.doctor.register import BY_NAME, by_place
 from bn_tf1.doctor.reports import charts
 from bn_tf1.doctor.reports.grouping import (
@@ -27,7 +25,6 @@ from bn_tf1.doctor.reports.terminal import (
     number,
     places_by_text,
     plural,
-    printable,
     told_mode,
     verdict,
 )
@@ -97,26 +94,22 @@ def html_report(
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>Batch norm: report</title><style>{charts.STYLE}{_STYLE}</style></head>",
-        f'<body><h1>Batch norm: report</h1><p class="soft">{_escaped(made)}</p>',
-        f'<p class="verdict{" sick" * is_sick}">{_escaped(verdict(examinations))}</p>',
+        f'<body><h1>Batch norm: report</h1><p class="soft">{charts.escaped(made)}</p>',
+        f'<p class="verdict{" sick" * is_sick}">{charts.escaped(verdict(examinations))}</p>',
     ]
     for path, error in unreadable:
-        parts.append(f"<h2>{_escaped(path)}</h2><p>{_escaped(error)}</p>")
+        parts.append(f"<h2>{charts.escaped(path)}</h2><p>{charts.escaped(error)}</p>")
     for examination in examinations:
         parts += _examination(examination)
     parts.append("</body></html>")
     return "\n".join(parts) + "\n"
 
 
-def _escaped(text):
-    return html.escape(printable(text))
-
-
 def _examination(examination):
     step = "" if examination.step is None else f", step {examination.step}"
     told = f"{examination.kind}{step}: {counts(examination.findings) or 'no findings'}"
-    yield f"<section><h2>{_escaped(examination.path)}</h2>"
-    yield f'<p class="soft">{_escaped(told)}</p>'
+    yield f"<section><h2>{charts.escaped(examination.path)}</h2>"
+    yield f'<p class="soft">{charts.escaped(told)}</p>'
     for group in findings_by_check(examination.findings):
         yield _findings(group, examination.path)
     if examination.layers:
@@ -136,35 +129,31 @@ def _findings(group, path):
     check = BY_NAME.get(first.check)
     times = f" in {plural(len(group), 'place')}" if len(group) > 1 else ""
     told = [_told(*item) for item in places_by_text(group, path).items()]
-    shown, rest = told[:_MAX_TOLD], told[_MAX_TOLD:]
-    more = ""
-    if rest:
-        more = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul>"
-        more += "</details>"
+    rest = "".join(told[_MAX_TOLD:])
+    more = _folded(len(told), rest and f"<ul>{rest}</ul>")
     return (
-        f'<article class="finding {_escaped(first.gravity)}">'
-        f'<span class="tag">{_escaped(first.gravity)}</span>'
-        f"<b>{_escaped(first.check)}</b>"
-        f'<span class="soft">{times}, {_escaped(first.certainty)}</span>'
-        + (f"<p>{_escaped(check.what)}</p>" if check else "")
-        + f"<ul>{''.join(shown)}</ul>{more}"
-        f"<dl><dt>why</dt><dd>{_escaped(first.why)}</dd>"
-        f"<dt>remedy</dt><dd>{_escaped(first.remedy)}</dd></dl></article>"
+        f'<article class="finding {charts.escaped(first.gravity)}">'
+        f'<span class="tag">{charts.escaped(first.gravity)}</span>'
+        f"<b>{charts.escaped(first.check)}</b>"
+        f'<span class="soft">{times}, {charts.escaped(first.certainty)}</span>'
+        + (f"<p>{charts.escaped(check.what)}</p>" if check else "")
+        + f"<ul>{''.join(told[:_MAX_TOLD])}</ul>{more}"
+        f"<dl><dt>why</dt><dd>{charts.escaped(first.why)}</dd>"
+        f"<dt>remedy</dt><dd>{charts.escaped(first.remedy)}</dd></dl></article>"
     )
 
 
 def _told(what, places):
     """What is wrong, and the places: the first of them, and all if it is clicked."""
-    first = "<br>".join(
-        f"<code>{_escaped(place)}</code>" for place in places[:_MAX_TOLD]
-    )
-    rest = "<br>".join(
-        f"<code>{_escaped(place)}</code>" for place in places[_MAX_TOLD:]
-    )
-    if rest:
-        count = len(places) - _MAX_TOLD
-        rest = f"<details><summary>{count} more</summary>{rest}</details>"
-    return f"<li>{_escaped(what)}<br>{first}{rest}</li>"
+    codes = [f"<code>{charts.escaped(place)}</code>" for place in places]
+    first, rest = "<br>".join(codes[:_MAX_TOLD]), "<br>".join(codes[_MAX_TOLD:])
+    return f"<li>{charts.escaped(what)}<br>{first}{_folded(len(codes), rest)}</li>"
+
+
+def _folded(count, rest):
+    """What is left of `count`, to be opened with a click; "" where nothing is."""
+    summary = f"<summary>{count - _MAX_TOLD} more</summary>"
+    return f"<details>{summary}{rest}</details>" if rest else ""
 
 
 # ------------------------------------------------------------------------------- layers
@@ -176,7 +165,7 @@ def _layers(examination):
     scope = common_scope([row.name for row in rows])
     common, columns = _settings(rows)
     told = [plural(len(rows), "batch-norm layer"), f"in {scope}" * bool(scope), *common]
-    yield f"<h3>Layers</h3><p>{_escaped(', '.join(filter(None, told)))}</p>"
+    yield f"<h3>Layers</h3><p>{charts.escaped(', '.join(filter(None, told)))}</p>"
     plotted = [row for row in rows if row.mean is not None]
     axes = [
         charts.axis_of(q for row in plotted for q in getattr(row, part).quantiles)
@@ -192,9 +181,8 @@ def _layers(examination):
             yield f'<th class="plotted">{title}{charts.labels(axis, "x")}</th>'
     yield "</tr></thead><tbody>"
     for group in groups:
-        row = group.rows[0]
-        cells = _cells(row, columns, axes if plotted else (), row.name[len(scope) :])
-        yield f"<tr>{''.join(_marked(cells, group.gravity))}</tr>"
+        cells = _cells(group, columns, axes if plotted else (), scope)
+        yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table>"
 
 
@@ -216,11 +204,15 @@ def _setting(row, title):
     return row.kind if title == "kind" else number(getattr(row, title))
 
 
-def _cells(row: LayerRow, columns, axes, name):
-    yield _escaped(name or "(no scope)")
-    yield "" if row.channels is None else str(row.channels)
-    for title in columns:
-        yield _escaped(_setting(row, title))
+def _cells(group, columns, axes, scope):
+    """The cells of a row: the layer, marked for what was found, and what is known of it."""
+    row = group.rows[0]
+    mark = f'<i class="{group.gravity}" title="{group.gravity}">\N{BLACK CIRCLE}</i> '
+    name = charts.escaped(row.name[len(scope) :] or "(no scope)")
+    yield f'<td class="name">{mark * bool(group.gravity)}{name}</td>'
+    values = ["" if row.channels is None else str(row.channels)]
+    values += [charts.escaped(_setting(row, title)) for title in columns]
+    yield from (f'<td class="value">{value}</td>' for value in values)
     for i, (spread, axis) in enumerate(zip((row.mean, row.deviation), axes)):
         if spread is None:
             yield "<td></td>"
@@ -228,19 +220,6 @@ def _cells(row: LayerRow, columns, axes, name):
         low, *_, median, _, _, high = spread.quantiles
         title = f"{low:.4g} to {high:.4g}, median {median:.4g}"
         yield f'<td class="p{i}">{charts.box(spread.quantiles, axis, title)}</td>'
-
-
-def _marked(cells, gravity):
-    """The cells as elements, the first of them with a mark for what was found."""
-    mark = f'<i class="{gravity}" title="{gravity}">\N{BLACK CIRCLE}</i> ' * bool(
-        gravity
-    )
-    for i, cell in enumerate(cells):
-        if cell.startswith("<td"):
-            yield cell
-        else:
-            kind = "value" if i else "name"
-            yield f'<td class="{kind}">{mark if i == 0 else ""}{cell}</td>'
 
 
 def _legend(axes):
@@ -304,7 +283,7 @@ def _checks(examination):
         yield "<h3>Not checked</h3><ul>"
         for unchecked in examination.unchecked:
             names = ", ".join(unchecked.checks)
-            yield f"<li>{_escaped(unchecked.reason)}: <small>{_escaped(names)}</small></li>"
+            yield f"<li>{charts.escaped(unchecked.reason)}: <small>{charts.escaped(names)}</small></li>"
         yield "</ul>"
     yield '<details><summary>What was checked</summary><table class="checks">'
     for place in _PLACES[examination.kind]:
@@ -313,7 +292,7 @@ def _checks(examination):
             told = "not checked" if check.name in reasons else told
             gravity = check.gravities[0] if told == "found" else ""
             yield (
-                f"<tr><td><code>{check.name}</code></td><td>{_escaped(check.what)}</td>"
+                f"<tr><td><code>{check.name}</code></td><td>{charts.escaped(check.what)}</td>"
                 f'<td><i class="{gravity}">{told}</i></td></tr>'
             )
     yield "</table></details>"

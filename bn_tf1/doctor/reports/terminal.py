@@ -127,22 +127,17 @@ def told_mode(row: LayerRow) -> str:
     return "" if row.mode == "unknown" else row.mode
 
 
-def short_place(finding: Finding, path: str) -> str:
-    """Where a finding is, without the path and the layer that are told; may be ""."""
-    place = finding.where
-    if place.startswith(path):
-        place = place[len(path) :].lstrip(":/ ")
-    if finding.layer:
-        place = place.replace(f"{finding.layer}/", "")
-    return place
-
-
 def places_by_text(findings: Iterable[Finding], path: str) -> dict[str, list[str]]:
-    """By what is wrong, where it is: "layer: variable"."""
+    """By what is wrong, where it is: "layer: variable"; `path` was told already."""
     found: dict[str, list[str]] = {}
     for finding in findings:
-        parts = (finding.layer, short_place(finding, path))
-        found.setdefault(finding.what, []).append(": ".join(filter(None, parts)))
+        place = finding.where
+        if place.startswith(path):
+            place = place[len(path) :].lstrip(":/ ")
+        if finding.layer:
+            place = place.replace(f"{finding.layer}/", "")
+        told = ": ".join(filter(None, (finding.layer, place)))
+        found.setdefault(finding.what, []).append(told)
     return found
 
 
@@ -205,8 +200,8 @@ class _Report:
             for place in places:
                 yield from _wrapped("where", place, self._width)
             yield from _wrapped("what", what, self._width)
-        if len(group) > len(told):
-            left = len({finding.layer for finding in group[len(told) :]})
+        if are_many:
+            left = len({finding.layer for finding in group[_FEW:]})
             more = f"... and {plural(left, 'more layer')}; --all lists each"
             yield from _wrapped("", more, self._width)
         yield from _wrapped("why", first.why, self._width)
@@ -215,13 +210,11 @@ class _Report:
     def _unchecked(self, examination):
         if examination.unchecked:
             yield ""
-        for unchecked in examination.unchecked:
-            names = ", ".join(unchecked.checks[:3])
-            if len(unchecked.checks) > 3:
-                names = plural(len(unchecked.checks), "check") + " ("
-                names += ", ".join(unchecked.checks[:2]) + ", ...)"
-            told = printable(f"not checked: {names}: {unchecked.reason}")
-            yield from self._folded(told)
+        for checks, reason in examination.unchecked:
+            names = ", ".join(checks)
+            if len(checks) > 3:
+                names = f"{len(checks)} checks ({', '.join(checks[:2])}, ...)"
+            yield from self._folded(printable(f"not checked: {names}: {reason}"))
 
 
 class _Table:
@@ -230,9 +223,8 @@ class _Table:
     def __init__(self, groups: Sequence[LayerGroup], scope: str, width: int):
         self._groups = groups
         self._width = width
-        names = [
-            printable(group.name[len(scope) :]) or "(no scope)" for group in groups
-        ]
+        # Layers of one graph share the name of their network: it stands above them.
+        names = [printable(g.name[len(scope) :]) or "(no scope)" for g in groups]
         cells = {
             "n": [f"{len(g.rows)}" if len(g.rows) > 1 else "" for g in groups],
             "C": [_channels(group.rows) for group in groups],
@@ -241,14 +233,13 @@ class _Table:
             "epsilon": [number(group.rows[0].epsilon) for group in groups],
             "mode": [printable(told_mode(group.rows[0])) for group in groups],
             "mean": [_range([row.mean for row in group.rows]) for group in groups],
-            "deviation": [
-                _range([r.deviation for r in group.rows]) for group in groups
-            ],
+            "deviation": [_range([r.deviation for r in g.rows]) for g in groups],
         }
         cells = {title: column for title, column in cells.items() if any(column)}
         longest = max(map(len, names))
         wanted = min(longest, _LEAST_NAME)
         self.in_common: list[str] = []
+        # Settings make room first, then the statistics: the name must tell the layer.
         for title in _SETTINGS:
             column = cells.get(title, [])
             is_common = len(groups) > 1 and len(set(column)) == 1
@@ -300,12 +291,9 @@ def _cut_in_front(name, width):
 
 
 def _channels(rows):
-    sizes = [row.channels for row in rows if row.channels is not None]
-    return (
-        f"{min(sizes)}..{max(sizes)}"
-        if len(set(sizes)) > 1
-        else "".join(str(size) for size in sizes[:1])
-    )
+    sizes = sorted({row.channels for row in rows if row.channels is not None})
+    # The first and the last, which may be one.
+    return "..".join(str(size) for size in dict.fromkeys(sizes[:1] + sizes[-1:]))
 
 
 def _range(spreads: Sequence[Spread | None]) -> str:

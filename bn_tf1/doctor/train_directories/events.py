@@ -4,8 +4,9 @@ Contract: files are read record by record, a bounded number of bytes of each, ne
 files first. The tail of a running job is cut off, and that is no finding; neither is a
 file that holds no records.
 
-Source: tensorflow/core/util/event.proto; the records are those of TFRecord files:
-length (8 bytes), its checksum (4), data, their checksum (4).
+TensorFlow's own `summary_iterator` takes records of any size into memory.
+
+Source: tensorflow/core/util/event.proto; the records are those of `formats.tfrecords`.
 """
 
 from __future__ import annotations
@@ -15,23 +16,18 @@ import math
 import os
 from typing import Iterator, NamedTuple, Sequence
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
 from bn_tf1.doctor.findings import Finding
 from bn_tf1.doctor.register import found_by
 from bn_tf1.formats.crc32c import masked_crc32c
+from bn_tf1.formats.tfrecords import HEADER_BYTES
 
 _MAX_FILES = 32
 _MAX_BYTES = 1 << 27
 # A record with a graph or images is larger than one with scalars.
 _MAX_RECORD_BYTES = 1 << 20
-
-
-class _Tag(NamedTuple):
-    path: str
-    name: str
 
 
 class _History(NamedTuple):
@@ -44,13 +40,13 @@ class _History(NamedTuple):
 
 def check_events(paths: Sequence[str]) -> list[Finding]:
     """Findings on scalars of NaN or infinity in event files, the newest first."""
-    histories: dict[_Tag, _History] = {}
+    histories: dict[tuple[str, str], _History] = {}
     left = _MAX_BYTES
     for path in paths:
         for data in _records(path, left):
             left -= len(data)
             _add_scalars(histories, path, data)
-    return [_finding(tag, history) for tag, history in histories.items() if history.bad]
+    return [_finding(*item) for item in histories.items() if item[1].bad]
 
 
 def event_files(directory: str) -> list[str]:
@@ -77,8 +73,9 @@ def _records(path, limit) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
             while file.tell() < limit:
-                header = file.read(12)
-                if len(header) < 12 or _is_damaged(header[:8], header[8:]):
+                header = file.read(HEADER_BYTES)
+                # At its end, or where a job is writing it.
+                if len(header) < HEADER_BYTES or _is_damaged(header[:8], header[8:]):
                     return
                 length = int.from_bytes(header[:8], "little")
                 if length > _MAX_RECORD_BYTES:
@@ -105,12 +102,12 @@ def _add_scalars(histories, path, data):
         number = _scalar(value)
         if number is None:
             continue
-        tag = _Tag(path, value.tag)
-        before = histories.get(tag, _History(event.step, 0, 0.0))
+        # By file, too: training and evaluation have tags of one name.
+        place = (path, value.tag)
+        before = histories.get(place, _History(event.step, 0, 0.0))
+        first = before.first_step if before.bad else event.step
         is_bad = not math.isfinite(number)
-        histories[tag] = _History(
-            before.first_step if before.bad else event.step, before.bad + is_bad, number
-        )
+        histories[place] = _History(first, before.bad + is_bad, number)
 
 
 def _scalar(value):
@@ -120,29 +117,31 @@ def _scalar(value):
         return value.simple_value
     if kind == "histo":
         return value.histo.sum
+    floats = (tf.float32.as_datatype_enum, tf.float64.as_datatype_enum)
+    # A tensor of another shape may be said to be of any size.
     if kind != "tensor" or value.tensor.tensor_shape.dim:
         return None
-    if value.tensor.dtype not in (tf.float32.as_datatype_enum, 2):
+    if value.tensor.dtype not in floats:
         return None
-    if value.tensor.float_val:
-        return value.tensor.float_val[0]
-    content = value.tensor.tensor_content
-    dtype = np.dtype("<f4" if value.tensor.dtype == 1 else "<f8")
-    return (
-        float(np.frombuffer(content, dtype)[0])
-        if len(content) == dtype.itemsize
-        else None
+    try:
+        return float(tf.make_ndarray(value.tensor))
+    except ValueError:  # its bytes are not those of one number
+        return None
+
+
+def _finding(place, history):
+    path, tag = place
+    is_loss = "loss" in tag.lower() or "cost" in tag.lower()
+    is_lost = is_loss and not math.isfinite(history.last)
+    what = (
+        f"{tag!r} was NaN or infinite {history.bad} times, first at step "
+        f"{history.first_step}; its last value is {history.last:.4g}."
     )
-
-
-def _finding(tag, history):
-    lasts = not math.isfinite(history.last)
-    is_loss = "loss" in tag.name.lower() or "cost" in tag.name.lower()
+    # What is no loss may be NaN on purpose: a ratio of nothing to nothing.
     return found_by(
         "events-not-finite",
-        gravity="error" if lasts and is_loss else "warning",
-        certainty="certain" if lasts and is_loss else "likely",
-        where=f"{tag.path}: {tag.name}",
-        what=f"{tag.name!r} was NaN or infinite {history.bad} times, first at step "
-        f"{history.first_step}; its last value is {history.last:.4g}.",
+        "certain" if is_lost else "likely",
+        f"{path}: {tag}",
+        what,
+        gravity="error" if is_lost else "warning",
     )

@@ -54,25 +54,26 @@ def _check_still(states):
     parameters = [role for role in ("gamma", "beta") if role in newest.values]
     trained = parameters and not _is_equal(still[0][1], newest, parameters)
     is_updated = newest.mode in ("training", "switched")
-    gravity = "warning" if trained else "note"
-    yield found_by(
-        "statistics-stand-still",
-        gravity="error" if trained and is_updated else gravity,
-        certainty="likely" if trained else "possible",
-        layer=newest.layer.scope,
-        where=f"{first.prefix} to {checkpoint.prefix}",
-        what=f"The moving statistics are the same to the bit at steps {first.step} and "
-        f"{checkpoint.step}, " + _what_moved(parameters, trained),
-    )
-
-
-def _what_moved(parameters, trained):
-    if not parameters:
-        return "and it has no gamma or beta."
     names = " and ".join(parameters)
-    if trained:
-        return f"though its {names} was trained between."
-    return f"and so is its {names}: the layer is frozen, or does not train."
+    grade = ("note", "possible")
+    moved = f"and so is its {names}: the layer is frozen, or does not train"
+    if not parameters:
+        moved = "and it has no gamma or beta"
+    elif trained:
+        # Only what a graph updates is surely not frozen on purpose.
+        grade = ("error" if is_updated else "warning", "likely")
+        moved = f"though its {names} was trained between"
+    what = (
+        f"The moving statistics are the same to the bit at steps {first.step} and "
+        f"{checkpoint.step}, {moved}."
+    )
+    yield _found("statistics-stand-still", grade, first, checkpoint, newest, what)
+
+
+def _found(check, grade, first, last, layer, what):
+    gravity, certainty = grade
+    where, scope = f"{first.prefix} to {last.prefix}", layer.layer.scope
+    return found_by(check, certainty, where, what, gravity=gravity, layer=scope)
 
 
 def _is_equal(one: LayerValues, other: LayerValues, roles):
@@ -89,33 +90,23 @@ def _check_jumps(states):
         if before[0].step and not before[1].is_initial
     ]
     for (checkpoint, before), (following, after) in pairs:
-        if after.is_initial:
-            yield _reset(checkpoint, following, after)
-            continue
         mean, variance = _jump(before, after)
-        if mean > _MEAN_JUMP or variance > _VARIANCE_JUMP:
-            yield found_by(
-                "statistics-jump",
-                gravity="warning",
-                certainty="likely",
-                layer=after.layer.scope,
-                where=f"{checkpoint.prefix} to {following.prefix}",
-                what=f"Between steps {checkpoint.step} and {following.step} a moving "
-                f"mean moved by {mean:.3g} deviations, and a moving variance changed by "
-                f"a factor of {variance:.3g}.",
+        if after.is_initial:
+            grade = ("error", "certain")
+            what = (
+                f"The moving statistics were trained at step {checkpoint.step}, and are "
+                f"at their initial values at step {following.step}."
             )
-
-
-def _reset(checkpoint, following, after):
-    return found_by(
-        "statistics-jump",
-        gravity="error",
-        certainty="certain",
-        layer=after.layer.scope,
-        where=f"{checkpoint.prefix} to {following.prefix}",
-        what=f"The moving statistics were trained at step {checkpoint.step}, and are at "
-        f"their initial values at step {following.step}.",
-    )
+        elif mean > _MEAN_JUMP or variance > _VARIANCE_JUMP:
+            grade = ("warning", "likely")
+            what = (
+                f"Between steps {checkpoint.step} and {following.step} a moving mean "
+                f"moved by {mean:.3g} deviations, and a moving variance changed by a "
+                f"factor of {variance:.3g}."
+            )
+        else:
+            continue
+        yield _found("statistics-jump", grade, checkpoint, following, after, what)
 
 
 def _jump(before, after):

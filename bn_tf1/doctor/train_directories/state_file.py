@@ -7,6 +7,7 @@ files that are elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import NamedTuple
@@ -54,30 +55,55 @@ def read_train_state(directory: str) -> TrainState:
         OSError: the directory cannot be read.
     """
     names = sorted(os.listdir(directory))
-    indexed = [name[: -len(".index")] for name in names if name.endswith(".index")]
-    indexed = [os.path.join(directory, name) for name in indexed]
+    indexed = [
+        os.path.join(directory, name[: -len(".index")])
+        for name in names
+        if name.endswith(".index")
+    ]
     listed, findings = _listed(directory, bool(indexed), names)
-    here_by_name = set(indexed)
     present, missing = [], []
     for path in listed:
-        here = os.path.join(directory, os.path.basename(path))
+        name = os.path.basename(path)
+        here = os.path.join(directory, name)
         if os.path.exists(path + ".index"):
             present.append(path)
-        elif here in here_by_name:
+        elif here in indexed:
+            # The directory was moved: TensorFlow writes absolute paths unless told not to.
             present.append(here)
-            findings.append(_elsewhere(directory, path))
+            what = f"The state file names {path}, which is not there; one of that name "
+            what += "is here."
+            findings.append(_found("state-file-elsewhere", directory, what, name))
         elif os.path.isfile(path):
-            findings.append(_first_format(path))
+            what = (
+                "It is a checkpoint in TensorFlow's first format, and was not examined."
+            )
+            findings.append(found_by("first-format", "certain", path, what, path=path))
         else:
-            missing.append(path)
-    findings += [_missing(directory, path, path == listed[-1]) for path in missing]
-    findings += _torn(directory, names)
+            gravity = "error" if path == listed[-1] else "warning"
+            what = f"The state file lists {path}, but there is no {path}.index."
+            missing.append(
+                _found("checkpoint-missing", directory, what, gravity=gravity)
+            )
+    findings += [*missing, *_torn(directory, names)]
     known = {os.path.abspath(path) for path in present}
     others = [path for path in indexed if os.path.abspath(path) not in known]
     others.sort(key=_by_age)
     if listed and present:
         findings += _newer_than_state(directory, others, present[-1])
     return TrainState((*others, *present), tuple(findings))
+
+
+def _found(check, directory, what, checkpoint=_ANY, certainty="certain", gravity=None):
+    """A finding on the state file, which is mended by naming `checkpoint` in it."""
+    return found_by(
+        check,
+        certainty,
+        os.path.join(directory, STATE_FILE),
+        what,
+        gravity=gravity,
+        directory=directory,
+        checkpoint=checkpoint,
+    )
 
 
 def _by_age(prefix):
@@ -91,101 +117,45 @@ def _by_age(prefix):
 
 def _listed(directory, has_checkpoints, names):
     """The paths that the state file names, the newest last, and findings on it."""
-    path = os.path.join(directory, STATE_FILE)
     if STATE_FILE not in names:
-        was_trained = any("tfevents" in name or name == "graph.pbtxt" for name in names)
         if not has_checkpoints:
             return [], []
-        return [], [_state_missing(path, was_trained)]
+        # Else it is a folder into which somebody copied a checkpoint.
+        was_trained = any("tfevents" in name or name == "graph.pbtxt" for name in names)
+        gravity = "warning" if was_trained else "note"
+        what = "There are checkpoints, but no state file `checkpoint`."
+        return [], [_found("state-file-missing", directory, what, gravity=gravity)]
+    state, problem = _parsed(os.path.join(directory, STATE_FILE))
+    if problem:
+        what = f"The state file {problem}."
+        return [], [_found("state-file-damaged", directory, what)]
+    # A path in it is absolute, or begins at the directory.
+    kept, newest = state.all_model_checkpoint_paths, state.model_checkpoint_path
+    paths = [os.path.join(directory, name) for name in (*kept, newest)]
+    return [path for path in paths if path != paths[-1]] + paths[-1:], []
+
+
+def _parsed(path):
+    """(the state file as a message, what is wrong with it)."""
+    # The class of the message has no public name; an instance has.
+    state = tf.train.generate_checkpoint_state_proto(".", "model")
+    state.Clear()
     try:
         with open(path, "rb") as file:
             content = file.read(_MAX_STATE_BYTES + 1)
     except OSError as error:
-        return [], [_state_damaged(path, f"cannot be read: {error.strerror}")]
+        return state, f"cannot be read: {error.strerror}"
     if not content.strip():
-        return [], [_state_damaged(path, "is empty")]
-    state = _parsed(content)
-    if state is None or not state.model_checkpoint_path:
-        return [], [_state_damaged(path, "is garbage: it names no checkpoint")]
-    paths = [
-        _in_directory(directory, name) for name in state.all_model_checkpoint_paths
-    ]
-    newest = _in_directory(directory, state.model_checkpoint_path)
-    return [p for p in paths if p != newest] + [newest], []
-
-
-def _parsed(content):
-    # The class of the message has no public name; an instance has.
-    state = tf.train.generate_checkpoint_state_proto(".", "model")
-    state.Clear()
-    if len(content) > _MAX_STATE_BYTES or b"\0" in content:
-        return None
-    try:
-        text_format.Parse(content.decode("utf-8"), state, allow_unknown_field=True)
-    except (text_format.ParseError, UnicodeDecodeError, RecursionError):
-        return None
-    return state
-
-
-def _in_directory(directory, name):
-    return name if os.path.isabs(name) else os.path.join(directory, name)
-
-
-def _state_missing(path, was_trained):
-    return found_by(
-        "state-file-missing",
-        gravity="warning" if was_trained else "note",
-        certainty="certain",
-        where=path,
-        what="There are checkpoints, but no state file `checkpoint`.",
-        directory=os.path.dirname(path),
-        checkpoint=_ANY,
-    )
-
-
-def _state_damaged(path, problem):
-    return found_by(
-        "state-file-damaged",
-        certainty="certain",
-        where=path,
-        what=f"The state file {problem}.",
-        directory=os.path.dirname(path),
-        checkpoint=_ANY,
-    )
-
-
-def _elsewhere(directory, path):
-    return found_by(
-        "state-file-elsewhere",
-        certainty="certain",
-        where=os.path.join(directory, STATE_FILE),
-        what=f"The state file names {path}, which is not there; one of that name is "
-        "here.",
-        directory=directory,
-        checkpoint=os.path.basename(path),
-    )
-
-
-def _first_format(path):
-    return found_by(
-        "first-format",
-        certainty="certain",
-        where=path,
-        what="It is a checkpoint in TensorFlow's first format, and was not examined.",
-        path=path,
-    )
-
-
-def _missing(directory, path, is_newest):
-    return found_by(
-        "checkpoint-missing",
-        gravity="error" if is_newest else "warning",
-        certainty="certain",
-        where=os.path.join(directory, STATE_FILE),
-        what=f"The state file lists {path}, but there is no {path}.index.",
-        directory=directory,
-        checkpoint=_ANY,
-    )
+        return state, "is empty"
+    # After a power loss, a file whose length was written holds zeros.
+    if len(content) <= _MAX_STATE_BYTES and b"\0" not in content:
+        with contextlib.suppress(
+            text_format.ParseError, UnicodeDecodeError, RecursionError
+        ):
+            text_format.Parse(content.decode("utf-8"), state, allow_unknown_field=True)
+            if state.model_checkpoint_path:
+                return state, ""
+    return state, "is garbage: it names no checkpoint"
 
 
 def _torn(directory, names):
@@ -194,13 +164,9 @@ def _torn(directory, names):
     prefixes = {match["prefix"] for match in map(_DATA.match, names) if match}
     for prefix in sorted(prefixes):
         if prefix + ".index" not in there:
-            yield found_by(
-                "index-missing",
-                certainty="certain",
-                where=os.path.join(directory, prefix),
-                what=f"There are data files of {prefix}, but no {prefix}.index.",
-                data=prefix + ".data-...",
-            )
+            where, data = os.path.join(directory, prefix), prefix + ".data-..."
+            what = f"There are data files of {prefix}, but no {prefix}.index."
+            yield found_by("index-missing", "certain", where, what, data=data)
 
 
 def _newer_than_state(directory, others, newest):
@@ -208,12 +174,6 @@ def _newer_than_state(directory, others, newest):
     newer = [p for p in others if step is not None and (step_of(p) or 0) > step]
     if newer:
         name = os.path.basename(newer[-1])
-        yield found_by(
-            "state-file-behind",
-            certainty="likely",
-            where=os.path.join(directory, STATE_FILE),
-            what=f"The state file ends with {os.path.basename(newest)}, but there is "
-            f"{name}.",
-            directory=directory,
-            checkpoint=name,
-        )
+        what = f"The state file ends with {os.path.basename(newest)}, but there is "
+        what += f"{name}."
+        yield _found("state-file-behind", directory, what, name, "likely")
