@@ -50,6 +50,7 @@ def spread_over_banks(
         slot = _owned(name, owners)
         if slot is not None:
             scope = owners[slot.variable]
+            # The first bank keeps the names of the one set.
             for number in range(1, banks):
                 sources[_moved(slot, scope, join(scope, f"bank_{number}"))] = name
     return sources

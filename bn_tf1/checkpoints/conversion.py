@@ -89,8 +89,9 @@ class Conversion(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """A batch-norm layer as it shall be in the result."""
+    """A batch-norm layer of the source, and as it shall be in the result."""
 
+    layer: Layer
     names: Mapping[str, str]
     shape: Shape
     dropped: tuple[str, ...]
@@ -149,47 +150,30 @@ def convert(
     """
     _check_arguments(from_dialect, to_dialect, shape)
     checkpoint = file = reader_writer.open_checkpoint(source)
+    # What is in the way is told before the work, and again when it is written.
     reader_writer.check_new(destination)
     checkpoint, dropped = _without_dropped(checkpoint, drop)
-    # From here on names are those of the banks; in the file they are others.
-    sources: Mapping[str, str] = {}
-    if (banks, bank, bank_affine) != (None, None, False):
-        sources = _with_banks(checkpoint, from_dialect, banks, bank, bank_affine)
-        others = set(checkpoint.shapes).difference(sources.values())
-        dropped += _left_out(checkpoint, others, "of another bank")
-        checkpoint = checkpoint._replace(
-            shapes={name: checkpoint.shapes[old] for name, old in sources.items()},
-            dtypes={name: checkpoint.dtypes[old] for name, old in sources.items()},
-        )
+    # From here on names are those among the banks; in the file they may be others.
+    checkpoint, sources, others = _with_banks(
+        checkpoint, from_dialect, banks, bank, bank_affine
+    )
     shadows = _shadows(checkpoint, ema)
-    moves = dict(name_map or {})
-    dialects.check_name_map(moves, checkpoint.shapes, "of the checkpoint")
-    if not all(moves.values()):
-        empty = next(old for old, new in moves.items() if not new)
-        raise ValueError(f"`name_map` maps {empty!r} to an empty name")
-    adopted = _adopted_layers(checkpoint, moves, from_dialect, to_dialect)
-    layers = _source_layers(checkpoint, adopted, from_dialect, to_dialect)
-    # Their scopes are those of the target already.
-    moves.update((layer.scope, layer.scope) for layer in adopted)
-
+    moves = _checked_map(name_map or {}, checkpoint)
+    layers = _source_layers(checkpoint, moves, from_dialect, to_dialect)
     reference, unmatched = None, ()
     if like is not None:
         reference = _reference_layers(like, to_dialect)
         scopes, unmatched = _match_layers(layers, moves, reference)
         moves.update(scopes)
-    targets = {
-        layer.scope: _target(layer, moves, reference, to_dialect, shape)
-        for layer in layers
-    }
-    rows = _rows(checkpoint, layers, targets, moves)
-    _check_dropped(checkpoint, sources, layers, targets, shadows)
-    rows = [_promoted(row, shadows) for row in rows]
+    targets = [_target(x, moves, reference, to_dialect, shape) for x in layers]
+    _check_dropped(checkpoint, sources, targets, shadows)
+    rows = [_promoted(row, shadows) for row in _rows(checkpoint, targets, moves)]
     _check_unique(rows)
     rows = [row._replace(old=sources.get(row.old, row.old)) for row in rows]
     if not dry_run:
-        entries = _entries(rows, file, checkpoint, layers, targets)
+        entries = _entries(rows, file, checkpoint, targets)
         reader_writer.write_checkpoint(destination, file, entries)
-    return Conversion((*rows, *dropped), unmatched)
+    return Conversion((*rows, *dropped, *others), unmatched)
 
 
 # ------------------------------------------------------------------------------ what is given
@@ -222,6 +206,7 @@ def _without_dropped(checkpoint, patterns):
     """The checkpoint without the names in `drop`, and their rows."""
     dropped = []
     for pattern in patterns:
+        # A misspelt pattern would keep what somebody meant to lose.
         matching = fnmatch.filter(checkpoint.shapes, pattern)
         if not matching:
             raise ValueError(
@@ -241,7 +226,9 @@ def _left_out(checkpoint, names, why):
 
 
 def _with_banks(checkpoint, dialect, banks, bank, bank_affine):
-    """The name in the file by the name that a tensor has among several banks, or one."""
+    """The checkpoint with other names, its names in the file, and rows of what has none."""
+    if (banks, bank, bank_affine) == (None, None, False):
+        return checkpoint, {}, []
     if dialect == HAND_WRITTEN:
         raise ValueError(
             f"`from_dialect` is {HAND_WRITTEN!r}, but with `banks` or `bank` must be a "
@@ -253,10 +240,17 @@ def _with_banks(checkpoint, dialect, banks, bank, bank_affine):
             "`banks` spreads one set, with `bank_affine` or without, or `bank` takes one out"
         )
     if bank is not None:
-        return bank_names.one_bank_of(checkpoint, dialect, bank)
-    return bank_names.spread_over_banks(
-        checkpoint, dialect, banks, bank_affine=bank_affine
+        sources = bank_names.one_bank_of(checkpoint, dialect, bank)
+    else:
+        sources = bank_names.spread_over_banks(
+            checkpoint, dialect, banks, bank_affine=bank_affine
+        )
+    named = checkpoint._replace(
+        shapes={name: checkpoint.shapes[old] for name, old in sources.items()},
+        dtypes={name: checkpoint.dtypes[old] for name, old in sources.items()},
     )
+    others = set(checkpoint.shapes).difference(sources.values())
+    return named, sources, _left_out(checkpoint, others, "of another bank")
 
 
 def _shadows(checkpoint, ema):
@@ -271,6 +265,14 @@ def _shadows(checkpoint, ema):
         ) from error
 
 
+def _checked_map(name_map, checkpoint):
+    dialects.check_name_map(name_map, checkpoint.shapes, "of the checkpoint")
+    for old, new in name_map.items():
+        if not new:
+            raise ValueError(f"`name_map` maps {old!r} to an empty name")
+    return dict(name_map)
+
+
 def _adopted_layers(checkpoint, moves, from_dialect, to_dialect):
     """The layers that `name_map` makes of variables with names of no library.
 
@@ -281,6 +283,7 @@ def _adopted_layers(checkpoint, moves, from_dialect, to_dialect):
     if from_dialect != HAND_WRITTEN:
         known = dialects.find_layers(checkpoint.shapes, from_dialect)
         taken = {name for layer in known for name in layer.names.values()}
+        # A layer that the library's names make already is moved as a whole.
         named = {new: old for new, old in named.items() if old not in taken}
     shapes = {new: checkpoint.shapes[old] for new, old in named.items()}
     try:
@@ -295,7 +298,9 @@ def _adopted_layers(checkpoint, moves, from_dialect, to_dialect):
     ]
 
 
-def _source_layers(checkpoint, adopted, from_dialect, to_dialect):
+def _source_layers(checkpoint, moves, from_dialect, to_dialect):
+    """The layers to be converted; the scopes of those that a map makes go to `moves`."""
+    adopted = _adopted_layers(checkpoint, moves, from_dialect, to_dialect)
     if from_dialect == HAND_WRITTEN:
         own, keeps_rank = [], False
     else:
@@ -318,6 +323,8 @@ def _source_layers(checkpoint, adopted, from_dialect, to_dialect):
             f"layers of {to_dialect!r} cannot hold {', '.join(lost)} of "
             f"{checkpoint.prefix}; name them in `drop` to lose them"
         )
+    # Their scopes are those of the target already.
+    moves.update((layer.scope, layer.scope) for layer in adopted)
     return layers
 
 
@@ -406,6 +413,7 @@ def _match_by_order(sources, targets, scopes):
 
 def _groups(layers):
     groups = collections.defaultdict(list)
+    # TensorFlow numbers layers as they are built: batch_normalization_10 after _9.
     for scope in sorted(layers, key=dialects.natural_key):
         groups[dialects.unnumbered(scope)].append(scope)
     return groups
@@ -438,6 +446,7 @@ def _target(layer, moves, reference, to_dialect, shape):
     else:
         roles = set(model.names)
     return _Target(
+        layer,
         names={
             role: dialects.join(scope, dialect.leaves[role])
             for role in dialects.ROLES
@@ -463,58 +472,52 @@ def _target_shape(layer: Layer, model: Layer | None, to_dialect: str, shape) -> 
     )
 
 
-def _check_dropped(checkpoint: Checkpoint, sources, layers, targets, shadows):
+def _check_dropped(checkpoint: Checkpoint, sources, targets, shadows):
     """A gamma of 1 and a beta of 0 say nothing; anything else would be lost."""
-    for layer in layers:
-        for role in targets[layer.scope].dropped:
-            name = layer.names[role]
-            slots = [n for n in checkpoint.shapes if dialects.find_slot(n, [name])]
-            taken = shadows.get(name, name)
-            value = checkpoint.read(sources.get(taken, taken))
-            trivial = np.all(value == INITIAL_VALUES[role])
-            if slots or not trivial:
-                raise ConversionError(
-                    f"the layer in `like` has no {role}, so that "
-                    f"{', '.join([name] + slots)} would be lost"
-                )
+    for name, role in ((x.layer.names[r], r) for x in targets for r in x.dropped):
+        slots = [n for n in checkpoint.shapes if dialects.find_slot(n, [name])]
+        taken = shadows.get(name, name)
+        value = checkpoint.read(sources.get(taken, taken))
+        if slots or np.any(value != INITIAL_VALUES[role]):
+            raise ConversionError(
+                f"the layer in `like` has no {role}, so that "
+                f"{', '.join([name] + slots)} would be lost"
+            )
 
 
 # ------------------------------------------------------------------------- the whole table
 
 
-def _rows(checkpoint, layers, targets, moves):
-    renamed = _new_names(checkpoint.shapes, layers, targets, moves)
+def _rows(checkpoint, targets, moves):
+    renamed = _new_names(checkpoint.shapes, targets, moves)
     reshaped = {
-        name: targets[layer.scope].shape
-        for layer in layers
-        for name in layer.names.values()
+        name: target.shape for target in targets for name in target.layer.names.values()
     }
     rows = []
     for old in sorted(checkpoint.shapes, key=dialects.natural_key):
-        shape = checkpoint.shapes[old]
+        shape, note = checkpoint.shapes[old], ""
         slot = dialects.find_slot(old, reshaped)
         owner = old if slot is None else slot.variable
-        note = ""
         if renamed[old] is None:
             note = "left out: its initial value"
-        # A slot of another shape than its variable's, a counter, keeps it.
+        # A slot of another shape than its variable's, such as a counter, keeps it.
         elif owner in reshaped and shape == checkpoint.shapes[owner]:
             if shape != reshaped[owner]:
                 note = f"reshaped from {list(shape)}"
             shape = reshaped[owner]
         rows.append(Row(old, renamed[old], shape, note))
-    for layer, role, name in _filled(layers, targets):
+    for target, role, name in _filled(targets):
         note = f"filled with {INITIAL_VALUES[role]:g}"
-        rows.append(Row(None, name, targets[layer.scope].shape, note))
+        rows.append(Row(None, name, target.shape, note))
     return rows
 
 
-def _filled(layers, targets):
-    """(layer, role, new name) of each variable that the source lacks."""
-    for layer in layers:
-        for role, name in targets[layer.scope].names.items():
-            if role not in layer.names:
-                yield layer, role, name
+def _filled(targets):
+    """(target, role, new name) of each variable that the source lacks."""
+    for target in targets:
+        for role, name in target.names.items():
+            if role not in target.layer.names:
+                yield target, role, name
 
 
 def _promoted(row, shadows):
@@ -525,15 +528,16 @@ def _promoted(row, shadows):
     return row._replace(old=shadows[row.old], note=note)
 
 
-def _new_names(shapes, layers, targets, moves):
+def _new_names(shapes, targets, moves):
     """New name by old name; None for a variable that is left out."""
     renamed = {
-        name: targets[layer.scope].names.get(role)
-        for layer in layers
-        for role, name in layer.names.items()
+        name: target.names.get(role)
+        for target in targets
+        for role, name in target.layer.names.items()
     }
 
     def new_name(old):
+        # Of any tensor, and so also of another slot: an average of a Momentum.
         slot = dialects.find_slot(old, shapes)
         if old in renamed:
             return renamed[old]
@@ -556,15 +560,15 @@ def _check_unique(rows):
             raise ConversionError(f"{', '.join(old)} would all be named {new}")
 
 
-def _entries(rows, file, checkpoint, layers, targets):
+def _entries(rows, file, checkpoint, targets):
     entries = [
         Entry(row.new, row.shape, file.dtypes[row.old], row.old)
         for row in rows
         if row.new is not None and row.old is not None
     ]
-    for layer, role, name in _filled(layers, targets):
+    for target, role, name in _filled(targets):
         # In the dtype of the layer's own: a float64 network stays one.
-        dtype = checkpoint.dtypes[layer.names["moving_mean"]]
-        shape, fill = targets[layer.scope].shape, INITIAL_VALUES[role]
-        entries.append(Entry(name, shape, dtype, None, fill))
+        dtype = checkpoint.dtypes[target.layer.names["moving_mean"]]
+        fill = INITIAL_VALUES[role]
+        entries.append(Entry(name, target.shape, dtype, None, fill))
     return entries

@@ -92,6 +92,8 @@ class Slot(NamedTuple):
     leaf: str
 
 
+# What each library's layer has by default: slim's and Sonnet's have no gamma unless
+# they are asked for one.
 DIALECTS: Mapping[str, Dialect] = {
     "bn_tf1": Dialect(renorm=True, zero_debias=True, is_own=True),
     "tf_layers": Dialect(renorm=True),
@@ -123,6 +125,7 @@ def join(*parts: str) -> str:
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sorts `layer` before `layer_2` before `layer_10`."""
     parts = re.findall(r"\d+|\D+", name)
+    # Pairs of one kind: a number cannot be compared with a text.
     return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
 
 
@@ -259,6 +262,7 @@ def lost_state(
 
     def is_lost(name):
         scope, _, leaf = name.rpartition("/")
+        # A scope bank_1 in no layer is a layer of that name.
         base, bank = bank_of(scope)
         if leaf in ZERO_DEBIAS and find_slot(name, statistics) is not None:
             return not target.zero_debias

@@ -57,6 +57,7 @@ _PAIRS = (
         for variance in ("variance", "var")
     ),
 )
+# Alone these are the names of much else, such as of a normalised input.
 _BARE_PAIRS = (("mean", "variance"), ("mean", "var"))
 _PARAMETERS = {"gamma": ("gamma", "scale"), "beta": ("beta", "offset", "shift")}
 _NUMBER = r"(?P<number>(_\d+)?)"
@@ -141,6 +142,7 @@ def _layers_by_name(plain, shapes):
     for (scope, number), names in groups.items():
         names.update(_gamma_and_beta(scope, number, plain))
         label = scope
+        # The scope alone would be the name of several layers, or of none.
         if several[scope] > 1 or not scope:
             label = names.get("moving_mean") or names["moving_variance"]
         names = {role: plain[name] for role, name in names.items()}
@@ -165,6 +167,7 @@ _PATTERNS = _patterns()
 
 def _statistic(name):
     """(role, scope, number) of a name; None for that of no statistic."""
+    # Most names end with none of these, and cost no pattern.
     last = re.sub(r"_\d+$", "", name.rpartition("/")[2])
     for role, pattern in _PATTERNS.get(last, ()):
         match = pattern.match(name)

@@ -22,6 +22,7 @@ from bn_tf1.checkpoints.object_names import variable_names
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import TensorFile
 
+# As tf.train, tf.keras's optimizers and Keras 3 call it.
 _STEP = re.compile(r"(^|/)(global_step|iterations?|iter|_iterations)$")
 _NAMED_STEP = re.compile(r"-(\d{1,12})$")
 # More is no layer, but an embedding whose name looks like one's: not to be read whole.
@@ -102,6 +103,7 @@ def read_values(file: TensorFile, graph_layers: Iterable[Any] = ()) -> Checkpoin
     for layer in find_checkpoint_layers(file.shapes, graph_layers, reader.plain):
         graph_layer = by_mean.get(reader.plain_of.get(layer.names.get("moving_mean")))
         layers.append(_layer_values(reader, layer, graph_layer))
+    # The number that a saver appends may be all that tells: a saver of some variables.
     step, named = _step(reader), step_of(file.prefix)
     return CheckpointValues(
         file.prefix,

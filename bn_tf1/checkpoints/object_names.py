@@ -51,6 +51,7 @@ def variable_names(file: TensorFile) -> dict[str, str]:
     ways: dict[str, list[str]] = {}
     for way in sorted(plain, key=natural_key):
         name = names.get(plain[way]) or way
+        # Keras 3 calls each gamma `gamma`: the way to it tells its layer.
         tells_more = "/" in name or _IN_A_LIST.search(way)
         ways.setdefault(name if tells_more else way, []).append(way)
     found = {}
@@ -89,6 +90,7 @@ def _string(file):
         data_file.seek(part.offset)
         data = data_file.read(part.size)
     length, start = read_varint(data, 0)
+    # The checksum of a string tensor is none of its bytes alone: the length is checked.
     content = data[start + _CHECKSUM_BYTES :]
     if length != len(content):
         raise ValueError(f"it has {len(content)} bytes, but should have {length}")

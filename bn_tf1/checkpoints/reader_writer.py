@@ -97,6 +97,7 @@ def open_checkpoint(path: str) -> Checkpoint:
             raise
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
+    # Its names are ways to objects, which a conversion by name would make worthless.
     if OBJECT_GRAPH in shapes:
         raise CheckpointError(
             f"{prefix} is an object-based checkpoint of tf.train.Checkpoint, but only "
@@ -213,6 +214,7 @@ def read_meta_graph(path: str) -> tf.MetaGraphDef:
         raise CheckpointError(
             f"{path} is a part of a checkpoint: give its graph, {graph}"
         )
+    # Only parsed: TensorFlow 2 refuses to import some graphs of 1.15.
     meta = tf.MetaGraphDef()
     try:
         with open(path, "rb") as file:
@@ -254,6 +256,7 @@ def write_checkpoint(
         with _one_line_errors(f"{source.prefix} cannot be copied to {destination}"):
             _write_shards(destination, source, entries)
         _check_written(destination, source, entries)
+    # Whatever ends it, Ctrl-C among it: half a checkpoint would look like one.
     except BaseException:
         for path in _files_of(destination):
             os.remove(path)
@@ -352,6 +355,7 @@ def _restored(source, entry):
 
 
 def _run(operation):
+    # A session would take all memory of a GPU that may be training.
     with tf.Session(config=tf.ConfigProto(device_count={"GPU": 0})) as session:
         session.run(operation)
 
@@ -380,4 +384,5 @@ def _expected(source, entry):
 def _same_bits(a, b):
     if a.dtype == object:  # strings
         return a.shape == b.shape and bool(np.all(a == b))
+    # Not by value: NaN differs from itself, and 0.0 does not differ from -0.0.
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()

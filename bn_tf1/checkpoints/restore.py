@@ -163,6 +163,7 @@ def restore(
 
 def _target(variable):
     shape = tuple(variable.shape.as_list())
+    # The slice is in a private attribute, and in the public message.
     definition = variable.to_proto()
     if not definition.HasField("save_slice_info_def"):
         return _Target(variable, variable.op.name, shape, (Ellipsis,))
@@ -212,6 +213,7 @@ def _names_in_checkpoint(source, name_map, ema):
 
 
 def _check_patterns(argument, patterns, targets):
+    # A string is a list of patterns, too: one of each letter.
     if isinstance(patterns, str):
         raise TypeError(f"`{argument}` is {patterns!r}, but must be a list of patterns")
     for pattern in patterns:
@@ -220,6 +222,7 @@ def _check_patterns(argument, patterns, targets):
 
 
 def _matches(name, patterns):
+    # fnmatch by itself takes upper for lower case on some systems.
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 

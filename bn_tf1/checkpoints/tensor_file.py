@@ -130,6 +130,7 @@ def open_tensors(prefix: str) -> TensorFile:
         table = sorted_table.read_table(path)
         shards = _shard_count(table.pop(b"", None))
         return TensorFile(prefix, _tensors(prefix, shards, table))
+    # It is a ValueError, and says already what is wrong.
     except CheckpointError:
         raise
     except OSError as error:
@@ -174,6 +175,7 @@ def _tensors(prefix, shards, table):
 
 
 def _entry(name, value, prefix, shards):
+    # BundleEntryProto: dtype, shape, shard_id, offset, size, crc32c, slices, from 1 on.
     found = by_number(value)
     shard = number_in(found, 3)
     if shard >= shards:
@@ -198,11 +200,13 @@ def _check_size(name, entry, sizes):
             f"tensor {name!r} is said to have {part.size} bytes from {part.offset}"
         )
     dtype = _DTYPES.get(entry.dtype_number)
+    # A string's size is not told by its shape.
     if dtype is not None and part.size != _count(entry.shape) * dtype.itemsize:
         raise ValueError(
             f"tensor {name!r} of shape {list(entry.shape)} has {part.size} bytes, "
             f"but needs {_count(entry.shape)} times {dtype.itemsize}"
         )
+    # A checkpoint of many tensors has few files.
     if part.path not in sizes:
         sizes[part.path] = os.path.getsize(part.path)
     if part.offset + part.size > sizes[part.path]:
@@ -217,6 +221,7 @@ def _shard_count(header):
     if header is None:
         raise ValueError("it has no header")
     found = by_number(header)
+    # BundleHeaderProto: num_shards, endianness.
     shards = number_in(found, 1)
     if not 1 <= shards <= _MAX_SHARDS:
         raise ValueError(f"it is said to have {shards} data files")
@@ -258,6 +263,7 @@ def _name_of_slice(key):
 
 
 def _shape(name, messages):
+    # TensorShapeProto: its dimensions, each with its size. A scalar has none.
     dimensions = bytes_in(by_number(messages[-1]), 2) if messages else []
     if len(dimensions) > _MAX_RANK:
         raise ValueError(f"tensor {name!r} has rank {len(dimensions)}")

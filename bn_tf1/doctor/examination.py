@@ -97,6 +97,7 @@ def examine(path: str) -> Examination:
             "of a graph in this process bn_tf1.lint tells"
         )
     path = os.fspath(path)
+    # Python's own words for it, which differ by version, do not name the path.
     if "\0" in path:
         raise ValueError(f"{path!r} is no path")
     try:
@@ -137,6 +138,7 @@ def _examiner(path):
             f"directory {path} has neither a checkpoint nor a SavedModel{_runs_in(path)}"
             ": give a training directory, a checkpoint's prefix or a graph"
         )
+    # A part that is missing is told of by the reader, with the file that it wanted.
     if os.path.exists(path + ".index") or _PART.search(path):
         return _examine_checkpoint
     if not os.path.exists(path):
@@ -144,8 +146,10 @@ def _examiner(path):
             f"there is nothing at {path}, and no {path}.index{checkpoints_beside(path)}: "
             "give a checkpoint's prefix, a .meta file, a graph or a directory"
         )
+    # It is called `checkpoint`, and so is taken for one.
     if os.path.basename(path) == STATE_FILE:
         return lambda file: _examine_directory(os.path.dirname(file) or ".")
+    # Only TensorFlow's reader knows it, which trusts whatever bytes it is given.
     if is_table(path):
         raise CheckpointError(
             f"{path} is a checkpoint in TensorFlow's first format, which is not examined: "
@@ -250,6 +254,7 @@ def _examine_directory(path):
 
 def _newest_graph(directory, prefixes):
     paths = [prefix + ".meta" for prefix in reversed(prefixes)]
+    # It comes last: it has no collections and no saver, by which more can be checked.
     paths.append(os.path.join(directory, "graph.pbtxt"))
     return next((path for path in paths if os.path.isfile(path)), None)
 

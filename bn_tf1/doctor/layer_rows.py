@@ -101,6 +101,7 @@ def _spreads(found, step):
 
 
 def _spread(values, step):
+    # One NaN would make every quantile NaN; it has a finding of its own.
     finite = values[np.isfinite(values)]
     if not finite.size:
         return Spread((float("nan"),) * len(_QUANTILES), step)

@@ -23,6 +23,7 @@ from bn_tf1.doctor.graph_checks import importing, modes, settings, updates
 from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.view import read_graph, view_of
 
+# Findings of one gravity are told in this order.
 _CHECKS = (
     updates.check_updates_run,
     updates.check_branches,
@@ -59,6 +60,8 @@ def lint(graph: Any) -> list[Finding]:
     """
     if isinstance(graph, (str, os.PathLike)):
         path = os.fspath(graph)
+        # The prefix of a checkpoint is no file: to be told that there is none would not
+        # help.
         if os.path.exists(path + ".index") and not os.path.exists(path):
             raise ValueError(
                 f"{path} is a checkpoint, whose graph is {path}.meta: `lint` tells of "

@@ -87,6 +87,7 @@ def found_by(
         ValueError: the check has no such gravity, or several and none is given.
     """
     entry = BY_NAME[check]
+    # Several joined are none of them: whoever leaves it out is told which there are.
     gravity = gravity or " or ".join(entry.gravities)
     if gravity not in entry.gravities or certainty not in CERTAINTIES:
         raise ValueError(
@@ -110,6 +111,7 @@ def explanation(name: str) -> tuple[tuple[str, str], ...]:
         ValueError: there is no such check; the error names those that sound like it.
     """
     if name not in BY_NAME:
+        # People remember how a name begins.
         part = name.split("-")[0].lower()
         alike = [known for known in BY_NAME if part and part in known]
         raise ValueError(

@@ -162,6 +162,8 @@ class StatisticsHook(tf.train.SessionRunHook):
         key = tuple(e.name for e in fetched), frozenset(t.name for t in fed)
         if key not in self._known:
             tensors = [t for e in fetched for t in getattr(e, "outputs", [e])]
+            # What the step runs anyway: for its tensors, its operations, and what these
+            # take.
             run = runs_before(tensors, fed)
             run |= {e for e in fetched if isinstance(e, tf.Operation)}
             run |= runs_before([t for op in run for t in op.inputs], fed)
@@ -231,10 +233,12 @@ class _Watch:
             if is_later and all(map(np.array_equal, before[1], now)):
                 kinds["still"].append(layer.name)
             self._before[layer.name] = step, now
+            # Only what was seen in training is judged at the end.
             self._used[layer.name] = layer
             reading = _reading(layer, batch, now)
             readings.append(reading)
             is_far = self._is_far(layer, batch, reading, step)
+            # What stands still is far, too; its reason is the first.
             if is_far and layer.name not in kinds["still"]:
                 kinds["far"].append(layer.name)
         for kind, names in kinds.items():
@@ -243,6 +247,7 @@ class _Watch:
 
     def _is_far(self, layer, batch, reading, step):
         """Whether it is now, and was at the look before; not while it converges."""
+        # While the initial value weighs, it is far without a fault.
         if _residual(layer, step) > _RESIDUAL or ("still", layer.name) in self._said:
             return False
         # The mean of N values is off by 1 / sqrt(N) deviations; three of these are rare.
@@ -301,6 +306,7 @@ _TEXTS = {
 
 def _reading(layer: MeasuredLayer, batch: Any, moving: Any) -> StatisticsReading:
     mean, variance = (np.float64(value).reshape(-1) for value in moving)
+    # Without any epsilon a variance of 0 would divide by 0.
     epsilon = max(layer.epsilon, 1e-12)
     # A moving variance that is negative, the matter of the doctor, counts as 0.
     moving_square = np.maximum(variance, 0) + epsilon

@@ -37,6 +37,7 @@ def warn_of_training(
     """
     checks = _CHECKS if are_chosen else _CHECKS + _NOT_RUN
     for finding in lint(graph):
+        # A note is no reason to interrupt; who wants all asks lint.
         is_grave = finding.gravity != "note" and finding.check in checks
         if is_grave and finding.layer not in ignored_layers:
             tf.logging.warning(

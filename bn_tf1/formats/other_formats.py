@@ -50,6 +50,7 @@ def other_format(start: bytes, name: str = "") -> str:
         return found[0] if found else "a zip archive"
     if start.startswith(_PICKLES):
         return "a pickle of Python, as PyTorch and tensorpack write them"
+    # The identifier of a flat buffer lies behind the place of its root.
     if start[4:8] == b"TFL3":
         return "a model of TensorFlow Lite"
     if "tfevents" in name:

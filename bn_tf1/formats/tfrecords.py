@@ -65,6 +65,7 @@ def list_frames(
             header = file.read(HEADER_BYTES)
             length = _length(header, path, len(offsets))
             end = offset + FRAME_BYTES + length
+            # The length may be a lie of any size: nothing is read by it.
             if end > size:
                 raise RecordError(
                     f"{path}: record {len(offsets)} should end at byte {end}, but the "
@@ -117,6 +118,7 @@ def _length(header, path, number):
         checksum, "little"
     ):
         return int.from_bytes(length, "little")
+    # TensorFlow writes records in gzip, too, under the same name.
     if header[:2] == b"\x1f\x8b" and number == 0:
         raise RecordError(f"{path} is compressed with gzip: unpack it first")
     raise RecordError(

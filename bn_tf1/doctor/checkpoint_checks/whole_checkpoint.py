@@ -54,6 +54,7 @@ def graph_beside(prefix: str) -> tuple[list[GraphLayer], list[Finding]]:
 
 def saved_layers(view: GraphView, layers: Sequence[GraphLayer]) -> list[GraphLayer]:
     """The layers of a graph, with such variables as a checkpoint can hold."""
+    # What was frozen, or never was a variable, no checkpoint has.
     variables = {
         variable_name(view, node) for node, op in enumerate(view.ops) if op in VARIABLES
     }

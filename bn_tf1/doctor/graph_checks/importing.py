@@ -32,6 +32,7 @@ def check_frozen(facts: Facts) -> Iterator[Finding]:
     """Variables that became constants beneath what writes or reads a variable."""
     view = facts.view
     broken: dict[str, list[tuple[str, str]]] = {}
+    # By node: each write of a large graph asks.
     layer_of = {
         node: analysis.layer.name
         for analysis in facts.layers

@@ -39,6 +39,7 @@ def check_inference_mode(facts: Facts) -> Iterator[Finding]:
 
 def check_training_mode(facts: Facts) -> Iterator[Finding]:
     """Layers that use batch statistics for good in a graph that is for inference."""
+    # A graph with signatures serves, whatever else is in it; one with gradients trains.
     if facts.served is None and facts.has_gradients:
         return
     is_served = facts.served is not None
@@ -102,6 +103,7 @@ def _has_one_value(call, shape):
         # The kernel's axes are in its layout; no node of the graph holds them.
         channel = 1 if call.layout.startswith("NC") else len(shape) - 1
         axes = [axis for axis in range(len(shape)) if axis != channel]
+    # Axes that are not there: what a foreign graph says need not fit together.
     if not shape or not axes or max(axes) >= len(shape):
         return False
     return all(shape[axis] == 1 for axis in axes)

@@ -30,6 +30,7 @@ _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul")
 def check_saver(facts: Facts) -> Iterator[Finding]:
     """Moving statistics that the graph's saver leaves out."""
     every = facts.saves()
+    # A graph without its .meta, such as graph.pbtxt, does not say which saver is meant.
     own = facts.saves_of_saver() or every
     if not every or facts.is_saved_by_object():
         return  # a SavedModel of TensorFlow 2 saves copies of the variables it serves
@@ -157,6 +158,7 @@ def _penalised(facts):
         if view.ops[apply] in ("Assign", "AssignVariableOp"):
             continue  # the new value always holds the old one
         trained = variables_of(view, view.inputs[apply][0])
+        # To go back through each gradient of a large network takes its time.
         if not wanted.intersection(trained):
             continue
         for source in view.inputs[apply][1:]:

@@ -26,6 +26,8 @@ def check_updates_run(facts: Facts) -> Iterator[Finding]:
         return
     for analysis in facts.layers:
         calls = [call for call in analysis.calls if call.mode != "inference"]
+        # It is of a network beside the one that is trained, such as that for
+        # evaluation.
         if not any(facts.runs_in_training(call) for call in calls):
             continue
         statistics = [
@@ -151,6 +153,7 @@ def _is_loose(facts, node):
     """In a branch or loop body whose result does not depend on it."""
     if not facts.conditions.in_called_body(node):
         in_training = facts.training.applies and not facts.training.runs[node]
+        # It stands in the graph itself, as in control flow v1: loose is what no step runs.
         if not (in_training and facts.conditions.of(node)):
             return False
         return not facts.leads_out(node)
@@ -187,6 +190,7 @@ def _exclude(facts, node, other):
     ):
         return True
     bodies = facts.view.body_of(node), facts.view.body_of(other)
+    # Of control flow v2: two functions that one node calls are its branches.
     return bodies[0] != bodies[1] and any(
         set(bodies) <= set(called) for called in facts.view.called.values()
     )

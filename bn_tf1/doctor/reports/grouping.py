@@ -27,6 +27,7 @@ def findings_by_check(findings: Iterable[Finding]) -> list[list[Finding]]:
     """Findings of one check, gravity and certainty together, in their order."""
     groups: dict[tuple, list[Finding]] = {}
     for finding in findings:
+        # They share one head, one reason and one remedy.
         key = (finding.check, finding.gravity, finding.certainty)
         groups.setdefault(key, []).append(finding)
     return list(groups.values())
@@ -47,6 +48,7 @@ def layer_groups(
     for i, row in enumerate(rows):
         own = frozenset(found.get(row.name, ()))
         settings = (row.kind, row.decay, row.epsilon, row.mode, row.layout)
+        # Few are a group each.
         key = (settings, own) if len(rows) > most else (i, own)
         groups.setdefault(key, []).append(row)
     return [
@@ -69,6 +71,7 @@ def pattern(names: Sequence[str]) -> str:
     start = os.path.commonprefix(list(names))
     rests = [name[len(start) :] for name in names]
     end = os.path.commonprefix([rest[::-1] for rest in rests])[::-1]
+    # In whole parts of a scope: what two last words happen to end with tells nothing.
     end = end[end.index("/") :] if "/" in end else ""
     return f"{start}*{end}"
 
@@ -78,4 +81,6 @@ def common_scope(names: Sequence[str]) -> str:
     if len(names) < 2:
         return ""
     start = os.path.commonprefix(list(names))
+    # The prefix goes by letters: conv1 and conv2 have conv in common, which is no
+    # scope.
     return start[: start.rfind("/") + 1]

@@ -45,6 +45,7 @@ def json_report(
         "paths": [_examination(examination) for examination in examinations],
         "unreadable": [{"path": path, "error": error} for path, error in unreadable],
     }
+    # Python would write NaN as it is, which other programs do not read.
     return json.dumps(report, indent=1, allow_nan=False)
 
 

@@ -173,6 +173,7 @@ def _layers(examination):
     ]
     if plotted:
         yield _legend(axes)
+    # The rules behind the boxes are one background for all rows.
     behind = ";".join(f"--r{i}:{charts.rules(axis)}" for i, axis in enumerate(axes))
     yield f'<table class="layers" style="{behind}"><thead><tr><th class="name">layer</th>'
     yield "".join(f'<th class="value">{title}</th>' for title in ("C", *columns))
@@ -240,6 +241,8 @@ def _courses(examination):
     if not rows:
         return
     scope = common_scope([row.name for row in rows])
+    # Of many layers, these alone have a colour: more colours than that nobody tells
+    # apart.
     sick = {f.layer for f in examination.findings if f.gravity != "note"}
     are_few = len(rows) <= charts.COLOURS
     told = "the median over the channels" + ", one line for each layer" * (not are_few)
@@ -259,6 +262,7 @@ def _courses(examination):
             )
             for i, row in enumerate(rows)
         ]
+        # What is drawn later lies above: those that are sick.
         yield charts.lines(
             sorted(series, key=lambda one: not one.is_faint),
             title=title,
@@ -289,6 +293,8 @@ def _checks(examination):
     for place in _PLACES[examination.kind]:
         for check in by_place()[place]:
             told = "found" if check.name in found else "nothing found"
+            # Also one that was found, but not looked for everywhere: of older
+            # checkpoints.
             told = "not checked" if check.name in reasons else told
             gravity = check.gravities[0] if told == "found" else ""
             yield (

@@ -32,6 +32,7 @@ _FEW = 3
 _LEAST_NAME = 16
 # Told in a sentence where they are the same for all layers, or find no room.
 _SETTINGS = ("kind", "epsilon", "decay", "mode")
+# Parameters of the escape sequence that sets colours (ECMA-48).
 _COLOURS = {"error": "1;31", "warning": "33", "note": "36", "good": "1;32", "bold": "1"}
 
 
@@ -183,6 +184,7 @@ class _Report:
         yield ""
         yield "  " + table.header
         for group, lines in table.rows():
+            # Where there is no colour, a mark tells.
             mark = "! " if group.gravity in ("error", "warning") else "  "
             for line in lines:
                 yield self.painted(mark + line, group.gravity if mark.strip() else "")
@@ -225,7 +227,7 @@ class _Table:
         self._width = width
         # Layers of one graph share the name of their network: it stands above them.
         names = [printable(g.name[len(scope) :]) or "(no scope)" for g in groups]
-        cells = {
+        columns = {
             "n": [f"{len(g.rows)}" if len(g.rows) > 1 else "" for g in groups],
             "C": [_channels(group.rows) for group in groups],
             "kind": [printable(group.rows[0].kind) for group in groups],
@@ -235,55 +237,51 @@ class _Table:
             "mean": [_range([row.mean for row in group.rows]) for group in groups],
             "deviation": [_range([r.deviation for r in g.rows]) for g in groups],
         }
-        cells = {title: column for title, column in cells.items() if any(column)}
+        # Each begins with its title, and all that is in it is of one width.
+        self._columns = {}
+        for title, values in columns.items():
+            if any(values):
+                size = max(map(len, (title, *values)))
+                self._columns[title] = [x.ljust(size) for x in (title, *values)]
         longest = max(map(len, names))
         wanted = min(longest, _LEAST_NAME)
         self.in_common: list[str] = []
         # Settings make room first, then the statistics: the name must tell the layer.
         for title in _SETTINGS:
-            column = cells.get(title, [])
-            is_common = len(groups) > 1 and len(set(column)) == 1
-            if is_common or _left_for_names(cells, width) < wanted:
-                self._tell(title, cells)
+            values = [value.strip() for value in self._columns.get(title, ())[1:]]
+            is_common = len(groups) > 1 and len(set(values)) == 1
+            if values and (is_common or self._left_for_names() < wanted):
+                del self._columns[title]
+                told = list(dict.fromkeys(filter(None, values)))
+                self.in_common.append(f"{title} {' or '.join(told[:4])}")
         for title in ("deviation", "mean"):
-            if _left_for_names(cells, width) < len("layer") and cells.pop(title, None):
+            least = len("layer")
+            if self._left_for_names() < least and self._columns.pop(title, None):
                 self.in_common.append(f"no room for the {title}")
-        self._cells = cells
         self._names = names
-        self._name = max(min(longest, _left_for_names(cells, width)), len("layer"))
+        self._name = max(min(longest, self._left_for_names()), len("layer"))
 
-    def _tell(self, title, cells):
-        values = list(dict.fromkeys(value for value in cells.pop(title, ()) if value))
-        if values:
-            self.in_common.append(f"{title} {' or '.join(values[:4])}")
+    def _left_for_names(self):
+        return self._width - sum(len(title) + 2 for title, *_ in self._columns.values())
 
     @property
     def header(self) -> str:
         """The line of titles."""
-        return self._line("layer", list(self._cells))
+        return self._line("layer", 0)
 
     def rows(self):
         """(group, lines) of each row; a name that would not be told apart has a line."""
         short = [_cut_in_front(name, self._name) for name in self._names]
-        for i, group in enumerate(self._groups):
-            values = [column[i] for column in self._cells.values()]
-            if short.count(short[i]) > 1 and short[i] != self._names[i]:
-                name = _cut_in_front(self._names[i], self._width)
-                yield group, [name, self._line("", values)]
+        for i, (group, name) in enumerate(zip(self._groups, self._names)):
+            if short.count(short[i]) > 1 and short[i] != name:
+                name = _cut_in_front(name, self._width)
+                yield group, [name, self._line("", i + 1)]
             else:
-                yield group, [self._line(short[i], values)]
+                yield group, [self._line(short[i], i + 1)]
 
-    def _line(self, name, values):
-        padded = [name.ljust(self._name)]
-        for (title, column), value in zip(self._cells.items(), values):
-            padded.append(value.ljust(max(map(len, [title, *column]))))
-        return "  ".join(padded).rstrip()
-
-
-def _left_for_names(cells, width):
-    """What the other columns leave of `width`."""
-    others = [max(map(len, [title, *column])) for title, column in cells.items()]
-    return width - sum(others) - 2 * len(others)
+    def _line(self, name, row):
+        cells = [column[row] for column in self._columns.values()]
+        return "  ".join([name.ljust(self._name), *cells]).rstrip()
 
 
 def _cut_in_front(name, width):
@@ -309,6 +307,7 @@ def _wrapped(label, text, width):
         width,
         initial_indent=f"  {label:<8}",
         subsequent_indent=" " * 10,
+        # A path, a name or a piece of code is copied from here: it stays whole.
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -78,6 +78,7 @@ def _records(path, limit) -> Iterator[bytes]:
                 if len(header) < HEADER_BYTES or _is_damaged(header[:8], header[8:]):
                     return
                 length = int.from_bytes(header[:8], "little")
+                # It holds a graph or images: its checksum would mean to read it all.
                 if length > _MAX_RECORD_BYTES:
                     file.seek(length + 4, os.SEEK_CUR)
                     continue

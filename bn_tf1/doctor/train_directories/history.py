@@ -34,6 +34,7 @@ def check_history(checkpoints: Sequence[CheckpointValues]) -> list[Finding]:
     for found in states.values():
         channels = found[-1][1].values["moving_mean"].size
         found = [s for s in found if s[1].values["moving_mean"].size == channels]
+        # A layer that the newest has no more is no part of what is examined.
         if found[-1][0] is checkpoints[-1]:
             findings += _check_still(found)
             findings += _check_jumps(found)

@@ -87,6 +87,7 @@ def read_train_state(directory: str) -> TrainState:
     findings += [*missing, *_torn(directory, names)]
     known = {os.path.abspath(path) for path in present}
     others = [path for path in indexed if os.path.abspath(path) not in known]
+    # What the state file names comes last, as the newest: it is what a restart takes.
     others.sort(key=_by_age)
     if listed and present:
         findings += _newer_than_state(directory, others, present[-1])
