@@ -11,7 +11,8 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
+
+from bn_tf1.jobs.saving import durable_files
 
 EXAMPLES = (
     "doctor runs/default",
@@ -24,7 +25,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
-        nargs="*",
+        nargs="*",  # none with --list and --explain
         metavar="PATH",
         help="prefix of a checkpoint, .meta file, frozen graph, directory of a "
         "SavedModel, or training directory",
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
         _print_checks(options)
         return 0
     if not options.paths:
+        # In argparse's words: it would say so itself without --list.
         options.wrong_usage("the following arguments are required: PATH")
     return _examine(options)
 
@@ -68,6 +70,7 @@ def _examine(options):
     from bn_tf1.doctor.reports.page import html_report
     from bn_tf1.doctor.reports.terminal import printable, text_report
 
+    # One that cannot be read takes nothing away from the others.
     examinations, unreadable = [], []
     for path in options.paths:
         try:
@@ -75,6 +78,7 @@ def _examine(options):
         except ValueError as error:
             unreadable.append((path, printable(str(error))))
     # What was found is printed first, so that a page that fails takes nothing away.
+    # Also of no path at all: who reads it as JSON wants JSON.
     if options.json:
         print(json_report(examinations, unreadable))
     elif examinations:
@@ -108,14 +112,9 @@ def _is_in_colour():
 
 def _is_written(path, page):
     """Writes the page whole or not at all, and says why not."""
-    folder = os.path.dirname(path) or "."
     try:
-        # In the same folder: only there a rename is at once.
-        with tempfile.TemporaryDirectory(prefix=".report", dir=folder) as scratch:
-            written = os.path.join(scratch, "page")
-            with open(written, "w", encoding="utf-8") as file:
-                file.write(page)
-            os.replace(written, path)
+        with durable_files.replacing(path) as file:
+            file.write(page.encode("utf-8"))
     except OSError as error:
         reason = f"{error.strerror}: the report above is all that it would show"
         print(f"doctor: {path} cannot be written: {reason}", file=sys.stderr)

@@ -42,10 +42,11 @@ class StopSignals:
     def receive(self, number: int) -> None:
         """Notes the first signal, and ends the process at the second one."""
         if self.received == number and time.monotonic() < self._echo_until:
-            return
+            return  # taken for a second signal, it would end the run without saving
         if self.received is not None:
             _end(number, "a second signal")
         reason = f"the step and its checkpoint took more than {self._grace_secs:g} s"
+        # A thread of its own, for the main one may hang within TensorFlow.
         self._timer = threading.Timer(self._grace_secs, _end, [number, reason])
         self._timer.daemon = True
         self._timer.start()
@@ -62,15 +63,14 @@ class StopSignals:
 def caught(grace_secs: float) -> Iterator[StopSignals]:
     """Catches the signals inside the `with` block, if this is the main thread.
 
-    Python lets no other thread set handlers, and runs none in it.
-
-    Args:
-        grace_secs: seconds from the first signal to the end of the process.
+    Python lets no other thread set handlers, and runs none in it. `grace_secs` is as for
+    `StopSignals`.
     """
     signals = StopSignals(grace_secs)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
+    # Sockets and no pipe: Python asks that what it writes to does not block.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     thread = threading.Thread(target=_watch, args=[reader, signals], daemon=True)
@@ -107,5 +107,5 @@ def _end(number, reason):
     """Ends the process without any clean-up: the main thread may hang in C++."""
     name = signal.Signals(number).name
     text = f"error: ended by {name} without saving: {reason}\n"
-    os.write(2, text.encode())
+    os.write(2, text.encode())  # not print: the main thread may hold its lock
     os._exit(128 + number)

@@ -29,7 +29,7 @@ import re
 import shutil
 import sys
 from concurrent import futures
-from typing import Collection, Iterable, NamedTuple
+from typing import Iterable, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -105,10 +105,7 @@ def verify(path: str) -> None:
     """Reads every tensor of a checkpoint, and with it every checksum.
 
     A `global_step` in it must be that of the name: files of another checkpoint may have
-    been put in the place of these.
-
-    Args:
-        path: the path without `.index`.
+    been put in the place of these. `path` is that without `.index`.
 
     Raises:
         DamagedCheckpoint: something cannot be read or is not finite; the message begins
@@ -116,6 +113,7 @@ def verify(path: str) -> None:
     """
     _check_files(path)
     try:
+        # All of them: TensorFlow holds against a checksum what it reads, and nothing else.
         reader = tf.train.NewCheckpointReader(path)
         names = sorted(reader.get_variable_to_shape_map())
         for name in names:
@@ -133,13 +131,15 @@ def verify(path: str) -> None:
 
 
 def _check_files(path):
-    """Refuses what would be read for ever, such as a named pipe."""
+    # A named pipe would be waited for without end, by TensorFlow and by us.
     for name in [path + ".index", *glob.glob(glob.escape(path) + ".data-*")]:
         if os.path.exists(name) and not os.path.isfile(name):
             raise DamagedCheckpoint(path, f"{name} is no regular file")
 
 
 def _check_step(path, global_step):
+    # With index and data of step 6 under the names of step 9 every checksum is right, and a
+    # run would go on from a step 9 that never was. Other people's names tell no step.
     named = _step_of(os.path.basename(path) + ".index")
     if named is not None and not np.array_equal(global_step, named):
         raise DamagedCheckpoint(path, f"tensor {_STEP_NAME} is {global_step}")
@@ -166,9 +166,7 @@ def check_fits(checkpoint: SavedCheckpoint, variables: Iterable[tf.Variable]) ->
 def recover(model_dir: str, argument: str = "--model_dir") -> SavedCheckpoint | None:
     """Puts a folder in order after whatever happened, and finds where to go on.
 
-    Args:
-        model_dir: the folder.
-        argument: what the messages call it.
+    Messages call it `argument`.
 
     Returns:
         The newest checkpoint that can be used, which `checkpoint` names from now on;
@@ -181,6 +179,8 @@ def recover(model_dir: str, argument: str = "--model_dir") -> SavedCheckpoint | 
     _sweep(model_dir)
     named = _named_by_state(model_dir)
     own = _with_index(model_dir)
+    # Both: the state file may name a checkpoint of another program, or be older than a
+    # commit that was killed before it was written.
     candidates = sorted({*own, *(named or [])}, reverse=True)
     newest = next(filter(_is_usable, candidates), None)
     if newest is None:
@@ -193,7 +193,8 @@ def recover(model_dir: str, argument: str = "--model_dir") -> SavedCheckpoint | 
         _write_state(model_dir, usable)
     # Data whose index never came: the newest may be a torn commit, older ones cannot
     # be anything else than remains of a removal.
-    _remove_own(model_dir, keep=[c.step for c in own + usable])
+    keep = {c.step for c in own + usable}
+    _remove_own(model_dir, lambda step: step not in keep)
     return newest
 
 
@@ -202,10 +203,11 @@ def remove_start(model_dir: str) -> None:
 
     Whenever it is killed, `recover` finds that checkpoint or none.
     """
+    # Its files last: a state file or a note of steps without them would be refused as a loss.
     for name in (STATE_FILE, saved_steps.FILE):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(model_dir, name))
-    _remove_step(model_dir, 0)
+    _remove_own(model_dir, lambda step: step == 0)
 
 
 class CommittingSaver(tf.train.Saver):
@@ -224,6 +226,7 @@ class CommittingSaver(tf.train.Saver):
             keep: how many of the newest to keep; 0 keeps all.
             newest: what `recover` returned; it is not saved a second time.
         """
+        # TensorFlow's own removal knows nothing of what earlier processes saved.
         super().__init__(max_to_keep=None)
         self._model_dir = model_dir
         self._identity = _identity(model_dir)
@@ -250,22 +253,25 @@ class CommittingSaver(tf.train.Saver):
                 self._commit(sess, SavedCheckpoint(step, path))
             # OpError: among others OutOfRangeError for a limit on the file size.
             except READ_ERRORS as error:
+                is_damaged = isinstance(error, DamagedCheckpoint)
+                reason = error.reason if is_damaged else _in_one_line(error)
                 raise SavingError(
                     f"the checkpoint of step {step} cannot be saved in "
-                    f"{self._model_dir}: {_reason(path, error)}; earlier checkpoints "
-                    "are as they were"
+                    f"{self._model_dir}: {reason}; earlier checkpoints are as they were"
                 ) from error
             self._newest = SavedCheckpoint(step, path)
         return path
 
     def _commit(self, sess, checkpoint):
-        # In another one, neither the lock is held nor are the earlier checkpoints.
+        # In another one, neither the lock is held nor are the earlier checkpoints. A saver
+        # may be made before its folder: then any folder is the run's.
         if self._identity and _identity(self._model_dir) not in (self._identity, None):
             raise OSError("another folder has taken the place of the run's")
         folder = checkpoint.path + durable_files.PARTIAL
         shutil.rmtree(folder, ignore_errors=True)
         os.mkdir(folder)
         try:
+            # Without a state file, which TensorFlow writes before anything was read back.
             staged = super().save(
                 sess,
                 os.path.join(folder, PREFIX),
@@ -278,17 +284,22 @@ class CommittingSaver(tf.train.Saver):
                 verify(staged)
                 synced.result()
             # A damaged predecessor of the same step must not lend its index to this.
-            _remove_step(self._model_dir, checkpoint.step)
+            _remove_own(self._model_dir, lambda step: step == checkpoint.step)
             _move(folder, self._model_dir)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         earlier = [c for c in listed(self._model_dir) if c.step < checkpoint.step]
-        kept = (earlier + [checkpoint])[-self._keep :]
+        kept = (earlier + [checkpoint])[-self._keep :]  # of [-0:] all
+        # Noted before it is named, removed after it is no longer: whoever reads meanwhile
+        # finds what is named, and knows what came and went.
         saved_steps.record(self._model_dir, [c.step for c in kept])
         _write_state(self._model_dir, kept)
         if self._keep:
-            steps = [c.step for c in kept]
-            _remove_own(self._model_dir, keep=steps, below=checkpoint.step)
+            # Also those that were passed over as damaged, which nobody lists any more.
+            keep = {c.step for c in kept}
+            _remove_own(
+                self._model_dir, lambda s: s < checkpoint.step and s not in keep
+            )
 
 
 def _identity(folder):
@@ -305,25 +316,22 @@ def _is_floating(value):
     return dtype.is_floating or dtype.is_complex
 
 
-def _reason(path, error):
-    """Which file is missing, or the first line of what TensorFlow says."""
-    if isinstance(error, DamagedCheckpoint):
-        return error.reason
-    for name in (path + ".index", path + ".data-00000-of-00001"):
-        if isinstance(error, tf.errors.NotFoundError) and not os.path.exists(name):
-            return f"there is no {name}"
-    return f"{first_line(error)} ({type(error).__name__})"
-
-
 def _damage(path, error):
     """What is wrong with the files, in plain words where our own reader sees it."""
-    if not os.path.exists(f"{path}.index"):
-        return f"there is no {path}.index"  # removed meanwhile
+    index, data = path + ".index", path + ".data-00000-of-00001"
+    if not os.path.exists(index):
+        return f"there is no {index}"  # removed meanwhile
     try:
         open_tensors(path)
     except CheckpointError as plain:
         return first_line(plain)
-    return _reason(path, error)
+    if isinstance(error, tf.errors.NotFoundError) and not os.path.exists(data):
+        return f"there is no {data}"
+    return _in_one_line(error)
+
+
+def _in_one_line(error):
+    return f"{first_line(error)} ({type(error).__name__})"
 
 
 def _is_usable(checkpoint):
@@ -363,11 +371,13 @@ def _named_by_state(model_dir) -> list[SavedCheckpoint] | None:
     """What the file `checkpoint` names, the newest last; None if it is no such file."""
     path = os.path.join(model_dir, STATE_FILE)
     try:
+        # TensorFlow would read a pipe without end, and a file of any size into memory.
         if not os.path.isfile(path) or os.path.getsize(path) > _MAX_STATE_BYTES:
             return None
         state = tf.train.get_checkpoint_state(model_dir)
     except (OSError, ValueError):
         return None
+    # Garbage may parse as text with a null byte, of which a path cannot be made.
     if state is None or "\0" in state.model_checkpoint_path:
         return None
     newest = state.model_checkpoint_path
@@ -379,6 +389,7 @@ def _named_by_state(model_dir) -> list[SavedCheckpoint] | None:
 
 def _checkpoint_at(model_dir, path):
     folder, name = os.path.split(path)
+    # A state file with whole paths may say another name of this folder, by a link.
     if os.path.realpath(folder) == os.path.realpath(model_dir):
         path = os.path.join(model_dir, name)
     number = re.search(r"-(\d+)$", name)
@@ -386,17 +397,18 @@ def _checkpoint_at(model_dir, path):
 
 
 def _write_state(model_dir, checkpoints):
-    folder = os.path.abspath(model_dir)
-    state = tf.train.generate_checkpoint_state_proto(folder, folder)
     # Names relative to the folder move with it. Of another folder's the whole path is
     # written: behind a symbolic link ".." leads elsewhere.
-    names = [
-        name if os.path.join(model_dir, name) == path else os.path.abspath(path)
-        for path, name in ((c.path, os.path.basename(c.path)) for c in checkpoints)
-    ]
-    state.model_checkpoint_path = names[-1]
-    del state.all_model_checkpoint_paths[:]
-    state.all_model_checkpoint_paths.extend(names)
+    names = []
+    for _, path in checkpoints:
+        name = os.path.basename(path)
+        is_own = os.path.join(model_dir, name) == path
+        names.append(name if is_own else os.path.abspath(path))
+    # TensorFlow takes names as they are where the folder's is absolute. It is not asked to
+    # write them: tf.train.update_checkpoint_state does not wait for the disk.
+    state = tf.train.generate_checkpoint_state_proto(
+        os.path.abspath(model_dir), names[-1], names
+    )
     text = text_format.MessageToString(state)
     durable_files.replace_text(os.path.join(model_dir, STATE_FILE), text)
 
@@ -416,6 +428,7 @@ def _names(model_dir):
 
 def _with_index(model_dir) -> list[SavedCheckpoint]:
     """The training job's own checkpoints that have an index, the newest last."""
+    # The index takes its name last, and loses it first: without it there is no checkpoint.
     steps = [_step_of(name) for name in _names(model_dir) if name.endswith(".index")]
     return [
         SavedCheckpoint(step, os.path.join(model_dir, f"{PREFIX}-{step}"))
@@ -434,17 +447,12 @@ def _sweep(model_dir):
                 os.remove(path)
 
 
-def _remove_own(model_dir, *, keep: Collection[int], below: float = float("inf")):
-    """Removes own checkpoints of steps less than `below` and not in `keep`."""
+def _remove_own(model_dir, is_superfluous):
+    """Removes the job's own checkpoints whose step is superfluous."""
+    # The index first: what a kill leaves then is no checkpoint, and is swept.
     for name in _index_first(_names(model_dir)):
         step = _step_of(name)
-        if step is not None and step < below and step not in keep:
-            os.remove(os.path.join(model_dir, name))
-
-
-def _remove_step(model_dir, step):
-    for name in _index_first(_names(model_dir)):
-        if _step_of(name) == step:
+        if step is not None and is_superfluous(step):
             os.remove(os.path.join(model_dir, name))
 
 

@@ -10,7 +10,9 @@ after an fsync of the file's content before it and of the folder after it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import IO, Iterator
 
 PARTIAL = ".partial"
 
@@ -21,19 +23,34 @@ def replace_text(path: str, text: str) -> None:
     Raises:
         OSError: the folder does not exist, or cannot be written to.
     """
-    partial = path + PARTIAL
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with replacing(path) as file:
+            file.write(text.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
+        sync(os.path.dirname(path) or ".")
     except OSError as error:
         if error.filename:
             raise
         # A full disk or a limit, which do not name the file.
         raise OSError(f"{path} cannot be written: {error.strerror}") from error
-    os.replace(partial, path)
-    sync(os.path.dirname(path) or ".")
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file to be written in the `with` block, which then takes the place of `path`.
+
+    Whole or not at all, but not on the disk yet: for what can be made again.
+    """
+    partial = path + PARTIAL  # beside it: only within one disk a rename is at once
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def make_folder(folder: str, argument: str) -> None:

@@ -31,9 +31,7 @@ class LockedError(RuntimeError):
 def hold(model_dir: str, argument: str = "--model_dir") -> Iterator[None]:
     """Makes the folder if it is not there, and holds its lock in the `with` block.
 
-    Args:
-        model_dir: the folder.
-        argument: what the messages call it.
+    Messages call it `argument`.
 
     Raises:
         LockedError: another process holds it; the message names it.
@@ -48,6 +46,7 @@ def hold(model_dir: str, argument: str = "--model_dir") -> Iterator[None]:
             f"{argument} is {model_dir!r}, in which {_holder(model_dir)} is training: "
             f"wait for it, end it, or choose another {argument}"
         ) from None
+    # Not in the lock's own file, which the package opens anew, and empties, for each try.
     holder = os.path.join(model_dir, HOLDER_FILE)
     try:
         identity = {"pid": os.getpid(), "host": socket.gethostname()}
@@ -68,6 +67,7 @@ def is_held(model_dir: str) -> bool:
         return False
     lock = filelock.FileLock(os.path.join(model_dir, LOCK_FILE))
     try:
+        # The kernel has no other question: for a moment the lock is this process's.
         with lock.acquire(timeout=0):
             return False
     except filelock.Timeout:
@@ -77,6 +77,7 @@ def is_held(model_dir: str) -> bool:
 
 
 def _holder(model_dir):
+    # It may be gone since the lock was asked for, or be half of one.
     try:
         with open(os.path.join(model_dir, HOLDER_FILE), encoding="utf-8") as file:
             identity = json.load(file)

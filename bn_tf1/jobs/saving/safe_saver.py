@@ -58,6 +58,7 @@ class SafeSaver(CommittingSaver):
             raise ValueError(
                 "there is no variable to save: make the SafeSaver when the graph is built"
             )
+        # First: what another process writes meanwhile would be swept as a leftover.
         _hold(model_dir)
         newest = committing_saver.recover(model_dir, _ARGUMENT)
         super().__init__(model_dir, max_to_keep, newest)
@@ -85,11 +86,14 @@ class SafeSaver(CommittingSaver):
                 f"`save_path` is {save_path!r}, but this saver writes to "
                 f"{self._model_dir!r}: give the same folder as checkpoint_dir"
             )
+        # MonitoredTrainingSession gives a number, others, as Saver.save allows, a variable.
         step = sess.run(global_step) if hasattr(global_step, "op") else global_step
         return super().save(sess, save_path, global_step=step, **options)
 
 
 def _hold(model_dir):
+    # A saver has no end that anybody tells it: the lock is given back with the process, and
+    # a second saver of the same folder, for a second graph, takes part in it.
     key = os.path.realpath(model_dir)
     if key not in _held:
         stack = contextlib.ExitStack()

@@ -34,6 +34,7 @@ def read(model_dir: str) -> frozenset[int]:
     """
     path = os.path.join(model_dir, FILE)
     try:
+        # A pipe in its place would be waited for without end.
         if not os.path.isfile(path) or os.path.getsize(path) > _MAX_BYTES:
             return frozenset()
         with open(path, "rb") as file:
@@ -52,6 +53,7 @@ def record(model_dir: str, steps: Iterable[int]) -> None:
         OSError: the folder cannot be read or written.
     """
     known = read(model_dir)
+    # A run saves once more when it resumes, and waiting for the disk takes a while.
     if not known.issuperset(steps):
         text = "".join(f"{step}\n" for step in sorted(known.union(steps)))
         durable_files.replace_text(os.path.join(model_dir, FILE), text)
