@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+import contextlib
+from typing import Callable, Iterator
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -27,12 +28,27 @@ class ArrayBatches:
         self._size = min(batch_size, self.count)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with tf.Graph().as_default(), tf.Session() as session:
-            batches = training_batches(self.dataset, self._size, seed=0, first_step=0)
-            iterator = tf.data.make_initializable_iterator(batches)
-            batch = iterator.get_next()
-            session.run(iterator.initializer)
+        batches = arrays_of(
+            lambda: training_batches(self.dataset, self._size, seed=0, first_step=0)
+        )
+        with contextlib.closing(batches):
             for start in range(0, self.count, self._size):
-                images, labels = session.run(batch)
+                images, labels = next(batches)
+                # The stream has no end: its batches go on into the next epoch.
                 left = self.count - start
                 yield images[:left], labels[:left]
+
+
+def arrays_of(
+    make_batches: Callable[[], tf.data.Dataset],
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The elements of a data set that `make_batches` makes in a graph of its own."""
+    with tf.Graph().as_default() as graph:
+        iterator = tf.data.make_initializable_iterator(make_batches())
+        batch = iterator.get_next()
+    # Between two elements the default graph and session are the caller's.
+    with contextlib.closing(tf.Session(graph=graph)) as session:
+        session.run(iterator.initializer)
+        with contextlib.suppress(tf.errors.OutOfRangeError):
+            while True:
+                yield tuple(session.run(batch))

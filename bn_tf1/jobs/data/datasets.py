@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -30,6 +31,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs.choices import DATASETS, STREAMED
 from bn_tf1.jobs.data import idx_and_cifar, image_folders, record_shards, streamed
+from bn_tf1.jobs.data.encoded_images import random_integers
 from bn_tf1.jobs.data.streamed import StreamedDataset, do_not_convert
 
 SPLITS = ("train", "test")
@@ -47,11 +49,11 @@ class SyntheticImages(NamedTuple):
     pattern of its class plus as much uniform noise. Both splits share the patterns.
 
     Attributes:
-        image_size: int, height and width in pixels.
-        channels: int.
-        num_classes: int; example i belongs to class i % num_classes.
-        num_examples: int, in each split.
-        seed: int, determines patterns and noise.
+        image_size: height and width in pixels.
+        channels: a count.
+        num_classes: a count; example i belongs to class i % num_classes.
+        num_examples: in each split.
+        seed: determines patterns and noise.
     """
 
     image_size: int = 32
@@ -65,15 +67,15 @@ class ImageDataset(NamedTuple):
     """One split of a data set whose files have been checked.
 
     Attributes:
-        name: str, one of `DATASETS`.
-        split: str, "train" or "test".
-        image_shape: (height, width, channels), ints.
-        num_classes: int.
-        num_examples: int.
-        max_pixel: int, the stored value that becomes 1.0.
-        mirrors: bool, whether a mirrored image keeps its class.
-        files: tuple of `idx_and_cifar.CheckedFile`, empty for "synthetic".
-        synthetic: `SyntheticImages` for "synthetic", else None.
+        name: one of `DATASETS`.
+        split: "train" or "test".
+        image_shape: (height, width, channels).
+        num_classes, num_examples: counts.
+        max_pixel: the stored value that becomes 1.0.
+        mirrors: whether a mirrored image keeps its class.
+        files: what was checked; empty for "synthetic".
+        synthetic: for "synthetic", else None.
+        class_names: of each class, or () where nobody knows them.
     """
 
     name: str
@@ -84,7 +86,8 @@ class ImageDataset(NamedTuple):
     max_pixel: int
     mirrors: bool
     files: tuple[idx_and_cifar.CheckedFile, ...]
-    synthetic: SyntheticImages | None
+    synthetic: SyntheticImages | None = None
+    class_names: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def failures_named(self) -> Iterator[None]:
@@ -93,41 +96,32 @@ class ImageDataset(NamedTuple):
 
 
 class _IdxFormat(NamedTuple):
-    """A data set in the format and with the file names of MNIST."""
+    """A data set of ten classes in the format and with the file names of MNIST."""
 
     image_size: int
     max_pixel: int
     mirrors: bool
 
-    def open(self, name: str, split: str, folder: str) -> ImageDataset:
-        """Checks the files in `folder` and describes them."""
+    def open(self, name, split, folder):
+        size, max_pixel = self.image_size, self.max_pixel
         files = idx_and_cifar.check_idx_pair(
             folder,
             _IDX_PREFIXES[split],
-            image_size=(self.image_size, self.image_size),
+            image_size=(size, size),
             num_classes=10,
-            max_pixel=self.max_pixel,
+            max_pixel=max_pixel,
         )
+        shape, count = (size, size, 1), files[0].num_examples
         return ImageDataset(
-            name=name,
-            split=split,
-            image_shape=(self.image_size, self.image_size, 1),
-            num_classes=10,
-            num_examples=files[0].num_examples,
-            max_pixel=self.max_pixel,
-            mirrors=self.mirrors,
-            files=files,
-            synthetic=None,
+            name, split, shape, 10, count, max_pixel, mirrors=self.mirrors, files=files
         )
 
-    def load(self, dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns uint8 tensors: pixels [n, height, width, channels], labels [n]."""
+    def load(self, dataset):
         pixels, labels = [_file_bytes(file) for file in dataset.files]
         shape = (dataset.num_examples,) + dataset.image_shape
         return tf.reshape(pixels, shape), tf.reshape(labels, shape[:1])
 
-    def expected_files(self, split: str) -> str:
-        """Returns the names of the files, for an error message."""
+    def expected_files(self, split):
         prefix = _IDX_PREFIXES[split]
         return f"{prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte"
 
@@ -140,31 +134,20 @@ class _CifarFormat(NamedTuple):
     test_names: tuple[str, ...]
     label_limits: tuple[int, ...]
 
-    def open(self, name: str, split: str, folder: str) -> ImageDataset:
-        """Checks the files in `folder` and describes them."""
-        files = tuple(
-            idx_and_cifar.check_cifar(
-                folder,
-                file_name,
-                subfolder=self.subfolder,
-                label_limits=self.label_limits,
-            )
-            for file_name in self._names(split)
+    def open(self, name, split, folder):
+        check = functools.partial(
+            idx_and_cifar.check_cifar,
+            subfolder=self.subfolder,
+            label_limits=self.label_limits,
         )
+        files = tuple(check(folder, file_name) for file_name in self._names(split))
+        shape, count = (32, 32, 3), sum(file.num_examples for file in files)
+        num_classes = self.label_limits[-1]
         return ImageDataset(
-            name=name,
-            split=split,
-            image_shape=(32, 32, 3),
-            num_classes=self.label_limits[-1],
-            num_examples=sum(file.num_examples for file in files),
-            max_pixel=255,
-            mirrors=True,
-            files=files,
-            synthetic=None,
+            name, split, shape, num_classes, count, 255, mirrors=True, files=files
         )
 
-    def load(self, dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns uint8 tensors: pixels [n, height, width, channels], labels [n]."""
+    def load(self, dataset):
         num_labels = len(self.label_limits)
         record_bytes = num_labels + idx_and_cifar.CIFAR_IMAGE_BYTES
         content = tf.concat([_file_bytes(file) for file in dataset.files], axis=0)
@@ -172,14 +155,14 @@ class _CifarFormat(NamedTuple):
         planes = tf.reshape(records[:, num_labels:], [-1, 3, 32, 32])
         return tf.transpose(planes, [0, 2, 3, 1]), records[:, num_labels - 1]
 
-    def expected_files(self, split: str) -> str:
-        """Returns the names of the files, for an error message."""
+    def expected_files(self, split):
         return f"{', '.join(self._names(split))} (also in {self.subfolder}/)"
 
-    def _names(self, split: str) -> tuple[str, ...]:
+    def _names(self, split):
         return self.train_names if split == "train" else self.test_names
 
 
+# A digit in a mirror is no digit, a shoe is a shoe. Those of 8x8 have 17 levels of grey.
 _FORMATS = {
     "digits": _IdxFormat(image_size=8, max_pixel=16, mirrors=False),
     "mnist": _IdxFormat(image_size=28, max_pixel=255, mirrors=False),
@@ -237,20 +220,20 @@ def open_dataset(
     What fits in memory is checked completely; what is streamed, when it is used.
 
     Args:
-        name: str, one of `DATASETS`.
-        split: str, "train" or "test".
-        data_dir: the folder of the files, a path. "digits" has its own and needs none;
+        name: one of `DATASETS`.
+        split: "train" or "test".
+        data_dir: the folder of the files. "digits" has its own and needs none;
             "synthetic" has no files and ignores it.
-        synthetic: `SyntheticImages`, used by "synthetic" only; None is its defaults.
-        streaming: `Streaming`, used by those of `STREAMED` only; None is its defaults.
+        synthetic: for "synthetic" only; None is its defaults.
+        streaming: for those of `STREAMED` only; None is its defaults.
 
     Returns:
         An `ImageDataset`, or a `StreamedDataset` for those of `STREAMED`.
 
     Raises:
-        ValueError: if `name`, `split` or `synthetic` is not valid, or `data_dir` is
-            needed and not given.
-        idx_and_cifar.DataFileError: a ValueError; if a file is missing or damaged.
+        ValueError: `name`, `split` or `synthetic` is not valid, or `data_dir` is needed
+            and not given.
+        idx_and_cifar.DataFileError: a ValueError; a file is missing or damaged.
     """
     if name not in DATASETS:
         raise ValueError(f"`name` is {name!r}, but must be one of {DATASETS}")
@@ -258,6 +241,7 @@ def open_dataset(
         raise ValueError(f"`split` is {split!r}, but must be one of {SPLITS}")
     if name == "synthetic":
         return _describe_synthetic(split, synthetic or SyntheticImages())
+    # A copy may lie elsewhere, where the package was installed without its checkout.
     if name == "digits" and data_dir is None:
         data_dir = _embedded_digits()
     if not data_dir:
@@ -265,11 +249,10 @@ def open_dataset(
             f"--data_dir is missing, but the data set {name!r} has files: give "
             f"--data_dir=FOLDER with {_expected_files(name, split)}"
         )
+    folder = os.fspath(data_dir)
     if name in STREAMED:
-        return _open_streamed(
-            name, split, os.fspath(data_dir), streaming or Streaming()
-        )
-    return _FORMATS[name].open(name, split, os.fspath(data_dir))
+        return _open_streamed(name, split, folder, streaming or Streaming())
+    return _FORMATS[name].open(name, split, folder)
 
 
 def _expected_files(name, split):
@@ -287,11 +270,9 @@ def _open_streamed(name, split, folder, options):
         )
         num_classes = len(class_names)
     else:
+        features, index_folder = options.features, options.index_folder
         source = record_shards.open_shards(
-            folder,
-            split,
-            features=options.features,
-            index_folder=options.index_folder,
+            folder, split, features=features, index_folder=index_folder
         )
         class_names = record_shards.read_class_names(folder)
         num_classes = options.num_classes or len(class_names)
@@ -319,11 +300,10 @@ def checksum(*splits: ImageDataset | StreamedDataset) -> str:
     """What tells that the data of a run are the same when it is resumed.
 
     A SHA-256 in hexadecimal, of all content, or of the names and sizes of what is
-    streamed; "" where there are no files.
-
-    Raises:
-        idx_and_cifar.DataFileError: a file has become unreadable since it was checked.
+    streamed; "" where there are no files. Raises DataFileError for a file that has become
+    unreadable since it was checked.
     """
+    # Names and sizes take no time; to read 140 GB would take minutes at each start.
     if any(isinstance(split, StreamedDataset) for split in splits):
         digests = "".join(split.source.digest for split in splits)
         return hashlib.sha256(digests.encode()).hexdigest()
@@ -346,15 +326,15 @@ def training_batches(
     of (seed, epoch). Step s takes those at [s * batch_size, (s + 1) * batch_size).
 
     Args:
-        dataset: `ImageDataset`.
-        batch_size: int, at least 1; may exceed the number of examples.
-        seed: int, of 64 bits.
-        first_step: int or scalar integer tensor, normally the global step; evaluated
-            when the iterator is initialised, hence after it was restored.
-        augment: bool, whether to pad, crop at random, and mirror at random where
+        dataset: the data set.
+        batch_size: at least 1; may exceed the number of examples.
+        seed: an integer of 64 bits.
+        first_step: an integer or a scalar, normally the global step; evaluated when the
+            iterator is initialised, hence after it was restored.
+        augment: whether to pad, crop at random, and mirror at random where
             `dataset.mirrors`.
-        augment_padding: int, pixels of zeros on each side before the crop; None is an
-            eighth of the height (4 for 32x32, 1 for 8x8).
+        augment_padding: pixels of zeros on each side before the crop; None is an eighth
+            of the height (4 for 32x32, 1 for 8x8).
         rows: (first, end) of the examples of each batch that are wanted, for one of
             several workers; the same as they are in the whole batch.
 
@@ -363,7 +343,7 @@ def training_batches(
         channels] in [0, 1] and int32 [batch_size]. Shapes are static.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: an argument is out of its range.
     """
     _check_at_least("batch_size", batch_size, 1)
     if augment_padding is None:
@@ -372,25 +352,26 @@ def training_batches(
     if isinstance(first_step, (int, np.integer)):
         _check_at_least("first_step", first_step, 0)
     first_step = tf.cast(first_step, tf.int64)
+    # Rows of the whole batch, so that all workers together see what one would.
     own = slice(*(rows or (0, batch_size)))
 
     if isinstance(dataset, StreamedDataset):
-        return _ready_ahead(
-            streamed.training_batches(
-                dataset,
-                batch_size,
-                seed=seed,
-                first_step=first_step,
-                augment=augment,
-                padding=augment_padding,
-                rows=(own.start, own.stop),
-            )
+        batches = streamed.training_batches(
+            dataset,
+            batch_size,
+            seed=seed,
+            first_step=first_step,
+            augment=augment,
+            padding=augment_padding,
+            rows=(own.start, own.stop),
         )
+        return _ready_ahead(batches)
     pixels, labels = _load(dataset)
 
     @do_not_convert
     def make_batch(step, indices):
         indices = indices[own]
+        # A batch at once: for small images the calls of operations cost more than the work.
         images = tf.gather(pixels, indices)
         if augment:
             images = _pad_crop_flip(
@@ -416,15 +397,12 @@ def evaluation_batches(
     """Builds the finite stream of all examples in file order.
 
     Args:
-        dataset: `ImageDataset`.
-        batch_size: int, at least 1; the last batch holds what is left.
+        dataset: the data set.
+        batch_size: at least 1, else a ValueError; the last batch holds what is left.
 
     Returns:
         A tf.data.Dataset of (images, labels): float32 [<= batch_size, height, width,
         channels] in [0, 1] and int32 [<= batch_size]. The first size is not static.
-
-    Raises:
-        ValueError: if `batch_size` is out of its range.
     """
     _check_at_least("batch_size", batch_size, 1)
     if isinstance(dataset, StreamedDataset):
@@ -440,11 +418,10 @@ def evaluation_batches(
     return _ready_ahead(starts.map(make_batch, num_parallel_calls=2))
 
 
-def _embedded_digits() -> str:
-    """Returns the folder data/digits of the checkout that this module is part of."""
+def _embedded_digits():
+    """The folder data/digits of the checkout that this module is part of."""
     module = os.path.abspath(__file__)  # bn_tf1/jobs/data/datasets.py
-    checkout = pathlib.Path(module).parents[3]
-    folder = str(checkout / "data" / "digits")
+    folder = str(pathlib.Path(module).parents[3] / "data" / "digits")
     if not os.path.isdir(folder):
         raise idx_and_cifar.DataFileError(
             f"{folder}: expected the data set 'digits' of a checkout of bn_tf1, found "
@@ -453,23 +430,24 @@ def _embedded_digits() -> str:
     return folder
 
 
-def _describe_synthetic(split: str, synthetic: SyntheticImages) -> ImageDataset:
+def _describe_synthetic(split, synthetic):
     for field in ("image_size", "channels", "num_classes", "num_examples"):
         _check_at_least("synthetic." + field, getattr(synthetic, field), 1)
-    num_values = synthetic.num_examples * synthetic.image_size**2 * synthetic.channels
+    size, channels, num_classes, count, _ = synthetic
+    num_values = count * size**2 * channels
+    # The tensor of all pixels, which a data set of files would have, too.
     if num_values > idx_and_cifar.MAX_FILE_BYTES:
         raise ValueError(
-            f"--synthetic_examples={synthetic.num_examples} images of "
-            f"--synthetic_size={synthetic.image_size} with "
-            f"--synthetic_channels={synthetic.channels} are {num_values} bytes of pixels, "
+            f"--synthetic_examples={count} images of --synthetic_size={size} with "
+            f"--synthetic_channels={channels} are {num_values} bytes of pixels, "
             f"but may be at most {idx_and_cifar.MAX_FILE_BYTES}: take fewer or smaller ones"
         )
     return ImageDataset(
         name="synthetic",
         split=split,
-        image_shape=(synthetic.image_size, synthetic.image_size, synthetic.channels),
-        num_classes=synthetic.num_classes,
-        num_examples=synthetic.num_examples,
+        image_shape=(size, size, channels),
+        num_classes=num_classes,
+        num_examples=count,
         max_pixel=255,
         mirrors=True,
         files=(),
@@ -477,13 +455,13 @@ def _describe_synthetic(split: str, synthetic: SyntheticImages) -> ImageDataset:
     )
 
 
-def _check_at_least(name: str, value: int, minimum: int) -> None:
+def _check_at_least(name, value, minimum):
     if value < minimum:
         raise ValueError(f"`{name}` is {value}, but must be at least {minimum}")
 
 
-def _load(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns all pixels, uint8 [n, height, width, channels], and labels, int32 [n]."""
+def _load(dataset):
+    """All pixels, uint8 [n, height, width, channels], and labels, int32 [n]."""
     # Accelerators have no use for the raw data: it stays on the host of the iterator.
     with tf.device("/cpu:0"), tf.name_scope(f"load_{dataset.name}"):
         if dataset.synthetic is not None:
@@ -493,16 +471,16 @@ def _load(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
         return pixels, tf.cast(labels, tf.int32)
 
 
-def _file_bytes(file: idx_and_cifar.CheckedFile) -> tf.Tensor:
-    """Reads the examples of a `CheckedFile`, without its header, as uint8 [k]."""
+def _file_bytes(file):
+    """The examples of a `CheckedFile`, without its header, as uint8 [k]."""
     content = tf.io.read_file(file.path)
     if file.is_gzip:
         content = tf.io.decode_compressed(content, compression_type="GZIP")
     return tf.io.decode_raw(content, tf.uint8)[file.header_bytes :]
 
 
-def _make_synthetic(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes the examples of a `SyntheticImages`: uint8 pixels and int64 labels."""
+def _make_synthetic(dataset):
+    """The examples of a `SyntheticImages`: uint8 pixels and int64 labels."""
     size, channels = dataset.image_shape[1:]
     spec = dataset.synthetic
     labels = tf.range(spec.num_examples, dtype=tf.int64) % spec.num_classes
@@ -521,34 +499,27 @@ def _make_synthetic(dataset: ImageDataset) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.gather(patterns, labels) + noise, labels
 
 
-def _random_levels(shape: list[int], seed: int, *, stream: int) -> tf.Tensor:
-    """Returns uniform uint8 values in [0, 128), so that two of them can be added."""
+def _random_levels(shape, seed, *, stream):
+    """Uniform uint8 values in [0, 128), so that two of them can be added."""
     levels = tf.random.stateless_uniform(
         shape, seed=_seed_pair(seed, stream), minval=0, maxval=128, dtype=tf.int32
     )
     return tf.cast(levels, tf.uint8)
 
 
-def _seed_pair(seed: int, counter: int | tf.Tensor) -> tf.Tensor:
-    """Returns the int64 [2] seed of one draw of the stateless random operations."""
+def _seed_pair(seed, counter):
+    """The int64 [2] seed of one draw of the stateless random operations."""
     return tf.stack([tf.constant(seed, tf.int64), tf.cast(counter, tf.int64)])
 
 
-def _training_indices(
-    num_examples: int, batch_size: int, seed: int, first_step: tf.Tensor
-) -> tf.data.Dataset:
+def _training_indices(num_examples, batch_size, seed, first_step):
     """The endless data set of int32 [batch_size] example indices from a step on."""
     first_position = first_step * batch_size
 
     @do_not_convert
     def positions_of_epoch(epoch):
-        ranks = tf.random.stateless_uniform(
-            [num_examples],
-            seed=_seed_pair(seed, epoch),
-            minval=0,
-            maxval=2**31 - 1,
-            dtype=tf.int32,
-        )
+        # tf.random.shuffle keeps a state: its order cannot be made again from an epoch.
+        ranks = random_integers([num_examples], _seed_pair(seed, epoch))
         # Slicing instead of Dataset.skip: TensorFlow removes a skip of nothing from
         # the graph, and the saved state of an iterator then fits no longer.
         used = tf.maximum(first_position - epoch * num_examples, 0)
@@ -558,7 +529,7 @@ def _training_indices(
     return epochs.flat_map(positions_of_epoch).batch(batch_size, drop_remainder=True)
 
 
-def _ready_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+def _ready_ahead(batches):
     """Computes batches in the background, two ahead, from the graph as it is built."""
     # Of the rewrites that this turns off none applies here; TensorFlow 1.15 would copy
     # all pixels for them, and warn where the global step is a reference variable.
@@ -567,36 +538,14 @@ def _ready_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.prefetch(2).with_options(options)
 
 
-def _pad_crop_flip(
-    images: tf.Tensor,
-    count: int,
-    part: slice,
-    *,
-    seed: tf.Tensor,
-    padding: int,
-    mirrors: bool,
-) -> tf.Tensor:
-    """Cuts every image at a random place out of its zero-padded self.
+def _pad_crop_flip(images, count, part, *, seed, padding, mirrors):
+    """Cuts every image at a random place out of its zero-padded self; half are mirrored.
 
-    Args:
-        images: [batch, height, width, channels], static shape.
-        count: of the whole batch that `images` are a part of.
-        part: which of them they are.
-        seed: int64 [2].
-        padding: int, pixels.
-        mirrors: bool, whether to mirror every second image, at random.
-
-    Returns:
-        A tensor of the shape and dtype of `images`.
+    `images`, of a static shape, are the `part` of a batch of `count`: each image is treated
+    as it is in the whole batch.
     """
     batch, height, width, channels = images.shape.as_list()
-    draws = tf.random.stateless_uniform(
-        [3, count, 1, 1],
-        seed=seed,
-        minval=0,
-        maxval=2**31 - 1,
-        dtype=tf.int32,
-    )[:, part]
+    draws = random_integers([3, count, 1, 1], seed)[:, part]
     columns = tf.range(width)
     if mirrors:
         columns += draws[2] % 2 * (width - 1 - 2 * columns)
@@ -615,11 +564,11 @@ def _pad_crop_flip(
     return tf.gather(pixels, places)
 
 
-def _in_range(values: tf.Tensor, limit: int) -> tf.Tensor:
+def _in_range(values, limit):
     return tf.logical_and(values >= 0, values < limit)
 
 
-def _scale(pixels: tf.Tensor, max_pixel: int) -> tf.Tensor:
-    """Returns float32 values in [0, 1]."""
+def _scale(pixels, max_pixel):
+    """float32 values in [0, 1]."""
     # A product: a graph optimizer may turn a quotient into it, and round otherwise.
     return tf.cast(pixels, tf.float32) * np.float32(1 / max_pixel)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -58,6 +59,7 @@ def is_stored_rotated(encoded: bytes) -> bool:
 
     TensorFlow's decoders do not turn it.
     """
+    # In the first segment of a photograph: where it is further on, nobody is told.
     start = encoded.find(b"Exif\0\0", 0, 1 << 12) + 6
     order = {b"II": "<", b"MM": ">"}.get(encoded[start : start + 2])
     if not encoded.startswith(_JPEG) or start < 6 or order is None:
@@ -89,6 +91,7 @@ def _jpeg_problem(encoded):
                 "it is a lossless or arithmetic JPEG, which TensorFlow does not decode"
             )
         if marker in _FRAMES:
+            # Before TensorFlow: a file of some bytes can claim a picture of 12 GB.
             height, width = struct.unpack(">HH", encoded[position + 5 : position + 9])
             problem = _size_problem(height, width)
             if problem:
@@ -152,9 +155,7 @@ def decode_shifted(
         seed: int64 [2].
     """
     image = _decoded(encoded)
-    draws = tf.random.stateless_uniform(
-        [3], seed=seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
-    )
+    draws = random_integers([3], seed)
     down, right = tf.unstack(draws[:2] % (2 * padding + 1) - padding)
 
     def moved(pixels):
@@ -190,6 +191,7 @@ def decode_random_crop(
     Args:
         seed: int64 [2].
     """
+    # By its bytes: a PNG may be named .jpg.
     is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 3), _JPEG)
     draws = tf.random.stateless_uniform([4 * _ATTEMPTS + 1], seed=seed)
     draws, mirror = tf.reshape(draws[1:], [4, _ATTEMPTS]), draws[0]
@@ -208,6 +210,14 @@ def decode_random_crop(
     crop = tf.cond(is_jpeg, of_jpeg, of_other)
     crop = _mirrored(crop, mirror < 0.5)
     return _scaled(_resized(crop, image_size), image_size)
+
+
+def random_integers(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
+    """int32 in [0, 2**31 - 1), a function of `seed`, int64 [2], on every TensorFlow."""
+    # No floats, of which there are 2**23 only: ranks that tie have no order.
+    return tf.random.stateless_uniform(
+        shape, seed=seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
+    )
 
 
 def _decoded(encoded):
@@ -244,6 +254,8 @@ def _black(height, width, like):
 
 def _random_window(height, width, draws):
     """[top, left, height, width], int32: the first of some attempts that fits, or all."""
+    # Not tf.image.sample_distorted_bounding_box, whose seed is the graph's: a run that is
+    # resumed would see other crops.
     area = tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
     target = area * (_AREA[0] + draws[0] * (_AREA[1] - _AREA[0]))
     low, high = np.log(_ASPECT).astype(np.float32)

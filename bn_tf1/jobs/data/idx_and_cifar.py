@@ -29,7 +29,7 @@ import hashlib
 import os
 import struct
 import zlib
-from typing import BinaryIO, Iterable, Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 import numpy as np
 
@@ -43,15 +43,26 @@ MAX_FILE_BYTES = 2**31 - 1
 _FREE_CONTENT_BYTES = 1 << 28
 _MAX_EXPANSION = 100
 
+# So much is in memory at once, whatever the size of the file.
 _CHUNK_BYTES = 1 << 18
 _CHUNK_RECORDS = 64
 _GZIP_MAGIC = b"\x1f\x8b"
+# No label of CIFAR-10 is as large, and no coarse one of CIFAR-100.
 _PICKLE_FIRST_BYTE = 0x80
 _IDX_UINT8 = 8
 
 
 class DataFileError(ValueError):
     """A data file is missing, damaged or not what its place requires."""
+
+
+@contextlib.contextmanager
+def unreadable_named(path: str) -> Iterator[None]:
+    """Turns what the system says of a file into a `DataFileError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class CheckedFile(NamedTuple):
@@ -84,25 +95,22 @@ def check_idx_pair(
     with `.idx` for `-idx`, also with `.gz` appended; a plain file goes before a `.gz`.
 
     Args:
-        folder: str, where the files are.
-        prefix: str, "train" or "t10k".
+        folder: where the files are.
+        prefix: "train" or "t10k".
         image_size: (height, width) in pixels that the images must have.
-        num_classes: int, labels must lie in [0, num_classes).
-        max_pixel: int, pixels must lie in [0, max_pixel].
+        num_classes: labels must lie in [0, num_classes).
+        max_pixel: pixels must lie in [0, max_pixel].
 
     Returns:
-        A tuple (images, labels) of two `CheckedFile` with the same `num_examples`.
+        (images, labels), with the same `num_examples`.
 
     Raises:
-        DataFileError: if a file is missing or anything in it is wrong.
+        DataFileError: a file is missing or anything in it is wrong.
     """
-    images = _check_idx_images(
-        _find_file([folder], _idx_names(prefix + "-images", 3)), image_size, max_pixel
-    )
-    labels = _check_idx_labels(
-        _find_file([folder], _idx_names(prefix + "-labels", 1)), num_classes, images
-    )
-    return images, labels
+    path = _find_file([folder], _idx_names(prefix + "-images", 3))
+    images = _check_idx(path, image_size, max_pixel + 1, "a pixel")
+    path = _find_file([folder], _idx_names(prefix + "-labels", 1))
+    return images, _check_idx(path, (), num_classes, "a label", images)
 
 
 def check_cifar(
@@ -111,19 +119,17 @@ def check_cifar(
     """Finds and checks one file of the binary version of CIFAR-10 or CIFAR-100.
 
     Args:
-        folder: str, where the file is, directly or in `subfolder`.
-        name: str, for example "data_batch_1.bin"; `name + ".gz"` is accepted too.
-        subfolder: str, the folder that the official archive unpacks to.
-        label_limits: a tuple with one int for each label byte of a record, in order;
-            that label must be smaller.
-
-    Returns:
-        A `CheckedFile`.
+        folder: where the file is, directly or in `subfolder`.
+        name: for example "data_batch_1.bin"; `name + ".gz"` is accepted too.
+        subfolder: the folder that the official archive unpacks to.
+        label_limits: for each label byte of a record, in order, what it must be less
+            than.
 
     Raises:
-        DataFileError: if the file is missing, belongs to the pickled Python version,
-            or anything in it is wrong.
+        DataFileError: the file is missing, belongs to the pickled Python version, or
+            anything in it is wrong.
     """
+    # Where the official archive was unpacked, and what it unpacks to.
     folders = [folder, os.path.join(folder, subfolder)]
     names = [name, name + ".gz"]
     pickled = _first_file(folders, [os.path.splitext(name)[0]])
@@ -133,27 +139,23 @@ def check_cifar(
 
 
 def checksum(files: Iterable[CheckedFile]) -> str:
-    """The SHA-256 of all the content, decompressed, in hexadecimal.
-
-    Returns:
-        A str, the same whether a file is compressed or not; empty for no files.
+    """The SHA-256 of all the content, decompressed, in hexadecimal; "" for no files.
 
     Raises:
-        DataFileError: if a file has become unreadable since it was checked.
+        DataFileError: a file has become unreadable since it was checked.
     """
     digest = hashlib.sha256()
     files = list(files)
     for file in files:
         with _open(file.path) as stream:
-            content = stream.read(_CHUNK_BYTES)
-            while content:
+            # Of what is decompressed: who unpacks a file may go on with the run.
+            for content in iter(lambda: stream.read(_CHUNK_BYTES), b""):
                 digest.update(content)
-                content = stream.read(_CHUNK_BYTES)
     return digest.hexdigest() if files else ""
 
 
-def _find_file(folders: list[str], names: list[str]) -> str:
-    """Returns the path of the first of `names` that is a file in one of `folders`."""
+def _find_file(folders, names):
+    """The path of the first of `names` that is a file in one of `folders`."""
     path = _first_file(folders, names)
     if path is None:
         if not os.path.isdir(folders[0]):
@@ -169,111 +171,84 @@ def _find_file(folders: list[str], names: list[str]) -> str:
     return path
 
 
-def _first_file(folders: list[str], names: list[str]) -> str | None:
+def _first_file(folders, names):
     paths = [os.path.join(folder, name) for folder in folders for name in names]
     return next(filter(os.path.isfile, paths), None)
 
 
-def _idx_names(stem: str, rank: int) -> list[str]:
+def _idx_names(stem, rank):
     """The accepted names of an IDX file, the preferred one first."""
+    # Some archives of MNIST, and programs that unpack them, put a dot before "idx".
     plain = [f"{stem}-idx{rank}-ubyte", f"{stem}.idx{rank}-ubyte"]
     return plain + [name + ".gz" for name in plain]
 
 
-def _check_idx_images(
-    path: str, image_size: tuple[int, int], max_pixel: int
-) -> CheckedFile:
+def _check_idx(path, example_shape, limit, what, images=None):
+    """Checks a file of examples of one shape, whose values must be less than `limit`."""
     with _open(path) as stream:
-        count = _read_idx_header(stream, image_size)
-        num_values = count * image_size[0] * image_size[1]
-        header_bytes = _expect_size(stream, num_values)
-        for start, values in _value_chunks(stream, num_values):
-            _expect_below(stream, values, max_pixel + 1, "a pixel", start, 1)
-        _expect_end(stream)
-        return CheckedFile(path, stream.is_gzip, header_bytes, count)
-
-
-def _check_idx_labels(path: str, num_classes: int, images: CheckedFile) -> CheckedFile:
-    with _open(path) as stream:
-        count = _read_idx_header(stream, ())
-        if count != images.num_examples:
-            raise stream.error(
-                4,
-                f"{images.num_examples} labels, one for each image of {images.path}",
-                count,
+        count = _read_idx_header(stream, example_shape)
+        if images is not None and count != images.num_examples:
+            expected = (
+                f"{images.num_examples} labels, one for each image of {images.path}"
             )
-        header_bytes = _expect_size(stream, count)
-        for start, values in _value_chunks(stream, count):
-            _expect_below(stream, values, num_classes, "a label", start, 1)
-        _expect_end(stream)
+            raise stream.error(4, expected, count)
+        header_bytes = stream.offset
+        # Integers of Python's, which no header can make overflow.
+        end = header_bytes + count * int(np.prod(example_shape, dtype=np.int64))
+        if end > MAX_FILE_BYTES:
+            expected = f"a file of at most {MAX_FILE_BYTES} bytes"
+            raise stream.error(4, expected, f"a count that needs {end}")
+        while stream.offset < end:
+            start = stream.offset
+            content = stream.read(min(_CHUNK_BYTES, end - start))
+            if not content:
+                raise stream.error(start, f"{end} bytes in all", "the end of the data")
+            _expect_below(stream, np.frombuffer(content, np.uint8), limit, what, start)
+        # TensorFlow would reshape what it reads, and fail in the first step.
+        if stream.read(1):
+            raise stream.error(end, "the end of the data", "trailing bytes")
         return CheckedFile(path, stream.is_gzip, header_bytes, count)
 
 
-def _read_idx_header(stream: _Stream, example_shape: tuple[int, ...]) -> int:
-    """Reads the IDX header and returns the number of examples, at least 1."""
+def _read_idx_header(stream, example_shape):
+    """Reads the header and returns the number of examples, at least 1."""
     expected_magic = bytes([0, 0, _IDX_UINT8, 1 + len(example_shape)])
-    magic = _read_exactly(stream, 4, "the IDX magic number")
+    # Of the type, too: an IDX file of floats has the same rank, and four times the bytes.
+    magic = _read_four(stream, "the IDX magic number")
     if magic != expected_magic:
-        raise stream.error(
-            0, f"the IDX magic number {expected_magic.hex()}", magic.hex()
-        )
-    (count,) = struct.unpack(">I", _read_exactly(stream, 4, "the number of examples"))
+        expected = f"the IDX magic number {expected_magic.hex()}"
+        raise stream.error(0, expected, magic.hex())
+    (count,) = struct.unpack(">I", _read_four(stream, "the number of examples"))
     if count == 0:
         raise stream.error(4, "at least one example", 0)
     for size in example_shape:
         offset = stream.offset
-        (found,) = struct.unpack(">I", _read_exactly(stream, 4, "an image dimension"))
+        (found,) = struct.unpack(">I", _read_four(stream, "an image dimension"))
         if found != size:
-            raise stream.error(
-                offset,
-                f"an image dimension of {size}",
-                f"{found}: are these the files of another --dataset?",
-            )
+            told = f"{found}: are these the files of another --dataset?"
+            raise stream.error(offset, f"an image dimension of {size}", told)
     return count
 
 
-def _expect_size(stream: _Stream, num_values: int) -> int:
-    """Refuses a claimed size that no reader could take; returns the header's size."""
-    if stream.offset + num_values > MAX_FILE_BYTES:
-        raise stream.error(
-            4,
-            f"a file of at most {MAX_FILE_BYTES} bytes",
-            f"a count that needs {stream.offset + num_values}",
-        )
-    return stream.offset
+def _read_four(stream, what):
+    content = stream.read(4)
+    if len(content) < 4:
+        found = f"{len(content)} bytes" if stream.offset else "an empty file"
+        start = stream.offset - len(content)
+        raise stream.error(start, f"{what} (4 bytes)", found)
+    return content
 
 
-def _value_chunks(stream: _Stream, num_values: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (offset, uint8 array of shape [k]) until `num_values` have been read."""
-    end = stream.offset + num_values
-    while stream.offset < end:
-        start = stream.offset
-        content = stream.read(min(_CHUNK_BYTES, end - start))
-        if not content:
-            raise stream.error(start, f"{end} bytes in all", "the end of the data")
-        yield start, np.frombuffer(content, np.uint8)
-
-
-def _expect_below(
-    stream: _Stream, values: np.ndarray, limit: int, what: str, start: int, stride: int
-) -> None:
+def _expect_below(stream, values, limit, what, start, stride=1):
     """Checks uint8 `values` [k], found at the bytes `start` + i * `stride`."""
     wrong = np.flatnonzero(values >= limit)
     if wrong.size:
-        raise stream.error(
-            start + int(wrong[0]) * stride,
-            f"{what} in [0, {limit})",
-            int(values[wrong[0]]),
-        )
+        offset = start + int(wrong[0]) * stride
+        raise stream.error(offset, f"{what} in [0, {limit})", int(values[wrong[0]]))
 
 
-def _expect_end(stream: _Stream) -> None:
-    end = stream.offset
-    if stream.read(1):
-        raise stream.error(end, "the end of the data", "trailing bytes")
-
-
-def _pickle_error(path: str, binary_name: str) -> DataFileError:
+def _pickle_error(path, binary_name):
+    # To open a pickle is to run what it says.
     return DataFileError(
         f"{path}: at byte 0: expected the binary version of CIFAR ({binary_name}), "
         "found the python version (pickle), which is never opened; the binary version "
@@ -281,67 +256,35 @@ def _pickle_error(path: str, binary_name: str) -> DataFileError:
     )
 
 
-def _check_cifar_records(path: str, label_limits: tuple[int, ...]) -> CheckedFile:
+def _check_cifar_records(path, label_limits):
     record_bytes = len(label_limits) + CIFAR_IMAGE_BYTES
-    count = 0
     with _open(path) as stream:
-        for start, records in _record_chunks(stream, record_bytes):
-            if records[0, 0] == _PICKLE_FIRST_BYTE:
+        start = 0
+        # The format has neither a header nor a count: the size is all that it promises.
+        for content in iter(lambda: stream.read(record_bytes * _CHUNK_RECORDS), b""):
+            if stream.offset > MAX_FILE_BYTES:
+                expected = f"a file of at most {MAX_FILE_BYTES} bytes"
+                raise stream.error(MAX_FILE_BYTES, expected, "more bytes")
+            count, rest = divmod(len(content), record_bytes)
+            values = np.frombuffer(content, np.uint8, count * record_bytes)
+            records = values.reshape(count, record_bytes)
+            if count and content[0] == _PICKLE_FIRST_BYTE:
                 raise _pickle_error(path, os.path.basename(path))
             for column, limit in enumerate(label_limits):
-                first = start + column
-                labels = records[:, column]
+                labels, first = records[:, column], start + column
                 _expect_below(stream, labels, limit, "a label", first, record_bytes)
-            count += len(records)
-        if count == 0:
+            if rest:
+                found = f"the end of the data after {rest} bytes of a record"
+                expected = f"whole records of {record_bytes} bytes"
+                raise stream.error(stream.offset, expected, found)
+            start = stream.offset
+        if not start:
             raise stream.error(0, f"a record of {record_bytes} bytes", "an empty file")
-        return CheckedFile(path, stream.is_gzip, 0, count)
-
-
-def _record_chunks(
-    stream: _Stream, record_bytes: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (offset, uint8 array of shape [k, record_bytes]) up to the end."""
-    while True:
-        start = stream.offset
-        content = _read_up_to(stream, record_bytes * _CHUNK_RECORDS)
-        if stream.offset > MAX_FILE_BYTES:
-            limit = f"a file of at most {MAX_FILE_BYTES} bytes"
-            raise stream.error(MAX_FILE_BYTES, limit, "more bytes")
-        whole, rest = divmod(len(content), record_bytes)
-        values = np.frombuffer(content, np.uint8, whole * record_bytes)
-        if whole:
-            yield start, values.reshape(whole, record_bytes)
-        if rest:
-            found = f"the end of the data after {rest} bytes of a record"
-            expected = f"whole records of {record_bytes} bytes"
-            raise stream.error(stream.offset, expected, found)
-        if not content:
-            return
-
-
-def _read_exactly(stream: _Stream, size: int, what: str) -> bytes:
-    offset = stream.offset
-    content = _read_up_to(stream, size)
-    if len(content) < size:
-        found = f"{len(content)} bytes" if offset + len(content) else "an empty file"
-        raise stream.error(offset, f"{what} ({size} bytes)", found)
-    return content
-
-
-def _read_up_to(stream: _Stream, size: int) -> bytes:
-    """Reads `size` bytes, fewer only at the end of the data."""
-    content = b""
-    while len(content) < size:
-        piece = stream.read(size - len(content))
-        if not piece:
-            break
-        content += piece
-    return content
+        return CheckedFile(path, stream.is_gzip, 0, start // record_bytes)
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[_Stream]:
+def _open(path):
     """Opens a file as a `_Stream`; a failing read becomes a `DataFileError`."""
     try:
         with open(path, "rb") as file:
@@ -353,49 +296,52 @@ def _open(path: str) -> Iterator[_Stream]:
 class _Stream:
     """The content of a file, decompressed if it is gzip, in pieces of bounded size.
 
-    The gzip stream must be one member, which is what tf.io.decode_compressed reads.
+    The gzip stream must be one member, which is what tf.io.decode_compressed reads; Python's
+    gzip module would go on into a second one.
     """
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
+    def __init__(self, path, file):
         self._path = path
         self._file = file
-        self._input = file.read(len(_GZIP_MAGIC))
-        self.is_gzip = self._input == _GZIP_MAGIC
+        self.is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        file.seek(0)
+        self._input = b""  # of the decoder: what it has not taken yet
         self._gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         size = os.fstat(file.fileno()).st_size
         self._max_content = max(_FREE_CONTENT_BYTES, _MAX_EXPANSION * size)
         self.offset = 0
 
-    def read(self, size: int) -> bytes:
-        """Returns 1 to `size` bytes, or none at the end of the data.
+    def read(self, size):
+        """Returns `size` bytes, fewer only at the end of the data.
 
         Raises:
-            DataFileError: if the gzip stream is damaged, truncated, followed by more
-                bytes, or holds far more than images would.
+            DataFileError: the gzip stream is damaged, truncated, followed by more bytes,
+                or holds far more than images would.
         """
-        content = self._decompress(size) if self.is_gzip else self._read_plain(size)
-        self.offset += len(content)
-        if self.is_gzip and self.offset > self._max_content:
-            raise self.error(
-                self._max_content,
-                f"at most {self._max_content} bytes in a gzip file of this size",
-                "more, as in a gzip bomb; if they are wanted, decompress the file",
-            )
+        content = b""
+        while len(content) < size:
+            left = size - len(content)
+            piece = self._decompress(left) if self.is_gzip else self._file.read(left)
+            if not piece:
+                break
+            content += piece
+            self.offset += len(piece)
+            if self.is_gzip and self.offset > self._max_content:
+                raise self.error(
+                    self._max_content,
+                    f"at most {self._max_content} bytes in a gzip file of this size",
+                    "more, as in a gzip bomb; if they are wanted, decompress the file",
+                )
         return content
 
-    def error(self, offset: int, expected: str, found: object) -> DataFileError:
-        """Returns the `DataFileError` for what was found at a byte offset."""
+    def error(self, offset, expected, found):
+        """The `DataFileError` for what was found at a byte offset."""
         place = " of the decompressed stream" if self.is_gzip else ""
         return DataFileError(
             f"{self._path}: at byte {offset}{place}: expected {expected}, found {found}"
         )
 
-    def _read_plain(self, size: int) -> bytes:
-        content = self._input[:size]
-        self._input = self._input[size:]
-        return content + self._file.read(size - len(content))
-
-    def _decompress(self, size: int) -> bytes:
+    def _decompress(self, size):
         content = b""
         while not content and not self._gzip.eof:
             # The decoder can hold back output while it wants no more input.
@@ -406,13 +352,9 @@ class _Stream:
                 raise self.error(self.offset, "valid gzip data", error) from error
             self._input = self._gzip.unconsumed_tail
             if not source and not content and not self._gzip.eof:
-                raise self.error(
-                    self.offset, "the end of the gzip stream", "the end of the file"
-                )
+                expected = "the end of the gzip stream"
+                raise self.error(self.offset, expected, "the end of the file")
         if self._gzip.eof and (self._gzip.unused_data or self._file.read(1)):
-            raise self.error(
-                self.offset + len(content),
-                "one gzip stream",
-                "more bytes in the file after its end",
-            )
+            found = "more bytes in the file after its end"
+            raise self.error(self.offset + len(content), "one gzip stream", found)
         return content

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_tf1.jobs.data.encoded_images import EXTENSIONS
-from bn_tf1.jobs.data.idx_and_cifar import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError, unreadable_named
 from bn_tf1.jobs.data.streamed import Example, ExampleSource
 
 TEST_FOLDERS = ("test", "validation", "val")
@@ -60,10 +60,9 @@ def open_folder(
             raise DataFileError(
                 f"{folder} has {os.path.basename(tests[0])}/, but no train/ beside it"
             )
-        images = _listed(folder)
         images = [
             image
-            for image in images
+            for image in _listed(folder)
             if _is_test(image, test_share, seed) == (split == "test")
         ]
         return _opened(folder, images, _class_names(folder), split)
@@ -73,6 +72,7 @@ def open_folder(
             f"{folder} has train/, but none of {', '.join(f'{n}/' for n in TEST_FOLDERS)} "
             f"beside it; for a split by chance give --data_dir={train}"
         )
+    # The other way round is nothing to refuse: of a rare class none may be for tests.
     unknown = sorted(set(_class_names(tests[0])) - set(names))
     if unknown:
         raise DataFileError(
@@ -90,6 +90,7 @@ def _class_names(folder):
             f"{folder}: expected a folder with one folder of images for each class: "
             f"{error.strerror}"
         ) from error
+    # No .ipynb_checkpoints or .thumbnails, which programs leave beside the classes.
     names = tuple(
         entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."
     )
@@ -123,6 +124,7 @@ def _listed(folder):
 
 
 def _is_test(image, share, seed):
+    # By its name and not by its number: an image that is added moves no other one.
     digest = hashlib.sha256(
         f"{seed}/{'/'.join(image)}".encode("utf-8", "surrogateescape")
     )
@@ -132,6 +134,7 @@ def _is_test(image, share, seed):
 def _opened(folder, images, names, split):
     if not images:
         raise DataFileError(f"{folder} has no image for the {split} split")
+    # Of the names: to read a folder of photographs would take minutes at each start.
     digest = hashlib.sha256()
     for image in images:
         digest.update("/".join(image).encode("utf-8", "surrogateescape") + b"\n")
@@ -152,14 +155,13 @@ def _opened(folder, images, names, split):
 
 
 class _Image(NamedTuple):
+    """A function that reads an image."""
+
     folder: str
     names: tuple[str, str]
     label: int
 
     def __call__(self):
         path = os.path.join(self.folder, *self.names)
-        try:
-            with open(path, "rb") as file:
-                return Example(file.read(), self.label, path)
-        except OSError as error:
-            raise DataFileError(f"{path} cannot be read: {error.strerror}") from error
+        with unreadable_named(path), open(path, "rb") as file:
+            return Example(file.read(), self.label, path)

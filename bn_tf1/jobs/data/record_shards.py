@@ -11,7 +11,6 @@ neighbours, of bounded size, after the other, and each is held against its check
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import glob
 import hashlib
@@ -27,8 +26,9 @@ from tqdm import tqdm
 
 from bn_tf1.formats.tfrecords import FRAME_BYTES, Frames, list_frames, unframed
 from bn_tf1.jobs import choices
-from bn_tf1.jobs.data.idx_and_cifar import DataFileError
+from bn_tf1.jobs.data.idx_and_cifar import DataFileError, unreadable_named
 from bn_tf1.jobs.data.streamed import Example, ExampleSource
+from bn_tf1.jobs.saving import durable_files
 
 PREFIXES = {"train": ("train",), "test": ("test", "validation")}
 INDEX_FILE = "records-{split}.npz"
@@ -70,6 +70,7 @@ def open_shards(
     frames = _indexed(folder, split, paths, sizes, index_folder)
     blocks = _blocks(frames)
     ends = np.cumsum([len(offsets) for _, _, offsets, _ in blocks], dtype=np.int64)
+    # Of names and sizes: ImageNet's 140 GB would take minutes to read at each start.
     digest = hashlib.sha256()
     for path, size in zip(paths, sizes):
         digest.update(f"{os.path.basename(path)} {size}\n".encode())
@@ -122,16 +123,13 @@ def _check_complete(paths):
 def _indexed(folder, split, paths, sizes, index_folder):
     """The frames of each shard: from an index that fits, or read and kept."""
     name = INDEX_FILE.format(split=split)
+    # Beside foreign shards nothing is written: their disk may be one that is only readable.
     for place in (folder, index_folder):
         frames = _read_index(os.path.join(place, name), paths, sizes)
         if frames is not None:
             return frames
-    with tqdm(
-        total=int(sizes.sum()),
-        unit="B",
-        unit_scale=True,
-        desc=f"counting {split} records",
-    ) as progress:
+    what, total = f"counting {split} records", int(sizes.sum())
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what) as progress:
         frames = [list_frames(path, progress.update) for path in paths]
     empty = [path for path, found in zip(paths, frames) if not len(found.offsets)]
     if len(empty) == len(paths):
@@ -141,21 +139,15 @@ def _indexed(folder, split, paths, sizes, index_folder):
 
 
 def _read_index(path, shards, sizes):
+    names = [os.path.basename(shard) for shard in shards]
     try:
         with np.load(path, allow_pickle=False) as index:
-            names = [os.path.basename(shard) for shard in shards]
-            if list(index["names"]) != names or not np.array_equal(
-                index["sizes"], sizes
-            ):
+            is_same = np.array_equal(index["sizes"], sizes)
+            if not is_same or list(index["names"]) != names:
                 return None
             pieces = np.cumsum(index["counts"])[:-1]
-            return [
-                Frames(offsets, lengths)
-                for offsets, lengths in zip(
-                    np.split(index["offsets"], pieces),
-                    np.split(index["lengths"], pieces),
-                )
-            ]
+            parts = (np.split(index[key], pieces) for key in ("offsets", "lengths"))
+            return [Frames(*pair) for pair in zip(*parts)]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # none, or not whole: it is made again
 
@@ -163,8 +155,7 @@ def _read_index(path, shards, sizes):
 def write_index(path, shards, sizes, frames):
     """Keeps where the records of the shards lie; replaces the file as a whole."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = path + ".partial"
-    with open(partial, "wb") as file:
+    with durable_files.replacing(path) as file:
         np.savez(
             file,
             names=np.array([os.path.basename(shard) for shard in shards]),
@@ -173,7 +164,6 @@ def write_index(path, shards, sizes, frames):
             offsets=np.concatenate([found.offsets for found in frames]),
             lengths=np.concatenate([found.lengths for found in frames]),
         )
-    os.replace(partial, path)
 
 
 def _blocks(frames):
@@ -182,6 +172,7 @@ def _blocks(frames):
     for shard, (offsets, lengths) in enumerate(frames):
         if not len(offsets):
             continue
+        # By where a record begins: a block is as large as that, and its last record more.
         parts = offsets // _BLOCK_BYTES
         firsts = np.flatnonzero(np.diff(parts, prepend=-1))
         for first, end in zip(firsts, [*firsts[1:], len(offsets)]):
@@ -212,7 +203,7 @@ class _Shard:
 
     def __init__(self, path):
         self.path = path
-        with self._errors_named():
+        with unreadable_named(path):
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
 
     def __del__(self):
@@ -227,21 +218,13 @@ class _Shard:
             )
 
     def read(self, offset, length):
-        with self._errors_named():
+        with unreadable_named(self.path):
             self._file.seek(offset)
             return self._file.read(length)
 
-    @contextlib.contextmanager
-    def _errors_named(self):
-        try:
-            yield
-        except OSError as error:
-            raise DataFileError(
-                f"{self.path} cannot be read: {error.strerror}"
-            ) from error
-
 
 def _example(file, offset, length, number, features):
+    # Parsed here and not by tf.io.parse_example, whose error ends the stream and names nobody.
     path = file.path
     data = unframed(file.read(offset, length), path, number)
     place = f"{path}: record {number}"

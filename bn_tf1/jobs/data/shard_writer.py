@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from bn_tf1.formats.tfrecords import framed, list_frames
 from bn_tf1.jobs.data.encoded_images import why_not_decodable
-from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.data.image_folders import open_folder
 from bn_tf1.jobs.data.record_shards import (
     CLASS_NAMES_FILE,
@@ -26,6 +25,7 @@ from bn_tf1.jobs.data.record_shards import (
     Features,
     write_index,
 )
+from bn_tf1.jobs.data.streamed import undecodable
 from bn_tf1.jobs.saving import durable_files
 
 
@@ -47,6 +47,7 @@ def make_records(
         DataFileError: an image cannot be decoded, or `folder` is not such a folder.
         ValueError: `destination` exists.
     """
+    # Before a day of reading: and a run may be training on what is there.
     if os.path.exists(destination):
         raise ValueError(
             f"{destination} exists already, and nothing is written over it: choose "
@@ -97,7 +98,7 @@ def _write_split(source, folder, split, shard_bytes):
                     file = stack.enter_context(open(path, "wb"))
                 file.write(framed(_serialised(read())))
                 progress.update()
-    # How many there are is known at the end only.
+    # How many there are is known at the end only, and each name tells it.
     final = [f"{path}-of-{len(paths):05d}" for path in paths]
     for path, name in zip(paths, final):
         os.rename(path, name)
@@ -108,23 +109,22 @@ def _write_split(source, folder, split, shard_bytes):
 
 
 def _serialised(example):
+    # Here, once, and not in each epoch of each run.
     problem = why_not_decodable(example.encoded)
     if problem is not None:
-        raise DataFileError(f"{example.place}: the image cannot be decoded: {problem}")
-    names = Features()
+        raise undecodable(example, problem)
+    names, name = Features(), os.path.basename(example.place)
     features = {
-        names.image: tf.train.Feature(
-            bytes_list=tf.train.BytesList(value=[example.encoded])
-        ),
+        names.image: _bytes(example.encoded),
         names.label: tf.train.Feature(
             int64_list=tf.train.Int64List(value=[example.label])
         ),
-        "image/filename": tf.train.Feature(
-            bytes_list=tf.train.BytesList(
-                value=[os.fsencode(os.path.basename(example.place))]
-            )
-        ),
+        # Nobody here reads it; it is what slim's ImageNet has for people who look.
+        "image/filename": _bytes(os.fsencode(name)),
     }
-    return tf.train.Example(
-        features=tf.train.Features(feature=features)
-    ).SerializeToString()
+    features = tf.train.Features(feature=features)
+    return tf.train.Example(features=features).SerializeToString()
+
+
+def _bytes(value):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))

@@ -34,7 +34,7 @@ do_not_convert = getattr(
     tf.autograph.experimental, "do_not_convert", lambda function: function
 )
 _AUTOTUNE = tf.data.experimental.AUTOTUNE
-# Batches that may be under way to a step, and some more.
+# Batches that may be under way to a step, and some more: what fails is among them.
 _UNDER_WAY = 8
 _ENDLESS = np.iinfo(np.int64).max
 
@@ -51,6 +51,11 @@ class Example(NamedTuple):
     encoded: bytes
     label: int
     place: str
+
+
+def undecodable(example: Example, problem: str) -> DataFileError:
+    """The error for an example whose image cannot be decoded."""
+    return DataFileError(f"{example.place}: the image cannot be decoded: {problem}")
 
 
 class ExampleSource(NamedTuple):
@@ -74,9 +79,8 @@ class StreamedDataset(NamedTuple):
     """One split of a data set that is read while it is used.
 
     Attributes:
-        name, split, image_shape, num_classes, mirrors: as those of
-            `datasets.ImageDataset`.
-        class_names: of each class, or () where nobody knows them.
+        name, split, image_shape, num_classes, mirrors, class_names, max_pixel: as those
+            of `datasets.ImageDataset`.
         source: where the examples are.
         augments_photos: whether training takes random crops, and evaluation the centre.
         max_bad_examples: how many examples that cannot be used are left out; one more
@@ -96,14 +100,18 @@ class StreamedDataset(NamedTuple):
     max_bad_examples: int
     failures: list[DataFileError]
     recent: collections.deque[Callable[[], Example]]
+    max_pixel: int = 255
 
     @property
     def num_examples(self) -> int:
+        """Bad ones included: how many can be used is known at the end of an epoch."""
         return int(self.source.block_ends[-1])
 
     @contextlib.contextmanager
     def failures_named(self) -> Iterator[None]:
         """Raises what ended the stream in the place of TensorFlow's error for it."""
+        # What a function of Python's raises becomes an error of TensorFlow's without a type,
+        # and its decoders do not say which image of a batch it was.
         try:
             yield
         except tf.errors.OpError as error:
@@ -139,6 +147,7 @@ def training_batches(
     def decode(encoded, label, position):
         if not augment:
             return encoded_images.decode_resized(encoded, size), label
+        # By the example's own place in the stream: not by its batch, which a worker shares.
         pair = tf.stack([tf.constant(seed, tf.int64), position])
         if dataset.augments_photos:
             image = encoded_images.decode_random_crop(encoded, size, pair)
@@ -146,6 +155,7 @@ def training_batches(
             image = encoded_images.decode_shifted(encoded, size, pair, padding=padding)
         return image, label
 
+    # Of whole steps and not of examples: a call of Python costs more than a record.
     steps = tf.data.Dataset.range(tf.cast(first_step, tf.int64), _ENDLESS)
     examples = _examples(reader, steps, batch_size, rows).map(decode, _AUTOTUNE)
     return examples.batch(count, drop_remainder=True)
@@ -153,6 +163,7 @@ def training_batches(
 
 def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dataset:
     """The finite stream of all examples in the order of the source."""
+    # In the order of the source, in which files are read from front to back.
     reader = _Reader(dataset, lambda epoch: np.arange(dataset.num_examples))
 
     @do_not_convert
@@ -184,7 +195,7 @@ def _examples(reader, steps, batch_size, rows, once=False):
             (tf.string, tf.int32, tf.int64),
         )
         for values in (encoded, labels, positions):
-            values.set_shape([None])
+            values.set_shape([None])  # which a function of Python's does not tell
         return tf.data.Dataset.from_tensor_slices((encoded, labels, positions))
 
     return steps.flat_map(read).prefetch(2 * (rows[1] - rows[0]))
@@ -196,6 +207,7 @@ def _permuted(source, seed, epoch):
     random = np.random.RandomState([seed % 2**32, seed >> 32, epoch % 2**32])
     ends = source.block_ends
     starts = np.concatenate([[0], ends[:-1]])
+    # Blocks, and examples within each: an order of all would seek for every record.
     order = random.permutation(len(ends))
     return np.concatenate(
         [starts[b] + random.permutation(ends[b] - starts[b]) for b in order]
@@ -226,10 +238,8 @@ def _first_undecodable(readers):
         example = read()
         problem = trial.why_not_decodable(example.encoded)
         if problem is not None:
-            return DataFileError(
-                f"{example.place}: the image cannot be decoded: {problem}; replace or "
-                "remove it, or leave it out by --max_bad_examples"
-            )
+            advice = "replace or remove it, or leave it out by --max_bad_examples"
+            return undecodable(example, f"{problem}; {advice}")
     return None
 
 
@@ -238,12 +248,14 @@ class _Reader:
 
     def __init__(self, dataset, order_of):
         self._dataset = dataset
+        # Of two: a batch may span two epochs.
         self._order_of = functools.lru_cache(maxsize=2)(order_of)
         self._blocks: dict[int, Any] = {}
         self._left_out: set[int] = set()
         # Costs as much as decoding: for those who have such images.
         self._trial = _TrialDecoder() if dataset.max_bad_examples else None
         self._has_told_of_rotation = False
+        # TensorFlow calls it from whichever of its threads is free.
         self._lock = threading.Lock()
 
     def batch(self, step, *, batch_size, rows, once):
@@ -257,6 +269,7 @@ class _Reader:
                 self._at(position, needed, once) for position in range(first, last)
             ]
             self._blocks = needed
+            # Readers and no bytes: it is all that a failure needs, and costs nothing.
             recent = self._dataset.recent
             while len(recent) > _UNDER_WAY * (last - first):
                 recent.popleft()
@@ -276,7 +289,7 @@ class _Reader:
             example = self._usable(number, needed)
             if example is not None or once:
                 return example
-            position += 1
+            position += 1  # which is taken again at its own place
 
     def _usable(self, number, needed):
         ends = self._dataset.source.block_ends
@@ -301,9 +314,7 @@ class _Reader:
         if problem is None and self._trial is not None:
             problem = self._trial.why_not_decodable(example.encoded)
         if problem is not None:
-            raise DataFileError(
-                f"{example.place}: the image cannot be decoded: {problem}"
-            )
+            raise undecodable(example, problem)
         num_classes = self._dataset.num_classes
         if not 0 <= example.label < num_classes:
             raise DataFileError(
