@@ -156,9 +156,9 @@ def evaluate(request: Request) -> Iterator[Result]:
     dataset = network.open_split(config, request.split)
     eval_dir = _eval_dir(request)
     durable_files.make_folder(eval_dir, "--eval_dir")
-    checkpoints = itertools.chain([first], candidates)
     with tf.Graph().as_default(), contextlib.ExitStack() as stack:
         graph = _build_graph(config, dataset)
+        # All of them, and not the trainable ones: the moving statistics are none.
         saver = tf.train.Saver(tf.global_variables())
         session = stack.enter_context(tf.Session())
         writer = stack.enter_context(summaries.CurveWriter(eval_dir))
@@ -166,11 +166,12 @@ def evaluate(request: Request) -> Iterator[Result]:
         if request.weight_ema:
             averages = stack.enter_context(_averages(config))
         skipped = False
-        for checkpoint in checkpoints:
+        for checkpoint in itertools.chain([first], candidates):
             try:
                 _restore(session, saver, graph, checkpoint.path, averages)
             except DamagedCheckpoint as error:
-                _report_skipped(f"step {checkpoint.step}", str(error))
+                # Or removed by the training job since it was listed: it keeps so many.
+                _report(f"skipped step {checkpoint.step}: {error}")
                 skipped = True
                 continue
             with dataset.failures_named():
@@ -182,14 +183,18 @@ def evaluate(request: Request) -> Iterator[Result]:
                     "newest checkpoint cannot be read"
                 )
             yield result
+            # Not before: what was measured is worth knowing, and says how far it is off.
             _check_batch_independence(result)
-            if _is_last(result, request):
+            # Read anew, since the run may have been prolonged meanwhile.
+            last = configuration.load(request.model_dir).max_steps
+            if not _is_following(request) or result.step >= last:
                 _refresh_report(request)
                 return
 
 
 def _refresh_report(request):
     """With what was measured last, unless the training job still does it."""
+    # Runs are evaluated where they can only be read, too, with an --eval_dir elsewhere.
     is_writable = os.access(request.model_dir, os.W_OK)
     if is_writable and not run_lock.is_held(request.model_dir):
         LiveReport(request.model_dir).write()
@@ -203,7 +208,7 @@ def _eval_dir(request):
 
 def _is_measured_to_the_end(request):
     """Whether there is nothing left to follow; says so on stdout."""
-    if request.run_once or request.checkpoint_path:
+    if not _is_following(request):
         return False
     step = _last_measured_step(request)
     if step is None or step < configuration.load(request.model_dir).max_steps:
@@ -213,11 +218,8 @@ def _is_measured_to_the_end(request):
     return True
 
 
-def _is_last(result, request):
-    if request.run_once or request.checkpoint_path:
-        return True
-    # The run may have been prolonged meanwhile.
-    return result.step >= configuration.load(request.model_dir).max_steps
+def _is_following(request):
+    return not (request.run_once or request.checkpoint_path)
 
 
 def _candidates(request) -> Iterator[SavedCheckpoint]:
@@ -234,6 +236,7 @@ def _candidates(request) -> Iterator[SavedCheckpoint]:
                 "train.py makes it when a run begins"
             )
         listed = committing_saver.listed(request.model_dir)
+        # All of them: where the newest is damaged, the one before it is asked for next.
         yield from reversed(listed)
         what = "that can be read " if listed else ""
         raise EvaluationError(
@@ -262,24 +265,24 @@ def _hint_of_runs(folder):
 
 
 def _named_checkpoint(path):
-    if os.path.isdir(path) and not tf.io.gfile.exists(path + ".index"):
-        raise EvaluationError(
-            f"--checkpoint_path is {path!r}, which is a folder: give --model_dir={path} "
-            f"for its newest checkpoint, or one of its checkpoints; {_there_are(path)}"
-        )
+    folder, advice = os.path.dirname(path) or ".", ""
     if not tf.io.gfile.exists(path + ".index"):
-        raise EvaluationError(
-            f"--checkpoint_path is {path!r}, but there is no {path}.index; "
-            + _there_are(os.path.dirname(path) or ".")
-        )
-    try:
-        committing_saver.verify(path)
-    except DamagedCheckpoint as error:
-        raise EvaluationError(
-            f"--checkpoint_path is {path!r}, which is damaged: {error.reason}; "
-            + _there_are(os.path.dirname(path) or ".")
-        ) from error
-    return SavedCheckpoint(0, path)
+        problem = f"but there is no {path}.index"
+        if os.path.isdir(path):
+            folder, problem = path, "which is a folder"
+            advice = (
+                f": give --model_dir={path} for its newest checkpoint, or one of its "
+            )
+            advice += "checkpoints"
+    else:
+        try:
+            committing_saver.verify(path)
+            return SavedCheckpoint(0, path)
+        except DamagedCheckpoint as error:
+            problem = f"which is damaged: {error.reason}"
+    raise EvaluationError(
+        f"--checkpoint_path is {path!r}, {problem}{advice}; {_there_are(folder)}"
+    )
 
 
 def _there_are(folder):
@@ -293,7 +296,12 @@ def _there_are(folder):
 def _follow(request) -> Iterator[SavedCheckpoint]:
     """Each new checkpoint once, in order, until none has come for `timeout_secs`."""
     last = _step_to_begin_after(request)
+    # Not tf.train.checkpoints_iterator: it sees the newest alone, dies of one that is gone
+    # when it is read (tensorflow#39033), and cannot say what it missed.
     waiting_since, told = time.time(), None
+    timeout_secs = (
+        float("inf") if request.timeout_secs is None else request.timeout_secs
+    )
     while True:
         listed = committing_saver.listed(request.model_dir)
         new = sorted(c for c in listed if c.step > last)
@@ -302,15 +310,13 @@ def _follow(request) -> Iterator[SavedCheckpoint]:
         for checkpoint in new:
             last = checkpoint.step
             yield checkpoint
-            waiting_since = time.time()
+            waiting_since = time.time()  # measuring is no waiting
         if new:
             continue  # more may have come while these were measured
-        left = float("inf")
-        if request.timeout_secs is not None:
-            left = waiting_since + request.timeout_secs - time.time()
+        left = waiting_since + timeout_secs - time.time()
         if left <= 0:
             return
-        if told != last:
+        if told != last:  # once for each checkpoint, and not at each look
             told = last
             _report(_waited_for(request, last))
         time.sleep(min(_POLL_SECS, left))
@@ -318,15 +324,15 @@ def _follow(request) -> Iterator[SavedCheckpoint]:
 
 def _waited_for(request, last):
     """In words: what is waited for, where, how long, and whether it may come at all."""
+    # Who mistyped --model_dir would wait for ever, and not know it.
     what = "the first checkpoint" if last < 0 else f"the checkpoint after step {last}"
-    folder = request.model_dir
+    folder, limit = request.model_dir, request.timeout_secs
     if not os.path.isdir(folder):
         state = "there is no such folder yet: is --model_dir right?"
     elif run_lock.is_held(folder):
         state = "a process is training there"
     else:
         state = "no process is training there now"
-    limit = request.timeout_secs
     how_long = "" if limit is None else f" for {limit:g} s"
     return f"waiting{how_long} for {what} in {folder}: {state}; Ctrl-C ends it"
 
@@ -336,13 +342,9 @@ def _step_to_begin_after(request):
     measured = _last_measured_step(request)
     if measured is not None:
         return measured
-    steps = {
-        checkpoint.step for checkpoint in committing_saver.listed(request.model_dir)
-    }
-    if not steps:
-        return -1
-    newest = max(steps)
-    if min(steps | saved_steps.read(request.model_dir)) < newest:
+    steps = {c.step for c in committing_saver.listed(request.model_dir)}
+    newest = max(steps, default=0)
+    if min(steps | saved_steps.read(request.model_dir), default=0) < newest:
         _report(f"beginning with step {newest}: earlier ones are not measured")
     return newest - 1
 
@@ -355,23 +357,22 @@ def _last_measured_step(request):
 
 
 def _measured_steps(request):
+    """The steps in `results.jsonl` that are of this split and model directory."""
     path = os.path.join(_eval_dir(request), RESULTS_FILE)
+    if not os.path.exists(path):
+        return []
     steps = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                # A killed evaluation may have left half a line.
-                with contextlib.suppress(
-                    ValueError, KeyError, TypeError, OverflowError
-                ):
-                    result = json.loads(line)
-                    if _is_of(request, result):
-                        steps.append(int(result["step"]))
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            # A killed evaluation may have left half a line.
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+                result = json.loads(line)
+                if _is_of(request, result):
+                    steps.append(int(result["step"]))
     return steps
 
 
 def _is_of(request, result):
-    """Whether a line of `results.jsonl` is about this split and model directory."""
     if result["split"] != request.split:
         return False
     # What lies in the model directory itself may have been moved with it.
@@ -385,25 +386,20 @@ def _report_gap(model_dir, last, listed):
     """Names the checkpoints after step `last` that have come and gone unseen."""
     steps = {checkpoint.step for checkpoint in listed}
     saved = saved_steps.read(model_dir)
+    # Steps beyond the newest are of a commit that is under way: noted, but not named yet.
     gone = sorted(step for step in saved - steps if last < step < max(steps))
     if gone:
-        _report_skipped(
-            f"step{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}",
-            "removed before it could be measured",
-        )
+        steps_gone = f"step{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}"
+        _report(f"skipped {steps_gone}: removed before it could be measured")
     first = min(step for step in steps if step > last)
     # They are removed in order: while the last one is there, none that is newer is gone.
     is_complete = last in saved or last in steps or (last == -1 and saved)
     if first > last + 1 and not is_complete:
-        _report_skipped(
-            f"steps {last + 1} to {first - 1}",
-            f"{os.path.join(model_dir, saved_steps.FILE)} does not tell whether one of "
-            "them was saved and removed before it could be measured",
+        path = os.path.join(model_dir, saved_steps.FILE)
+        _report(
+            f"skipped steps {last + 1} to {first - 1}: {path} does not tell whether one "
+            "of them was saved and removed before it could be measured"
         )
-
-
-def _report_skipped(what, reason):
-    _report(f"skipped {what}: {reason}")
 
 
 def _report(text):
@@ -418,7 +414,7 @@ def _report_sick_statistics(path):
         _report(f"warning: not audited: {error}")
         return
     for finding in findings:
-        if finding.gravity == "error":
+        if finding.gravity == "error":  # the doctor, asked by itself, tells the rest
             place = finding.layer or finding.where
             _report(f"warning: {place}: {finding.what} {finding.remedy}")
 
@@ -434,10 +430,8 @@ def _build_graph(config, dataset):
     objective = network.build(
         images, labels, False, config, dataset.num_classes, fold_once=True
     )
-    hits_top5 = tf.cast(
-        tf.nn.in_top_k(objective.logits, labels, min(5, dataset.num_classes)),
-        tf.float32,
-    )
+    best = min(5, dataset.num_classes)
+    hits_top5 = tf.cast(tf.nn.in_top_k(objective.logits, labels, best), tf.float32)
     return _Graph(
         images=images,
         logits=objective.logits,
@@ -454,19 +448,21 @@ def _build_graph(config, dataset):
 def _restore(session, saver, graph, path, averages=None):
     """The variables of a checkpoint, or the `averages` of its weights if there are."""
     committing_saver.verify(path)
-    try:
-        reader = tf.train.NewCheckpointReader(path)
-        shapes = reader.get_variable_to_shape_map()
-    except committing_saver.READ_ERRORS as error:
-        raise DamagedCheckpoint(path, str(error)) from error
-    _check_fits(shapes, path, graph.global_step)
-    try:
-        if graph.global_step.op.name not in shapes:
-            _restore_without_step(session, graph, path)
-        else:
+    with _damage_named(path):
+        shapes = tf.train.NewCheckpointReader(path).get_variable_to_shape_map()
+    # Before it is restored: TensorFlow's errors do not tell a damaged file, which is passed
+    # over, from one of another network.
+    misfit = network.misfit(shapes, path)
+    if misfit is not None:
+        raise EvaluationError(misfit)
+    with _damage_named(path):
+        if graph.global_step.op.name in shapes:
             saver.restore(session, path)
-    except committing_saver.READ_ERRORS as error:
-        raise DamagedCheckpoint(path, str(error)) from error
+        else:
+            # Weights that were published without the step that they were trained to.
+            session.run(graph.global_step.initializer)
+            variables = [v for v in tf.global_variables() if v is not graph.global_step]
+            bn_tf1.restore(session, path, variables=variables)
     if averages is None:
         _report_sick_statistics(path)
     else:
@@ -474,23 +470,12 @@ def _restore(session, saver, graph, path, averages=None):
     session.run(graph.refold)
 
 
-def _check_fits(shapes, path, global_step):
-    """Refuses a checkpoint that is not of this network."""
-    wanted = {v.op.name: v.shape.as_list() for v in tf.global_variables()}
-    missing = sorted(set(wanted) - set(shapes) - {global_step.op.name})
-    if missing:
-        raise EvaluationError(
-            f"the checkpoint {path} lacks {', '.join(missing)}; save it with a "
-            "tf.train.Saver of tf.global_variables(): the moving statistics are not "
-            "trainable variables"
-        )
-    for name in sorted(set(wanted) & set(shapes)):
-        if shapes[name] != wanted[name]:
-            raise EvaluationError(
-                f"the checkpoint {path} has {name} of shape {shapes[name]}, but the "
-                f"network that config.json of --model_dir tells of has {wanted[name]}: "
-                "give the folder of the run that the checkpoint is of"
-            )
+@contextlib.contextmanager
+def _damage_named(path):
+    try:
+        yield
+    except committing_saver.READ_ERRORS as error:
+        raise DamagedCheckpoint(path, str(error)) from error
 
 
 def _averages(config):
@@ -506,21 +491,17 @@ def _averages(config):
 def _load_averages(session, averages, path):
     """Gives the session the averages of the weights, and statistics that are theirs."""
     averages.restore(path, ema=True)
+    # Averages are kept of the weights alone: the statistics in the file belong to others
+    # (tensorflow#3684).
     averages.recalibrate()
     values = averages.values()
     for variable in tf.global_variables():
         variable.load(values[variable.op.name], session)
 
 
-def _restore_without_step(session, graph, path):
-    """Of weights that were published without the step that they were trained to."""
-    variables = [v for v in tf.global_variables() if v is not graph.global_step]
-    session.run(graph.global_step.initializer)
-    bn_tf1.restore(session, path, variables=variables)
-
-
 def _measure(session, graph, path, split):
     session.run(graph.restart)
+    # By example and not by batch: the last batch is smaller, and would count too much.
     fetches = [graph.losses, graph.hits, graph.hits_top5]
     first = session.run([graph.images, graph.logits] + fetches)
     dependence = _batch_dependence(session, graph, *first[:2])
@@ -531,22 +512,26 @@ def _measure(session, graph, path, split):
         except tf.errors.OutOfRangeError:
             break
     losses, hits, hits_top5 = (np.concatenate(parts) for parts in zip(*batches))
-    many_classes = graph.logits.shape[-1] >= _TOP5_CLASSES
+    # In float64, in which a share is the quotient of two counts to the last digit shown.
+    accuracy, accuracy_top5, loss = (
+        float(np.mean(values, dtype=np.float64)) for values in (hits, hits_top5, losses)
+    )
     return Result(
         step=int(session.run(graph.global_step)),
         checkpoint=path,
         split=split,
         examples=len(losses),
-        accuracy=float(np.mean(hits, dtype=np.float64)),
-        accuracy_top5=(
-            float(np.mean(hits_top5, dtype=np.float64)) if many_classes else None
-        ),
-        loss=float(np.mean(losses, dtype=np.float64)),
+        accuracy=accuracy,
+        accuracy_top5=accuracy_top5
+        if graph.logits.shape[-1] >= _TOP5_CLASSES
+        else None,
+        loss=loss,
         batch_dependence=dependence,
     )
 
 
 def _batch_dependence(session, graph, images, logits):
+    # One example is enough: a network that normalises with the batch does it to all.
     alone = session.run(graph.logits, {graph.images: images[:1]})
     return float(np.max(np.abs(alone - logits[:1])) / np.max(np.abs(logits)))
 
@@ -563,15 +548,13 @@ def _check_batch_independence(result):
 
 
 def _write(result, writer, eval_dir):
-    tags = ("loss", "accuracy", "accuracy_top5")
-    measured = [(tag, getattr(result, tag)) for tag in tags]
-    writer.add_scalars([m for m in measured if m[1] is not None], result.step)
+    values = {name: v for name, v in result._asdict().items() if v is not None}
+    tags = [tag for tag in ("loss", "accuracy", "accuracy_top5") if tag in values]
+    writer.add_scalars({tag: values[tag] for tag in tags}, result.step)
     writer.flush()
-    values = {
-        key: value for key, value in result._asdict().items() if value is not None
-    }
     path = os.path.join(eval_dir, RESULTS_FILE)
     line = json.dumps(values).encode()
+    # Appended in one write, so that what is there already is never lost.
     with open(path, "ab+") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - len(line) - 2))
         end = file.read()

@@ -6,7 +6,8 @@ same `config.json`; this is the one place that translates it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -88,43 +89,56 @@ def build(
     Args:
         images: float32 of shape [batch, height, width, channels] in [0, 1].
         labels: int32 of shape [batch], in [0, num_classes).
-        is_training: as for `batch_norm`.
+        is_training, sync: as for `batch_norm`.
         config: the configuration.
-        num_classes: the number of classes of the data set.
-        fold_once: as in `models.Settings`.
-        data_format: as in `models.Settings`. That of `config` is for training alone:
-            channels last, the default, are what every device can evaluate.
-        sync: as for `batch_norm`.
+        num_classes: a count, which the data set tells.
+        fold_once, data_format: as in `models.Settings`. The format of `config` is for
+            training alone: channels last, the default, are what every device can evaluate.
     """
-    bn_kernel = config.bn_kernel
-    if bn_kernel == "compiled" and is_training is not True:
+    # What a model is told has the name of the option that says it.
+    options = dataclasses.asdict(config)
+    options.update(data_format=data_format, fold_once=fold_once, bn_sync=sync)
+    if config.bn_kernel == "compiled" and is_training is not True:
         # Only who trains has it built; others may be on another machine.
-        bn_kernel = "auto"
-    settings = models.Settings(
-        num_classes=num_classes,
-        normalization=config.normalization,
-        bn_decay=WarmUp(config.bn_decay)
-        if config.bn_decay_warm_up
-        else config.bn_decay,
-        bn_epsilon=config.bn_epsilon,
-        bn_kernel=bn_kernel,
-        weight_decay=config.weight_decay,
-        bn_weight_decay=config.bn_weight_decay,
-        resnet_n=config.resnet_n,
-        seed=config.seed,
-        precision=config.precision,
-        scale_features=config.scale_features,
-        fold_once=fold_once,
-        data_format=data_format,
-        bn_normalize_with=config.bn_normalize_with,
-        bn_update=config.bn_update,
-        bn_train_affine=config.bn_train_affine,
-        bn_sync=sync,
-    )
+        options["bn_kernel"] = "auto"
+    if config.bn_decay_warm_up:
+        options["bn_decay"] = WarmUp(config.bn_decay)
+    told = {name: options[name] for name in models.Settings._fields if name in options}
+    settings = models.Settings(num_classes, **told)
+    # Plain functions, which need not know that there is a command line.
     model = {**models.MODELS, **slim_models.MODELS}[config.model]
     logits = model(images, is_training, settings)
+    # Without the penalty, which depends on the weights alone: the losses of training and of
+    # evaluation are then of one kind.
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=labels, logits=logits
     )
     predicted = tf.argmax(logits, 1, output_type=tf.int32)
     return Objective(logits, losses, tf.cast(tf.equal(predicted, labels), tf.float32))
+
+
+def misfit(shapes: Mapping[str, Sequence[int]], path: str) -> str | None:
+    """Why a checkpoint is not of the network in the default graph; None if it is.
+
+    Args:
+        shapes: those in the checkpoint, by name. It may lack the global step, as weights
+            do that were published.
+        path: what the words call it.
+    """
+    wanted = {v.op.name: v.shape.as_list() for v in tf.global_variables()}
+    missing = sorted(set(wanted) - set(shapes) - {tf.GraphKeys.GLOBAL_STEP})
+    if missing:
+        return (
+            f"the checkpoint {path} lacks {', '.join(missing)}; save it with a "
+            "tf.train.Saver of tf.global_variables(): the moving statistics are not "
+            "trainable variables"
+        )
+    for name in sorted(set(wanted) & set(shapes)):
+        found = list(shapes[name])
+        if found != wanted[name]:
+            return (
+                f"the checkpoint {path} has {name} of shape {found}, but the "
+                f"network that config.json of --model_dir tells of has {wanted[name]}: "
+                "give the folder of the run that the checkpoint is of"
+            )
+    return None

@@ -11,20 +11,19 @@ import dataclasses
 import itertools
 import json
 import os
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import network
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.data import datasets
+from bn_tf1.jobs.data.array_batches import arrays_of
 from bn_tf1.serving import exporting, model_formats
 from bn_tf1.serving.exporting import Export
 from bn_tf1.serving.writing import DESCRIPTION
 
-_MAX_PIXEL = 255
 _BATCH_SIZE = 256
 _EXAMPLES = 64
 
@@ -74,14 +73,15 @@ def export(
         return exporting.export(source, out, **options)
     config = configuration.load(source)
     dataset = network.open_split(config, "test")
-    max_pixel = getattr(dataset, "max_pixel", _MAX_PIXEL)
-    scale = 1 / max_pixel if preprocessing else None
+    scale = 1 / dataset.max_pixel if preprocessing else None
     if options.get("examples") is None:
         # Its own images: on random numbers a wrong mean may make no difference.
         images, _ = next(_batches(dataset, _EXAMPLES))
         options["examples"] = _stored(images, scale)
+    numbers = map(str, range(dataset.num_classes))
+    # Who serves the model has neither the data set nor config.json.
     options["description"] = {
-        "class_names": list(_class_names(dataset)),
+        "class_names": list(dataset.class_names or numbers),
         "config": dataclasses.asdict(config),
     }
     return exporting.export(source, out, pixel_scale=scale, **options)
@@ -91,12 +91,8 @@ def _is_run(source):
     return os.path.isfile(os.path.join(source, configuration.CONFIG_FILE))
 
 
-def _class_names(dataset):
-    names = getattr(dataset, "class_names", None)
-    return names or [str(number) for number in range(dataset.num_classes)]
-
-
 def _stored(images, scale):
+    # Rounded: 0.1 * 255 may come out just below a whole number, which a cast would cut.
     return np.rint(images / scale).astype(np.uint8) if scale else images
 
 
@@ -111,8 +107,7 @@ def evaluate_exported(path: str, model_dir: str, split: str) -> ExportedResult:
     config = configuration.load(model_dir)
     dataset = network.open_split(config, split)
     (given,), (taken,) = described["inputs"], described["outputs"]
-    is_stored = given["dtype"] == "uint8"
-    scale = 1 / getattr(dataset, "max_pixel", _MAX_PIXEL) if is_stored else None
+    scale = 1 / dataset.max_pixel if given["dtype"] == "uint8" else None
     size = (given["shape"] or [None])[0]
     step = {
         "kind": described["format"],
@@ -125,6 +120,7 @@ def evaluate_exported(path: str, model_dir: str, split: str) -> ExportedResult:
     feeds = ({name: _filled(_stored(x, scale), size)} for x, _ in own)
     hits, losses = [], []
     for (logits,), (_, labels) in zip(model_formats.run(step, feeds), batches):
+        # What filled up the last batch is cut off.
         logits = np.asarray(logits, np.float64)[: len(labels)]
         hits.append(logits.argmax(1) == labels)
         # Subtracted first: exp of a logit above 709 is infinite.
@@ -167,19 +163,6 @@ def _description(path):
     )
 
 
-def _batches(dataset: Any, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of each example once, in order."""
-    with tf.Graph().as_default() as graph:
-        batches = datasets.evaluation_batches(dataset, size)
-        iterator = tf.data.make_initializable_iterator(batches)
-        batch = iterator.get_next()
-    session = tf.Session(graph=graph)
-    try:
-        session.run(iterator.initializer)
-        while True:
-            try:
-                yield tuple(session.run(batch))
-            except tf.errors.OutOfRangeError:
-                return
-    finally:
-        session.close()
+def _batches(dataset, size):
+    """(images, labels) of each example once, in order, as eval.py sees them."""
+    return arrays_of(lambda: datasets.evaluation_batches(dataset, size))

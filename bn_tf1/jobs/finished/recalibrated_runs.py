@@ -27,10 +27,14 @@ from bn_tf1.jobs import network
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.saving import committing_saver
+from bn_tf1.population.divergence import Divergence, divergence
 from bn_tf1.population.passes import unwatched
 from bn_tf1.population.recalibrated_checkpoints import check_free, write_recalibrated
 from bn_tf1.population.recalibration import Recalibration, recalibrate
+from bn_tf1.records import batch_norm_calls
 
+# Large: in one pass a layer sees what batch statistics made of the layers before it, and
+# those of larger batches are nearer to the ones that evaluation uses.
 BATCH_SIZE = 1024
 
 
@@ -86,15 +90,24 @@ def recalibrate_run(
     if config.normalization == "none":
         raise ConfigError(f"the run in {model_dir} has --normalization='none'")
     source = open_checkpoint(checkpoint or _newest(model_dir))
-    with _folder_for(destination, config):
-        measured = _measured(
-            config, source, num_examples, batch_size, ema, exact, watch
+    with _folder_for(destination, config), contextlib.ExitStack() as stack:
+        train, test = (network.open_split(config, split) for split in ("train", "test"))
+        # In batches of the same size, which the accuracy with batch statistics depends on.
+        held_out = ArrayBatches(test, batch_size)
+        switched = SwitchedNetwork(
+            config, ArrayBatches(train, batch_size, num_examples)
         )
+        stack.callback(switched.close)
+        switched.restore(source.prefix, ema=ema)
+        before = switched.accuracy(held_out, is_training=False)
+        batch = switched.accuracy(held_out, is_training=True)
+        report = switched.recalibrate(exact=exact, with_mismatch=True, watch=watch)
+        after = switched.accuracy(held_out, is_training=False)
         # Without the graph of the training: it would tell a decay, from which one would
         # take statistics for averages of too few steps.
-        write_recalibrated(destination, source, measured.report.values(), ema=ema)
+        write_recalibrated(destination, source, report.values(), ema=ema)
         _complete_folder(destination, config)
-    return measured
+    return RecalibratedRun(source.prefix, report, before, batch, after, held_out.count)
 
 
 def _newest(model_dir):
@@ -119,14 +132,15 @@ def _folder_for(destination, config):
                 "own"
             )
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C among them
         if made:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it is not empty: it is left
                 os.rmdir(folder)
         raise
 
 
 def _is_same_run(one, other):
+    # What may change in a run may have changed since.
     return all(
         getattr(one, field.name) == getattr(other, field.name)
         for field in dataclasses.fields(one)
@@ -137,35 +151,23 @@ def _is_same_run(one, other):
 def _complete_folder(destination, config):
     """Lets eval.py and train.py find what they need beside the checkpoint."""
     folder = os.path.dirname(destination) or "."
+    # A folder that has one is the run's own, or has an earlier result: there the newest
+    # checkpoint stays what it is, and this one is given by its path.
     if not os.path.exists(os.path.join(folder, configuration.CONFIG_FILE)):
         configuration.save(dataclasses.replace(config, model_dir=folder))
         if not os.path.exists(os.path.join(folder, committing_saver.STATE_FILE)):
             tf.train.update_checkpoint_state(folder, os.path.basename(destination))
 
 
-def _measured(config, source, num_examples, batch_size, ema, exact, watch):
-    training = ArrayBatches(
-        network.open_split(config, "train"), batch_size, num_examples
-    )
-    held_out = ArrayBatches(network.open_split(config, "test"), batch_size)
-    with contextlib.closing(SwitchedNetwork(config, training)) as switched:
-        switched.restore(source.prefix, ema=ema)
-        before = switched.accuracy(held_out, is_training=False)
-        batch = switched.accuracy(held_out, is_training=True)
-        report = switched.recalibrate(exact=exact, with_mismatch=True, watch=watch)
-        after = switched.accuracy(held_out, is_training=False)
-    return RecalibratedRun(source.prefix, report, before, batch, after, held_out.count)
-
-
 class SwitchedNetwork:
     """The network of a run in a session, with a tensor `is_training`."""
 
-    def __init__(self, config: Config, training: ArrayBatches):
-        """`training` are the examples that its statistics shall be those of."""
-        self._training = training
+    def __init__(self, config: Config, examples: ArrayBatches):
+        """`examples` are those that its statistics shall be those of."""
+        self._examples = examples
         self._graph = tf.Graph()
         with self._graph.as_default():
-            shape = training.dataset.image_shape
+            shape = examples.dataset.image_shape
             self._is_training = tf.placeholder_with_default(False, [])
             self._images = tf.placeholder(tf.float32, [None, *shape])
             self._labels = tf.placeholder(tf.int32, [None])
@@ -174,8 +176,10 @@ class SwitchedNetwork:
                 self._labels,
                 self._is_training,
                 config,
-                training.dataset.num_classes,
+                examples.dataset.num_classes,
             ).hits
+            self._metric = tf.reduce_mean(self._hits)
+            # Every checkpoint of a run has it, and is restored as a whole.
             tf.train.get_or_create_global_step()
         self._session = tf.Session(graph=self._graph)
 
@@ -184,7 +188,16 @@ class SwitchedNetwork:
         self._session.close()
 
     def restore(self, checkpoint: str, *, ema: bool) -> None:
-        """Restores a checkpoint of the run; the averages of its weights if `ema`."""
+        """Restores a checkpoint of the run; the averages of its weights if `ema`.
+
+        Raises:
+            ConfigError: it is of another network.
+        """
+        shapes = open_checkpoint(checkpoint).shapes
+        with self._graph.as_default():
+            misfit = network.misfit(shapes, checkpoint)
+        if misfit is not None:
+            raise ConfigError(misfit)
         restore(self._session, checkpoint, ema=AVERAGE if ema else None)
 
     def accuracy(self, batches: ArrayBatches, *, is_training: bool) -> float:
@@ -201,28 +214,31 @@ class SwitchedNetwork:
     def recalibrate(
         self, *, exact: bool = False, with_mismatch: bool = False, watch=unwatched
     ) -> Recalibration:
-        """Gives the layers the statistics of the training examples."""
+        """Gives the layers the statistics of the examples."""
+        # A second mode costs a second pass, which an evaluation of averages does without.
         inference = {self._is_training: False} if exact or with_mismatch else None
         return recalibrate(
-            self._session, _Feeds(self), inference=inference, exact=exact, watch=watch
+            self._session, self, inference=inference, exact=exact, watch=watch
         )
 
-    def feeds(self) -> Iterator[dict]:
-        """A feed in training mode for each batch of the training examples."""
-        for images, _ in self._training:
+    def __iter__(self) -> Iterator[dict]:
+        """A feed in training mode for each batch, as often as one iterates."""
+        for images, _ in self._examples:
             yield {self._images: images, self._is_training: True}
+
+    def divergence(self) -> Divergence:
+        """Compares batch with moving statistics on the examples, layer by layer."""
+        return divergence(
+            self._session,
+            batch_norm_calls(self._graph),
+            [{self._images: x, self._labels: y} for x, y in self._examples],
+            training={self._is_training: True},
+            inference={self._is_training: False},
+            metric=self._metric,
+        )
 
     def values(self) -> dict[str, np.ndarray]:
         """The variables by name."""
         variables = self._graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
         values = self._session.run(variables)
         return {v.op.name: value for v, value in zip(variables, values)}
-
-
-class _Feeds(NamedTuple):
-    """Those of a network, as often as one iterates."""
-
-    switched: SwitchedNetwork
-
-    def __iter__(self) -> Iterator[dict]:
-        return self.switched.feeds()

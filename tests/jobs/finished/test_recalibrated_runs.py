@@ -93,6 +93,23 @@ def test_nothing_is_written_over(stopped, tmp_path, capsys):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_checkpoint_of_another_network_is_refused_in_words_of_the_command(
+    stopped, tmp_path, capsys
+):
+    small = {"synthetic_size": 4, "synthetic_examples": 64, "batch_size": 16}
+    other = str(tmp_path / "other")
+    train(
+        Config(model_dir=other, model="mlp", dataset="synthetic", max_steps=1, **small)
+    )
+    checkpoint = f"{other}/model.ckpt-1"
+    capsys.readouterr()
+    assert _main(stopped, tmp_path / "new" / "x", "--checkpoint", checkpoint) == 1
+    told = capsys.readouterr().err
+    assert f"{checkpoint} has layer1/weights of shape [48, 100], but" in told
+    assert "give the folder of the run" in told and "allow_" not in told
+    assert not (tmp_path / "new").exists()
+
+
 def test_exact_has_no_mismatch(stopped, tmp_path):
     options = {"num_examples": 96, "batch_size": 32}
     one_pass = recalibrate_run(stopped, str(tmp_path / "one"), **options)
