@@ -29,6 +29,7 @@ def keep_memory() -> bool:
     It does nothing where the C library has no such setting: the results are the same,
     only slower.
     """
+    # macOS and musl have none.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

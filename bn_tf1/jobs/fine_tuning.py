@@ -41,6 +41,7 @@ def initialise(session: tf.Session, config: Config) -> None:
             variable in another shape, or has none of the network's; or a scope of
             `--init_exclude` has none of them.
     """
+    # All that is refused is refused before a value is assigned, or a run is begun.
     excluded = _scopes(config.init_exclude)
     _check_scopes("init_exclude", excluded, _variables(), "no variable of the network")
     network = [v for v in _variables() if not _is_in(v.op.name, excluded)]
@@ -79,6 +80,8 @@ def _check_fit(report, config):
         for variable in (call.moving_mean, call.moving_variance)
     }
     lacking = [name for name in report.missing if name in statistics]
+    # Weights that are missing are begun anew, and told: who fine-tunes has other logits. Of
+    # statistics nobody would notice, until evaluation.
     what = ""
     if lacking:
         what = f"lacks the moving statistics {', '.join(lacking[:5])}"
@@ -130,4 +133,5 @@ def _is_in(name, scopes):
 
 
 def _top_scopes(variables):
+    # The first part of a name only: a ResNet has 161 variables.
     return sorted({variable.op.name.split("/")[0] for variable in variables})

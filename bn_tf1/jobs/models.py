@@ -88,7 +88,7 @@ def mlp(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
             x = _dense(x, 100, settings)
             x = tf.sigmoid(normalize(x, is_training, settings))
     if settings.scale_features:
-        x = 2 * x - 1
+        x = 2 * x - 1  # centred: the mean of a sigmoid is near 1/2
     return _logits(x, settings)
 
 
@@ -98,6 +98,7 @@ def convnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     Arguments and result as for `mlp`.
     """
     x = tf.cast(images - 0.5, settings.precision)
+    # No stride but the pools': an 8 x 8 digit has 2 x 2 places left.
     for i, filters in enumerate((32, 32, 64, 64)):
         with tf.variable_scope(f"conv{i + 1}"):
             x = _conv(x, filters, settings)
@@ -132,12 +133,14 @@ def resnet(images: tf.Tensor, is_training, settings: Settings) -> tf.Tensor:
     return _logits(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]), settings)
 
 
+# The names that --model takes, with those of `slim_models`.
 MODELS = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
 
 
 def _residual_block(x, filters, stride, is_training, settings):
     shortcut = x
     if stride > 1:
+        # Option A: no parameters, so that the network has those of one without shortcuts.
         added = filters - tf.dimension_value(x.shape[-1])
         shortcut = _subsample(x, stride)
         shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [0, added]])
@@ -184,7 +187,7 @@ def normalize(
         # In each step it pays where there are fewer weights than outputs.
         fold = "once" if settings.fold_once else x.op.type == "Conv2D"
     if settings.bn_normalize_with == "moving":
-        is_training = False
+        is_training = False  # after the choice of `fold`, which is for evaluation
     return bn_tf1.batch_norm(
         x,
         is_training,
@@ -205,7 +208,7 @@ def normalize(
 
 def _conv(x, filters, settings, *, stride=1):
     weights = make_weights([3, 3, tf.dimension_value(x.shape[-1]), filters], settings)
-    weights = tf.cast(weights, x.dtype)
+    weights = tf.cast(weights, x.dtype)  # which the optimizer updates in float32
     return tf.nn.conv2d(x, weights, [1, stride, stride, 1], "SAME")
 
 
@@ -215,10 +218,7 @@ def _dense(x, units, settings):
 
 
 def _flatten(x):
-    size = 1
-    for dimension in x.shape[1:]:
-        size *= tf.dimension_value(dimension)
-    return tf.reshape(x, [-1, size])
+    return tf.reshape(x, [-1, x.shape[1:].num_elements()])
 
 
 def _bias(units):

@@ -49,9 +49,8 @@ class Progress:
     def begin(self, step: int) -> None:
         """The run begins behind `step`; 0 unless it was restored."""
         self.step = step
-        self.writer = summaries.CurveWriter(
-            summaries.train_folder(self._config.model_dir)
-        )
+        folder = summaries.train_folder(self._config.model_dir)
+        self.writer = summaries.CurveWriter(folder)
         self._reported = step, time.time()
         if step:
             print(f"resuming {self._config.model_dir} at step {step}", flush=True)
@@ -70,13 +69,10 @@ class Progress:
         self.writer.add_session_log(log, step + 1)
 
     def update(self, results: Mapping[str, Any]) -> None:
-        """One step was made.
-
-        Args:
-            results: its loss, total_loss, labels, accuracy and learning_rate.
-        """
+        """One step was made; `results` are the values of `step_loop.Step` by name."""
         self.step += 1
         self._last = results
+        # Of all steps the labels would be as large as the data set, over and over.
         self._recent.append((float(results["loss"]), results["labels"]))
         self._unreported.append((results["loss"], results["accuracy"]))
         if self._bar is not None:
@@ -96,6 +92,8 @@ class Progress:
 
         It gives each class its frequency; the loss is then the entropy of the labels.
         """
+        # Not ln(number of classes): where nine tenths are of one class, a network that has
+        # learnt nothing has a loss far below that.
         _, counts = np.unique(
             np.concatenate([labels for _, labels in self._recent]), return_counts=True
         )
@@ -111,10 +109,9 @@ class Progress:
             self._bar.close()
         if self._last is not None and not self.writer.has_point("loss", self.step):
             loss = float(self._last["loss"])
-            measured = [("loss", loss), ("penalty", self._last["total_loss"] - loss)]
-            measured += [
-                (tag, self._last[tag]) for tag in ("accuracy", "learning_rate")
-            ]
+            measured = {"loss": loss, "penalty": self._last["total_loss"] - loss}
+            for tag in ("accuracy", "learning_rate"):
+                measured[tag] = self._last[tag]
             self.writer.add_scalars(measured, self.step)
         self.writer.flush()
 
@@ -124,7 +121,7 @@ class Progress:
             return
         self._shown = now
         self._bar.ncols = _columns()  # the window may have another size now
-        if self._unreported:
+        if self._unreported:  # none right behind a line
             loss, accuracy, speed = self._averages(now)
             self._bar.set_postfix_str(
                 f"loss {loss:.3f}, acc {accuracy:.3f}, {speed:.0f}/s", refresh=True
@@ -133,6 +130,7 @@ class Progress:
     def _averages(self, now):
         """Loss, accuracy and examples per second since the last line."""
         step, then = self._reported
+        # Of all workers: the batch size counts the images of all of them.
         examples = self._config.batch_size * self._config.accumulate_steps
         speed = (self.step - step) * examples / max(now - then, 1e-9)
         return (*np.mean(self._unreported, axis=0), speed)
@@ -142,7 +140,7 @@ class Progress:
         loss, accuracy, speed = self._averages(now)
         self._reported = self.step, now
         self._unreported = []
-        self.writer.add_scalars([("examples_per_second", speed)], self.step)
+        self.writer.add_scalars({"examples_per_second": speed}, self.step)
         line = (
             f"step {self.step}/{self._config.max_steps}: loss {loss:.4f}, accuracy "
             f"{accuracy:.4f}, lr {learning_rate:.2g}, {speed:.0f} examples/s"

@@ -40,6 +40,7 @@ _SEPARABLE = (
 _MEAN_COLOUR = (123.68, 116.779, 103.939)
 
 
+# A class, where `models` has functions: two layouts and three networks of one set of layers.
 class _Layers(NamedTuple):
     """What the layers of one network have in common.
 
@@ -59,13 +60,19 @@ class _Layers(NamedTuple):
 
     def enter(self, images):
         x = tf.cast(images, self.settings.precision)
+        # Once, before the first layer: the data set gives channels last.
         return tf.transpose(x, [0, 3, 1, 2]) if self.is_channels_first else x
 
-    def by_axis(self, rows, columns):
-        """A list of four: for strides, window sizes and the like."""
+    def by_axis(self, length):
+        """A list of four: `length` for rows and columns."""
         return (
-            [1, 1, rows, columns] if self.is_channels_first else [1, rows, columns, 1]
+            [1, 1, length, length] if self.is_channels_first else [1, length, length, 1]
         )
+
+    def strided(self, stride, padding="SAME"):
+        """What all operations with a window take."""
+        strides, data_format = self.by_axis(stride), self.settings.data_format
+        return {"strides": strides, "padding": padding, "data_format": data_format}
 
     def channels(self, x):
         return tf.dimension_value(x.shape[1 if self.is_channels_first else -1])
@@ -84,18 +91,15 @@ class _Layers(NamedTuple):
     def convolution(self, x, filters, size, stride, padding="SAME"):
         """Without normalisation, activation or bias."""
         weights = make_weights([size, size, self.channels(x), filters], self.settings)
-        return tf.nn.conv2d(
-            x,
-            tf.cast(weights, x.dtype),
-            strides=self.by_axis(stride, stride),
-            padding=padding,
-            data_format=self.settings.data_format,
-        )
+        weights = tf.cast(weights, x.dtype)
+        return tf.nn.conv2d(x, weights, **self.strided(stride, padding))
 
     def padded_convolution(self, x, filters, size, stride):
         """As `convolution`, whose result with a stride does not depend on the size of x."""
         if stride == 1:
             return self.convolution(x, filters, size, stride)
+        # As slim's: "SAME" with a stride pads an even size in front by one less than an odd
+        # one, so that a network would see a photograph shifted by its size.
         before = (size - 1) // 2
         sides = [[0, 0]] * 4
         rows = 2 if self.is_channels_first else 1
@@ -103,26 +107,12 @@ class _Layers(NamedTuple):
         return self.convolution(tf.pad(x, sides), filters, size, stride, "VALID")
 
     def depthwise(self, x, size, stride):
-        channels = self.channels(x)
-        weights = make_weights(
-            [size, size, channels, 1], self.settings, name="depthwise_weights"
-        )
-        return tf.nn.depthwise_conv2d(
-            x,
-            tf.cast(weights, x.dtype),
-            strides=self.by_axis(stride, stride),
-            padding="SAME",
-            data_format=self.settings.data_format,
-        )
+        shape, name = [size, size, self.channels(x), 1], "depthwise_weights"
+        weights = tf.cast(make_weights(shape, self.settings, name=name), x.dtype)
+        return tf.nn.depthwise_conv2d(x, weights, **self.strided(stride))
 
     def max_pool(self, x, size, stride):
-        return tf.nn.max_pool(
-            x,
-            ksize=self.by_axis(size, size),
-            strides=self.by_axis(stride, stride),
-            padding="SAME",
-            data_format=self.settings.data_format,
-        )
+        return tf.nn.max_pool(x, ksize=self.by_axis(size), **self.strided(stride))
 
     def add_bias(self, x):
         bias = tf.get_variable(
@@ -135,6 +125,7 @@ class _Layers(NamedTuple):
     def logits(self, x, scope):
         """From the features to the logits: an average over the image, and a 1x1 convolution."""
         axes = [2, 3] if self.is_channels_first else [1, 2]
+        # A convolution, as in slim: its weights have rank 4 in the checkpoints.
         x = tf.reduce_mean(tf.cast(x, tf.float32), axes, keepdims=True)
         with tf.variable_scope(scope):
             x = self.add_bias(self.convolution(x, self.settings.num_classes, 1, 1))
@@ -204,6 +195,7 @@ MODELS = {
 def _blocks(x, bottleneck, layers):
     for number, (filters, units, stride) in enumerate(_BLOCKS, 1):
         for unit in range(1, units + 1):
+            # The names of slim's checkpoints, in which a unit's type is a scope of its own.
             scope = f"block{number}/unit_{unit}/{bottleneck.__name__[1:]}"
             with tf.variable_scope(scope):
                 x = bottleneck(x, filters, stride if unit == units else 1, layers)
@@ -244,4 +236,5 @@ def _bottleneck_v2(x, filters, stride, layers):
 
 
 def _subsampled(x, stride, layers):
+    # As slim's: the same numbers as a slice, in an operation that keeps the layout.
     return x if stride == 1 else layers.max_pool(x, 1, stride)

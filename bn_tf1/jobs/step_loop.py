@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -48,6 +48,11 @@ _OF_ALL_BATCHES = {
     "accuracy": np.mean,
     "labels": np.concatenate,
 }
+
+
+# Of each step. The last two are for the log lines only, but to begin a run with other
+# fetches costs 0.1 seconds.
+_RESULTS = ("train_op", "total_loss", "loss", "labels", "accuracy", "learning_rate")
 
 
 class TrainingError(RuntimeError):
@@ -102,9 +107,7 @@ def started(
     """Starts a run of the default graph, which it finalizes, and saves it.
 
     The configuration is saved before the first checkpoint, once nothing is left that can
-    refuse it.
-
-    When the `with` block ends without an error, the run is saved again.
+    refuse it. When the `with` block ends without an error, the run is saved again.
 
     Args:
         config: the configuration.
@@ -117,6 +120,7 @@ def started(
     initialize = tf.global_variables_initializer()
     summary = tf.summary.merge_all()
     share = None if workers is None else workers.share(tf.global_variables())
+    # An operation that is added between two steps has the graph compiled anew.
     tf.get_default_graph().finalize()
     with tf.Session() if workers is None else workers.session() as session:
         if newest is None:
@@ -128,12 +132,14 @@ def started(
             progress.begin(0)
         else:
             saver.restore(session, newest.path)
+            # The input begins at the step that was restored: not in one run with it.
             restored, _ = session.run([step.global_step, step.initialize_input])
             progress.begin(int(restored))
         if share is not None:
             session.run(share)
         run = TrainingRun(config, session, step, summary, saver, progress)
-        # Not before: a start that fails on a flag must not bind the next one to it.
+        # Not before: a start that fails on a flag must not bind the next one to it. And not
+        # after the first checkpoint, which nobody can read without it.
         configuration.save(config)
         run.save()
         yield run
@@ -147,33 +153,44 @@ class SharedStep:
     whole steps: its number tells all of where the run is.
     """
 
-    def __init__(self, session: tf.Session, step: Step, fetches: Mapping[str, Any]):
+    def __init__(
+        self,
+        session: tf.Session,
+        step: Step,
+        fetches: Sequence[str],
+        summary: tf.Tensor | None = None,
+    ):
+        """`fetches` are fields of `step`; `summary` is fetched when that is asked for."""
         self._feeds = [] if step.stop is None else [step.stop]
-        if step.stop is not None:
-            fetches = {**fetches, "stops": step.stops}
+        self._stops = 0
         self._batches = step.batches
-        # `session.run` would look its fetches and feeds up anew in each step.
-        self._run = session.make_callable(fetches, self._feeds)
+        names = [*fetches, "stops"] if self._feeds else fetches
+        wanted = {name: getattr(step, name) for name in names}
+        # `session.run` would look its fetches and feeds up anew in each step; and every step
+        # would pay for a summary that is among them.
+        self._run = session.make_callable(wanted, self._feeds)
+        if summary is not None:
+            wanted = {**wanted, "summary": summary}
+            self._run_with_summary = session.make_callable(wanted, self._feeds)
 
-    def __call__(self, signals: StopSignals | None) -> dict[str, Any]:
+    def __call__(
+        self, signals: StopSignals | None, *, with_summary: bool = False
+    ) -> dict[str, Any]:
         """The results of the step: of its last batch, but for `_OF_ALL_BATCHES`."""
-        parts = [self._run(*self._wanted(signals)) for _ in range(self._batches)]
+        run = self._run_with_summary if with_summary else self._run
+        is_stopped = float(signals is not None and signals.received is not None)
+        parts = [run(*[is_stopped] * len(self._feeds)) for _ in range(self._batches)]
         results = parts[-1]
         if len(parts) > 1:
             for key in set(_OF_ALL_BATCHES) & set(results):
                 results[key] = _OF_ALL_BATCHES[key]([part[key] for part in parts])
+        self._stops = results.get("stops", 0)
         return results
 
-    def _wanted(self, signals):
-        wanted = [float(signals is not None and signals.received is not None)]
-        return wanted[: len(self._feeds)]
-
-
-def goes_on(step: Step, results: Mapping[str, Any], signals: StopSignals) -> bool:
-    """Whether there is to be another step: what all workers agree on."""
-    if step.stop is None:
-        return signals.received is None
-    return not results.get("stops", 0)
+    def goes_on(self, signals: StopSignals) -> bool:
+        """Whether there is to be another step: what all workers agree on."""
+        # A worker that stopped by itself would leave the others waiting in a collective.
+        return not self._stops if self._feeds else signals.received is None
 
 
 class FollowingRun:
@@ -182,26 +199,22 @@ class FollowingRun:
     Attributes:
         step: the last global step that was made.
         loss: its loss, of all workers; None before the first.
+        goes_on: as that of `SharedStep`.
     """
 
     def __init__(self, session: tf.Session, step: Step, first_step: int):
         self.step = first_step
         self.loss = None
-        self._step = step
-        fetches = {"train_op": step.train_op, "total_loss": step.total_loss}
-        self._make = SharedStep(session, step, {**fetches, "loss": step.loss})
-        self._results: Mapping[str, Any] = {}
-
-    def goes_on(self, signals: StopSignals) -> bool:
-        """As the function of that name."""
-        return goes_on(self._step, self._results, signals)
+        self._make = SharedStep(session, step, ("train_op", "total_loss", "loss"))
+        self.goes_on = self._make.goes_on
 
     def make_step(self, signals: StopSignals) -> None:
         """Makes one step; raises TrainingError if the loss is not finite."""
-        self._results = self._make(signals)
+        results = self._make(signals)
         self.step += 1
-        self.loss = float(self._results["loss"])
-        if not math.isfinite(self._results["total_loss"]):
+        self.loss = float(results["loss"])
+        # Each worker for itself: all have the same number, and end with the same reason.
+        if not math.isfinite(results["total_loss"]):
             raise TrainingError(f"the loss is not finite at step {self.step}")
 
 
@@ -223,7 +236,11 @@ def followed(step: Step, first_step: int, workers: Workers) -> Iterator[Followin
 
 
 class TrainingRun:
-    """The steps of a run, each with what is due after it."""
+    """The steps of a run, each with what is due after it.
+
+    Attributes:
+        goes_on: as that of `SharedStep`.
+    """
 
     def __init__(
         self,
@@ -235,35 +252,17 @@ class TrainingRun:
         progress: Progress,
     ):
         """`progress` has the step that was restored, `summary` is all of them merged."""
-        fetches = {
-            "train_op": step.train_op,
-            "total_loss": step.total_loss,
-            "loss": step.loss,
-            "labels": step.labels,
-            # For the log lines only, but a run with other fetches costs 0.1 seconds.
-            "accuracy": step.accuracy,
-            "learning_rate": step.learning_rate,
-        }
         self._config = config
         self._session = session
         self._loss_name = step.total_loss.name
-        self._tensors = step
-        self._step = SharedStep(session, step, fetches)
-        # The same step with its summary, for which every step would pay.
-        self._summarized_step = SharedStep(
-            session, step, {**fetches, "summary": summary}
-        )
-        self._results: Mapping[str, Any] = {}
+        self._make = SharedStep(session, step, _RESULTS, summary)
+        self.goes_on = self._make.goes_on
         self._saver = saver
         self._progress = progress
         self._writer = progress.writer
         self._first_step = progress.step
         self._report = LiveReport(config.model_dir)
         self._saved_step = None
-
-    def goes_on(self, signals: StopSignals) -> bool:
-        """As the function of that name."""
-        return goes_on(self._tensors, self._results, signals)
 
     def make_step(self, signals: StopSignals | None = None) -> None:
         """Makes one step, and what is due after it: reports, summaries, a checkpoint.
@@ -272,23 +271,21 @@ class TrainingRun:
             TrainingError: the loss is not finite; nothing was saved after it.
             bn_tf1.jobs.saving.committing_saver.SavingError: the checkpoint cannot be saved.
         """
-        made = self._progress.step - self._first_step
         step = self._progress.step + 1
-        is_summarized = (
-            not made
-            or step % self._config.summary_steps == 0
-            or step == self._config.max_steps
-        )
-        make = self._summarized_step if is_summarized else self._step
-        results = self._results = make(signals)
+        is_first = self._progress.step == self._first_step
+        is_last = step == self._config.max_steps
+        is_due = step % self._config.summary_steps == 0
+        with_summary = is_first or is_last or is_due
+        results = self._make(signals, with_summary=with_summary)
         self._progress.update(results)
-        if is_summarized:
-            self._writer.add_summary(results["summary"], self._progress.step)
+        if with_summary:
+            self._writer.add_summary(results["summary"], step)
+        # Before the checkpoint: one that holds NaN would be what a restart goes on from.
         self._check_loss(float(results["total_loss"]))
-        if not made:
+        if is_first:
+            # Not before the first step, which the user waits for.
             self._write_graph()
-        unsaved = self._progress.step - self._saved_step
-        if unsaved >= self._config.save_checkpoint_steps:
+        if step - self._saved_step >= self._config.save_checkpoint_steps:
             self.save()
             self._writer.flush()
             self._report.write_if_due()
@@ -323,22 +320,18 @@ class TrainingRun:
             meta_graph = self._saver.export_meta_graph()
         # Not tf.train.write_graph: TensorFlow 2.20's fails with protobuf 7.
         text = text_format.MessageToString(meta_graph.graph_def)
-        durable_files.replace_text(
-            os.path.join(self._config.model_dir, GRAPH_FILE), text
-        )
+        path = os.path.join(self._config.model_dir, GRAPH_FILE)
+        durable_files.replace_text(path, text)
         self._writer.add_graph(graph)
         self._writer.add_meta_graph(meta_graph)
 
 
-def _not_finite(session: tf.Session) -> str:
+def _not_finite(session):
     """Which of the variables are not finite, in words."""
+    # Read once, after the fact: a healthy step costs nothing more.
     variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
-    values = session.run(variables)
-    names = [
-        variable.op.name
-        for variable, value in zip(variables, values)
-        if not np.all(np.isfinite(value))
-    ]
+    pairs = zip(variables, session.run(variables))
+    names = [v.op.name for v, value in pairs if not np.all(np.isfinite(value))]
     if not names:
         return "all variables are finite"
     return f"{len(names)} of {len(variables)} variables are not, {names[0]} the first"

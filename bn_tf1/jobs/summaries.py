@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Sequence
+from typing import Mapping
 
 import tensorflow.compat.v1 as tf
 
@@ -41,16 +41,15 @@ _DESCRIPTIONS = {
 
 def layer_group(scope: str) -> str:
     """The group of a layer's curves: its scope as one word, without "batch_norm"."""
+    # TensorBoard groups by what stands before the first slash.
     return re.sub("/batch_norm$", "", scope.rstrip("/")).replace("/", ".")
 
 
 def add_statistics(call, epsilon: float, train_op: tf.Operation) -> None:
     """Adds the summaries of one layer to the default graph.
 
-    Args:
-        call: a `bn_tf1.BatchNormCall` in training mode.
-        epsilon: float, added to the variances.
-        train_op: the operation of the step, with the updates.
+    Of `call`, a `bn_tf1.BatchNormCall` in training mode, once `train_op` has made its
+    updates; `epsilon` is added to the variances.
     """
     with tf.name_scope(layer_group(call.name) + "/"):
         # After the update of this step: without an order they might be read before. Not
@@ -89,6 +88,7 @@ class CurveWriter(tf.summary.FileWriter):
         if isinstance(summary, bytes):
             summary = tf.Summary.FromString(summary)
         for value in summary.value:
+            # Once: TensorBoard keeps what the first point says.
             name = value.tag.rpartition("/")[2]
             if value.tag not in self._last_steps and name in _DESCRIPTIONS:
                 value.metadata.summary_description = _DESCRIPTIONS[name]
@@ -99,14 +99,12 @@ class CurveWriter(tf.summary.FileWriter):
         """Whether the last point that was written of a curve is that of `step`."""
         return self._last_steps.get(tag) == step
 
-    def add_scalars(self, values: Sequence[tuple[str, float]], step: int) -> None:
-        """Writes (tag, value) pairs."""
-        self.add_summary(
-            tf.Summary(
-                value=[tf.Summary.Value(tag=t, simple_value=v) for t, v in values]
-            ),
-            step,
-        )
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes values by tag."""
+        points = [
+            tf.Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()
+        ]
+        self.add_summary(tf.Summary(value=points), step)
 
 
 def train_folder(model_dir: str) -> str:

@@ -113,6 +113,7 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
     if workers is not None and not workers.is_chief:
         step, loss = _follow(config, dataset, checksum, workers)
         return TrainingResult(step, loss, time.time() - start)
+    # From here on files may change: one process at a time, and no signal ends it half-way.
     lock = run_lock.hold(config.model_dir)
     with lock, stop_signals.caught(config.grace_secs) as signals:
         config = configuration.with_checksum(config, checksum)
@@ -123,14 +124,13 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
             workers.join([newest.step if newest else 0, dataclasses.asdict(config)])
         with _told(workers), tf.Graph().as_default():
             step = _build_step(config, dataset, workers)
+            # A run that lost its config.json may be started with other flags.
             if newest is not None:
                 committing_saver.check_fits(newest, tf.global_variables())
             progress = Progress(config)
             started = step_loop.started(config, step, newest, progress, workers)
-            named = dataset.failures_named()
-            begun = _undone_before_the_first_step(config, newest, progress)
-            ended = _explained(config, progress), _shown(config, progress)
-            with begun, ended[0], ended[1], named, started as run:
+            ended = _ended_in_order(config, newest, progress)
+            with ended, dataset.failures_named(), started as run:
                 while progress.step < config.max_steps and run.goes_on(signals):
                     run.make_step(signals)
     # Not before: all is saved, and no grace period ends it.
@@ -151,6 +151,7 @@ def _check_batch_size(config, dataset):
 
 
 def _check_data_format(config):
+    # TensorFlow says so itself, but in the first step, in 30 lines.
     is_new = not tf.version.VERSION.startswith("1.")
     if config.data_format == "NHWC" or is_new or tf.test.is_gpu_available():
         return
@@ -163,6 +164,7 @@ def _check_data_format(config):
 @contextlib.contextmanager
 def _told(workers):
     """Tells the other workers of an error."""
+    # They wait in a collective, which on TensorFlow 1.15 nothing else ends.
     try:
         yield
     except Exception as error:
@@ -197,6 +199,7 @@ def _check_rows(config, workers):
 
 
 def _check_max_steps(config, newest):
+    # Before config.json is written, which would say that the run ends where it has been.
     if newest is not None and newest.step > config.max_steps:
         raise ConfigError(
             f"--max_steps is {config.max_steps}, but the run in {config.model_dir} is at "
@@ -206,45 +209,40 @@ def _check_max_steps(config, newest):
 
 
 @contextlib.contextmanager
-def _explained(config, progress):
-    """Turns what ends a run too early into a `TrainingError` with step and reason."""
-    ended = f"the run ended at step {{}} of {config.max_steps}: {{}}"
-    try:
-        yield
-    except SavingError as error:
-        raise TrainingError(ended.format(progress.step, error)) from error
-    except _FILE_ERRORS as error:
-        reason = first_line(error)
-        raise TrainingError(ended.format(progress.step, reason)) from error
+def _ended_in_order(config, newest, progress):
+    """Leaves a run that fails with its last curves, or, before its first step, without a trace.
 
-
-@contextlib.contextmanager
-def _shown(config, progress):
-    """Brings a run that fails to its last point in the curves, and its page up to it."""
-    try:
-        yield
-    except (SavingError, *_FILE_ERRORS):
-        raise  # a disk that takes no checkpoint takes no curves
-    except Exception:
-        if progress.step > 0 and progress.writer is not None:
-            progress.end()
-            LiveReport(config.model_dir).write()
-        raise
-
-
-@contextlib.contextmanager
-def _undone_before_the_first_step(config, newest, progress):
-    """Removes what a run saved that fails in its first step, on a bad image say.
-
-    Else config.json would bind the next start to the flags and data that were wrong.
+    What its disk refused becomes a `TrainingError` with the step and the reason.
     """
     try:
-        yield
+        with _explained(config, progress):
+            try:
+                yield
+            except (SavingError, *_FILE_ERRORS):
+                raise  # a disk that takes no checkpoint takes no curves
+            except Exception:
+                if progress.step > 0 and progress.writer is not None:
+                    progress.end()
+                    LiveReport(config.model_dir).write()
+                raise
     except Exception:
+        # A bad image, say. Else config.json would bind the next start to the flags and data
+        # that were wrong.
         if newest is None and progress.step == 0:
             committing_saver.remove_start(config.model_dir)
             configuration.remove(config.model_dir)
         raise
+
+
+@contextlib.contextmanager
+def _explained(config, progress):
+    try:
+        yield
+    except (SavingError, *_FILE_ERRORS) as error:
+        reason = error if isinstance(error, SavingError) else first_line(error)
+        raise TrainingError(
+            f"the run ended at step {progress.step} of {config.max_steps}: {reason}"
+        ) from error
 
 
 def _warn_of_guessing(config, progress):
@@ -274,11 +272,11 @@ def _stopped(config, step, signal_number):
 
 def _build_step(config, dataset, workers=None):
     global_step = tf.train.get_or_create_global_step()
+    # Fed where a run begins, in one run with the initialisation of the step itself.
     first_step = tf.placeholder_with_default(tf.cast(global_step, tf.int64), [])
     batches = _input(config, dataset, first_step, workers)
     images, labels = batches.get_next()
     images = tf.identity(images, name="images")  # what a served model calls its input
-    sync = workers if config.sync_batch_norm else None
     objective = network.build(
         images,
         labels,
@@ -286,7 +284,7 @@ def _build_step(config, dataset, workers=None):
         config,
         dataset.num_classes,
         data_format=config.data_format,
-        sync=sync,
+        sync=workers if config.sync_batch_norm else None,
     )
     penalty = tf.losses.get_regularization_loss()
     loss, accuracy = tf.reduce_mean(objective.losses), tf.reduce_mean(objective.hits)
@@ -294,9 +292,11 @@ def _build_step(config, dataset, workers=None):
     shared = {"loss": loss + penalty}
     if workers is not None:
         count = tf.shape(labels)[0]
-        shared = {"loss": loss, "workers": workers, "num_examples": count}
-        shared["penalty"] = penalty
+        shared = {"loss": loss, "penalty": penalty}
+        shared.update(workers=workers, num_examples=count)
         stop = tf.placeholder_with_default(0.0, [])
+        # What is reported is of all workers, and so is the wish of one to stop: by one sum,
+        # since what each collective costs is mostly its start.
         part = tf.cast(count, tf.float32) * tf.stack([loss, accuracy, 1.0])
         sums = workers.total(tf.concat([part, [stop]], 0))
         loss, accuracy, stops = sums[0] / sums[2], sums[1] / sums[2], sums[3]
@@ -336,6 +336,8 @@ def _build_step(config, dataset, workers=None):
 class _Averaging:
     """An optimizer that updates averages of the weights whenever it has updated them."""
 
+    # Not behind the train op: with accumulate_steps most of its runs update no weights.
+
     def __init__(self, optimizer, decay):
         self.compute_gradients = optimizer.compute_gradients
         self._optimizer, self._decay = optimizer, decay
@@ -352,7 +354,7 @@ def _input(config, dataset, first_step, workers):
         dataset,
         config.batch_size,
         seed=config.seed,
-        first_step=first_step * config.accumulate_steps,
+        first_step=first_step * config.accumulate_steps,  # counted in batches
         augment=config.augment,
         rows=None if workers is None else workers.rows(config.batch_size),
     )
