@@ -43,6 +43,7 @@ def curves_in(folder: str) -> dict[str, Points]:
     paths = [path for path in glob.glob(pattern) if os.path.isfile(path)]
     curves: dict[str, dict[int, float]] = {}
     for path in sorted(paths, key=_made)[-_MAX_FILES:]:
+        # TensorBoard's own reader is not there: TensorFlow 2.21 does without TensorBoard.
         try:
             for event in tf.train.summary_iterator(path):
                 _add(curves, event)
@@ -59,6 +60,7 @@ def _made(path):
 
 
 def _add(curves, event):
+    # `Progress.begin` writes it, as TensorFlow's Supervisor does.
     if event.session_log.status == tf.SessionLog.START and event.step > 0:
         for points in curves.values():
             for step in [step for step in points if step >= event.step]:

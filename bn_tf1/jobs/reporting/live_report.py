@@ -37,6 +37,7 @@ class LiveReport:
             run_page.write_page(self._path, [run_page.read_run(self._model_dir)])
         except ValueError:
             return  # nothing was written down yet
+        # A full disk ends the run when it saves, with the step; not here, for a picture.
         except OSError as error:
             if not self._has_failed:
                 self._has_failed = True

@@ -112,6 +112,7 @@ def read_run(folder: str) -> RunCurves:
         what = "a file" if os.path.exists(folder) else "not there"
         raise ValueError(f"{folder} is {what}: give the folder of a run")
     curves = curves_of(folder)
+    # The folder above the run is given most often by mistake.
     if not curves:
         inner = [
             os.path.join(folder, name)
@@ -135,36 +136,35 @@ def write_page(path: str, runs: Sequence[RunCurves]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    partial = path + durable_files.PARTIAL
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(page(runs))
-    os.replace(partial, path)
+    # Somebody may have it open, and load it anew at any moment.
+    with durable_files.replacing(path) as file:
+        file.write(page(runs).encode("utf-8"))
 
 
 def page(runs: Sequence[RunCurves]) -> str:
     """The page of one run, or of several to be compared."""
     names = _short_names([run.folder for run in runs])
+    # What tells the runs apart, in titles and legends: nothing where there is one.
+    named = [*zip(names if len(runs) > 1 else [""], runs)]
+    title = _escaped(" and ".join(names))
     now = datetime.datetime.now(datetime.timezone.utc)
     made = f"{now:%Y-%m-%d %H:%M} UTC, bn_tf1 {VERSION}, TensorFlow "
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_escaped(' and '.join(names))}: training</title>",
+        f"<title>{title}: training</title>",
         f"<style>{charts.STYLE}{_STYLE}</style></head><body>",
-        f"<h1>{_escaped(' and '.join(names))}</h1>",
+        f"<h1>{title}</h1>",
         f'<p class="soft">{_escaped(made + tf.version.VERSION)}</p>',
     ]
-    for name, run in zip(names, runs):
-        parts.append(_facts(run, name if len(runs) > 1 else ""))
-    parts += _settings(names, runs)
-    parts.append("<h2>Learning curves</h2>")
-    parts.append(
-        '<div class="charts">' + "".join(_curve_charts(names, runs)) + "</div>"
-    )
-    parts += _layers(names, runs)
-    for name, run in zip(names, runs):
-        parts += _verdict(run, name if len(runs) > 1 else "")
+    parts += [_facts(name, run) for name, run in named]
+    parts += _settings(named)
+    curves = "".join(_curve_charts(named))
+    parts.append(f'<h2>Learning curves</h2><div class="charts">{curves}</div>')
+    parts += _layers(named)
+    for name, run in named:
+        parts += _verdict(name, run)
     parts.append("</body></html>")
     return "\n".join(parts) + "\n"
 
@@ -182,7 +182,7 @@ def _escaped(text):
     return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
-def _facts(run, name):
+def _facts(name, run):
     """The last figures of a run, large."""
     facts = []
     for role, tag, words in (
@@ -204,11 +204,12 @@ def _facts(run, name):
     return title + (f'<div class="facts">{"".join(facts)}</div>' if facts else "")
 
 
-def _settings(names, runs) -> Iterator[str]:
+def _settings(named) -> Iterator[str]:
     """What runs of train.py were started with, where that is not the default of all."""
-    configs = [_saved_config(run.folder) for run in runs]
-    if None in configs:
-        return
+    try:
+        configs = [configuration.load(run.folder) for _, run in named]
+    except (ConfigError, OSError):
+        return  # a run of another program
     rows = []
     for field in dataclasses.fields(Config):
         values = [getattr(config, field.name) for config in configs]
@@ -217,31 +218,22 @@ def _settings(names, runs) -> Iterator[str]:
         mark = "b" if len(set(values)) > 1 else "span"
         cells = "".join(f"<td><{mark}>{_escaped(str(v))}</{mark}></td>" for v in values)
         rows.append(f"<tr><td><code>--{field.name}</code></td>{cells}</tr>")
-    head = "".join(f"<th>{_escaped(name)}</th>" for name in names if len(names) > 1)
-    yield f"<details{' open' if len(runs) > 1 else ''}><summary>Settings</summary>"
+    head = "".join(f"<th>{_escaped(name)}</th>" for name, _ in named if name)
+    yield f"<details{' open' if len(named) > 1 else ''}><summary>Settings</summary>"
     yield f'<table class="settings"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
     yield '<p class="soft">All others are the defaults of train.py.</p></details>'
 
 
-def _saved_config(folder):
-    """The configuration of a run of train.py; None for another program's."""
-    try:
-        return configuration.load(folder)
-    except (ConfigError, OSError):
-        return None
-
-
-def _curve_charts(names, runs) -> Iterator[str]:
+def _curve_charts(named) -> Iterator[str]:
     """A chart for each tag, its curves from all folders of all runs."""
     tags: dict[str, list[charts.Series]] = {}
-    for i, (name, run) in enumerate(zip(names, runs)):
-        prefix = f"{name}: " if len(runs) > 1 else ""
+    for i, (name, run) in enumerate(named):
         for j, (role, curves) in enumerate(_in_order(run.curves)):
-            colour = (2 * i + j) % charts.COLOURS
             for tag, points in curves.items():
                 if _is_of_a_layer(tag):
                     continue
-                series = _series(prefix + role, points, colour, _MAX_POINTS)
+                # Runs of earlier versions say the folder in the tag, too.
+                series = _series(name, role, points, 2 * i + j, _MAX_POINTS)
                 tags.setdefault(re.sub("^eval/", "", tag), []).append(series)
     own = [tag for tag in _OWN if tag in tags]
     others = sorted(set(tags) - set(own))
@@ -255,6 +247,7 @@ def _curve_charts(names, runs) -> Iterator[str]:
 
 def _in_order(curves):
     """Training first, then evaluation, then what else there is."""
+    # The first curve has the first colour: that of training in all charts.
     order = {TRAIN_FOLDER: 0, "eval": 1}
     return sorted(curves.items(), key=lambda item: (order.get(item[0], 2), item[0]))
 
@@ -265,17 +258,20 @@ def _is_of_a_layer(tag):
     return "/" in tag and any(name in kinds for *_, kinds in _OF_LAYERS)
 
 
-def _series(name, points, colour, most):
+def _series(run, name, points, colour, most):
     """A curve of at most about `most` points, the last among them."""
     stride = -(-len(points) // most)
-    return charts.Series(name, [*points[:-1:stride], points[-1]], colour=colour)
+    name = f"{run}: {name}" if run else name
+    kept = [*points[:-1:stride], points[-1]]
+    return charts.Series(name, kept, colour=colour % charts.COLOURS)
 
 
-def _layers(names, runs) -> Iterator[str]:
+def _layers(named) -> Iterator[str]:
     """For each layer the moving statistics against those of the batch."""
+    # A dict: in the order of the network, in which the curves were first written.
     layers = {
         tag.rpartition("/")[0]: None
-        for run in runs
+        for _, run in named
         for tag in run.curves.get(TRAIN_FOLDER, ())
         if _is_of_a_layer(tag)
     }
@@ -287,38 +283,38 @@ def _layers(names, runs) -> Iterator[str]:
         "the batch, over the channels of each layer. Where they stay apart, evaluation "
         "will differ from training.</p>"
     )
-    drawn = [_layer_charts(layer, names, runs) for layer in layers]
+    drawn = ["".join(_layer_charts(layer, named)) for layer in layers]
     yield '<div class="charts small">' + "".join(drawn[:_MAX_OPEN_LAYERS]) + "</div>"
-    if len(drawn) > _MAX_OPEN_LAYERS:
+    if (
+        len(drawn) > _MAX_OPEN_LAYERS
+    ):  # a page of 161 open charts is looked at by nobody
         rest = "".join(drawn[_MAX_OPEN_LAYERS:])
         count = len(drawn) - _MAX_OPEN_LAYERS
         yield f"<details><summary>{count} more layers</summary>"
         yield f'<div class="charts small">{rest}</div></details>'
 
 
-def _layer_charts(layer, names, runs):
-    drawn = []
+def _layer_charts(layer, named) -> Iterator[str]:
     for statistic, unit, kinds in _OF_LAYERS:
         series = []
-        for i, (name, run) in enumerate(zip(names, runs)):
-            prefix = f"{name}: " if len(runs) > 1 else ""
+        for i, (name, run) in enumerate(named):
             curves = run.curves.get(TRAIN_FOLDER, {})
             for j, (tag, kind) in enumerate(kinds.items()):
                 points = curves.get(f"{layer}/{tag}")
                 if points:
-                    colour = (2 * i + j) % charts.COLOURS
+                    colour = 2 * i + j
                     series.append(
-                        _series(prefix + kind, points, colour, _MAX_LAYER_POINTS)
+                        _series(name, kind, points, colour, _MAX_LAYER_POINTS)
                     )
         if series:
             title = f"{layer}: {statistic}"
-            drawn.append(charts.lines(series, title=title, x_name="step", y_name=unit))
-    return "".join(drawn)
+            yield charts.lines(series, title=title, x_name="step", y_name=unit)
 
 
-def _verdict(run, name) -> Iterator[str]:
+def _verdict(name, run) -> Iterator[str]:
     """What the doctor says of the run, each check in one line."""
     title = f"The doctor on {name}" if name else "The doctor"
+    # Of a run of another program the doctor may know nothing; its curves are drawn anyway.
     try:
         examination = examine(run.folder)
     except ValueError as error:
