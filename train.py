@@ -27,7 +27,7 @@ EXAMPLES = (
 
 
 def prepare():
-    return config.resolve(command_line.given(config.Config))
+    return config.resolve(command_line.given())
 
 
 def main(run):
@@ -65,6 +65,6 @@ def _evaluation(model_dir):
 
 
 if __name__ == "__main__":
-    command_line.define_fields(config.Config, config.group_of)
+    command_line.define_options()
     command_line.define_workers()
     command_line.run(prepare, main, EXAMPLES)

@@ -11,3 +11,20 @@
 A new file is a new command. At its top it imports nothing that imports TensorFlow, so
 that help and wrong usage answer at once: `run` does.
 """
+
+from __future__ import annotations
+
+import argparse
+from typing import Callable
+
+
+def pair_of(form: str) -> Callable[[str], tuple[str, str]]:
+    """A `type` of argparse for two words of a form, such as NAME=VALUE."""
+
+    def parse(text):
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}")
+        return name, value
+
+    return parse

@@ -16,6 +16,7 @@ from bn_tf1.checkpoints.dialects import (
     HAND_WRITTEN,
     NO_DIALECTS,
 )
+from bn_tf1.commands import pair_of
 
 EXAMPLES = (
     "convert OLD NEW/model.ckpt --from slim --to bn_tf1 --dry_run",
@@ -46,10 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIBRARY",
         help="the library to write it for, one of the same",
     )
+    # In several flags or behind one: scripts and people write it differently.
     _add_list(
         parser,
         "--map",
-        type=_renaming,
+        type=pair_of("OLD=NEW"),
         metavar="OLD=NEW",
         help="new name of a variable or of a whole scope; for --from hand_written the "
         "names of each layer's variables in the target",
@@ -104,20 +106,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.checkpoints.conversion import convert
 
+    names = ("from_dialect", "to_dialect", "like", "shape", "ema")
+    names += ("banks", "bank", "bank_affine", "dry_run")
     conversion = convert(
         options.source,
         options.destination,
-        from_dialect=options.from_dialect,
-        to_dialect=options.to_dialect,
         name_map=_name_map(itertools.chain.from_iterable(options.map)),
-        like=options.like,
-        shape=options.shape,
         drop=list(itertools.chain.from_iterable(options.drop)),
-        ema=options.ema,
-        banks=options.banks,
-        bank=options.bank,
-        bank_affine=options.bank_affine,
-        dry_run=options.dry_run,
+        **{name: getattr(options, name) for name in names},
     )
     print(conversion)
     if options.dry_run:
@@ -128,6 +124,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _library(name):
+    # Asked for most, and of no use here: what to do instead is told.
     if name.lower() in NO_DIALECTS:
         raise argparse.ArgumentTypeError(f"convert {NO_DIALECTS[name.lower()]}")
     return name
@@ -138,14 +135,8 @@ def _add_list(parser, flag, **options):
     parser.add_argument(flag, nargs="+", action="append", default=[], **options)
 
 
-def _renaming(text):
-    old, equals, new = text.partition("=")
-    if not (old and equals and new):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form OLD=NEW")
-    return old, new
-
-
 def _name_map(pairs):
+    # A dict of the pairs would take the last one, in silence.
     name_map = {}
     for old, new in pairs:
         if old in name_map:

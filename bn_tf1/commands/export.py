@@ -9,6 +9,9 @@ all checks hold.
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from bn_tf1.commands import pair_of
 
 EXAMPLES = (
     "export RUN/model.ckpt-1000.meta --list",
@@ -91,6 +94,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--time_limit",
+        dest="time_limit_secs",
         type=_seconds,
         default=600.0,
         metavar="SECONDS",
@@ -98,31 +102,33 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_choices` asks for, as arguments of `serving.exporting.export`."""
+    names = ("checkpoint", "inputs", "outputs", "examples", "time_limit_secs")
+    given = {name: getattr(options, name) for name in names}
+    return {**given, "settings": dict(options.settings)}
+
+
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.jobs.finished.exported_runs import export
     from bn_tf1.serving.exporting import list_interface
 
-    settings = dict(options.settings)
     if options.list:
-        print(list_interface(options.source, settings=settings))
+        print(list_interface(options.source, settings=dict(options.settings)))
         return 0
+    # Optional for argparse, since --list writes nothing.
     if options.out is None:
         raise ValueError("`out` is missing: the file or directory to write")
     print(
         export(
             options.source,
             options.out,
-            checkpoint=options.checkpoint,
             to=options.to,
-            inputs=options.inputs,
-            outputs=options.outputs,
-            settings=settings,
             fold=options.fold,
             preprocessing=options.preprocessing,
             recalibrate=options.recalibrate,
             batch=options.batch,
-            examples=options.examples,
-            time_limit_secs=options.time_limit,
+            **chosen(options),
         )
     )
     return 0
@@ -133,19 +139,19 @@ def _seconds(text):
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not seconds > 0:
+    if not seconds > 0:  # nor NaN
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
 
 
 def _names(text):
+    # None of "", so that "--inputs=" is the same as to leave it out.
     return [name for name in text.split(",") if name]
 
 
 def _setting(text):
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    name, value = pair_of("NAME=VALUE")(text)
+    # A placeholder takes no other: a mode, a rate.
     if value.lower() in ("true", "false"):
         return name, value.lower() == "true"
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from bn_tf1.commands.export import add_choices
+from bn_tf1.commands.export import add_choices, chosen
 
 EXAMPLES = (
     "fold MODEL.pb FOLDED.pb --examples X.npz",
@@ -42,15 +42,10 @@ def run(options: argparse.Namespace) -> int:
         export(
             options.source,
             options.out,
-            checkpoint=options.checkpoint,
             to="saved_model" if is_saved_model else "frozen",
-            inputs=options.inputs,
-            outputs=options.outputs,
-            settings=dict(options.settings),
             fold=True,
-            batch="keep",
-            examples=options.examples,
-            time_limit_secs=options.time_limit,
+            batch="keep",  # nothing is changed that was not asked for
+            **chosen(options),
         )
     )
     return 0

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.workers.launcher import launch
 
+    # argparse leaves the -- in front.
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not program:
         raise ValueError("there is no program to run: give -- python train.py ...")
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     ]:
         if value < least:
             raise ValueError(f"{flag} is {value}, but must be at least {least}")
+    # Once, here: each worker would fail by itself, and be started again with --restarts.
     _check_program(program[0])
     return launch(
         program,

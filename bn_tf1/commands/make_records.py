@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.jobs.data.shard_writer import make_records
 
+    # Before all images are listed: 0 would leave a split without any.
     if not 0 < options.test_share < 1:
         raise ValueError(
             f"--test_share is {options.test_share}, but must lie in (0, 1)"

@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from bn_tf1.commands import pair_of
+
 EXAMPLES = (
     "recalibrate runs/digits NEW/model.ckpt",
     "recalibrate runs/digits NEW --num_examples 500 --exact",
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         default=[],
-        type=_setting,
+        type=pair_of("INPUT=VALUE"),
         metavar="INPUT=VALUE",
         help="for a .meta file: what is fed to other inputs, always the same",
     )
@@ -81,16 +83,10 @@ def _count(text):
     return int(text)
 
 
-def _setting(text):
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form INPUT=VALUE")
-    return name, value
-
-
 def run(options: argparse.Namespace) -> int:
     import tensorflow.compat.v1 as tf
 
+    # As the scripts do: their networks are graphs of TensorFlow 1.
     tf.disable_v2_behavior()
     is_run = os.path.isdir(options.source)
     (_recalibrate_run if is_run else _recalibrate_graph)(options)
@@ -98,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recalibrate_run(options):
+    # A run knows its examples and builds its network; of a graph both must be told.
     from bn_tf1.jobs.config import CONFIG_FILE
     from bn_tf1.jobs.finished.recalibrated_runs import BATCH_SIZE, recalibrate_run
 
@@ -106,6 +103,7 @@ def _recalibrate_run(options):
             f"{options.source} has no {CONFIG_FILE}, and so is no folder of a run of "
             "train.py: of other runs give the .meta file, with --checkpoint and --examples"
         )
+    # Taken in silence, they would be thought to be what was used.
     if options.examples or options.set:
         raise ValueError(
             f"--examples and --set are for a .meta file, but {options.source} is a run, "
@@ -132,6 +130,7 @@ def _recalibrate_graph(options):
     from bn_tf1.formats.array_files import read_arrays
     from bn_tf1.population.imported_graphs import FedExamples, recalibrate_graph
 
+    # The most frequent mistake: of a checkpoint one gives the prefix everywhere else.
     graph = f"{options.source}.meta"
     if os.path.exists(graph):
         raise ValueError(
@@ -164,6 +163,7 @@ def _recalibrate_graph(options):
 
 
 def _progress(feeds, name):
+    # On a terminal only (disable=None), and gone afterwards: the report is what stays.
     from tqdm import tqdm
 
     return tqdm(feeds, desc=name, unit=" batches", leave=False, disable=None)

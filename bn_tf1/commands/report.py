@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     if options.compare is not None:
         runs.append(run_page.read_run(options.compare))
         name = "comparison.html"
+    # In the folder of the first: that of the other may be somebody else's.
     path = options.output or os.path.join(options.model_dir, name)
     try:
         run_page.write_page(path, runs)

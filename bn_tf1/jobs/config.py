@@ -32,15 +32,14 @@ from bn_tf1.jobs.saving import durable_files
 
 CONFIG_FILE = "config.json"
 
-# Options whose default depends on the model.
-_OF_THE_MODEL = {
-    "learning_rate": {name: n.learning_rate for name, n in NETWORKS.items()},
-    "bn_epsilon": {name: n.epsilon for name, n in NETWORKS.items()},
-}
+# Options whose default depends on the model, and what it is called there.
+_OF_THE_MODEL = {"learning_rate": "learning_rate", "bn_epsilon": "epsilon"}
 
 
 class ConfigError(ValueError):
     """An option is out of range, or conflicts with the saved configuration."""
+
+    # train.py catches it while TensorFlow is not imported yet: exit code 2, at once.
 
 
 def _option(
@@ -58,22 +57,18 @@ def _option(
 
     Args:
         default: the value where nothing is said; None if another option decides.
-        kind: the option's type; that of `default` unless it is given.
         help: one sentence for the command line, with the unit.
+        kind: the option's type; that of `default` unless it is given.
         choices: the allowed values.
-        minimum: the smallest allowed value.
-        above: a bound that the value must exceed.
-        below: a bound that the value must stay below.
+        minimum, above, below: bounds; the first is allowed, the others are not.
         words: what may stand in the place of a number.
     """
     kind = kind or type(default)
     if kind is int and below is None:
         below = 2**31  # TensorFlow's int32
     limits = {"choices": choices, "minimum": minimum, "above": above, "below": below}
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "kind": kind, "words": words, **limits},
-    )
+    about = {"help": help, "kind": kind, "words": words, **limits}
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +78,7 @@ class Config:
     data_dir: str = _option(
         "", "Folder of the data set's original files; digits needs none."
     )
-    dataset: str = _option(
-        "digits",
-        "Data set to train on.",
-        choices=tuple(DATASETS),
-    )
+    dataset: str = _option("digits", "Data set to train on.", choices=DATASETS)
     data_checksum: str = _option(
         "",
         "SHA-256 that the content of the data files must have, in hexadecimal; by "
@@ -170,9 +161,7 @@ class Config:
         "on the image's, so that one learning rate holds for all.",
     )
     normalization: str = _option(
-        "batch",
-        "Normalization before each nonlinearity.",
-        choices=("batch", "none"),
+        "batch", "Normalization before each nonlinearity.", choices=("batch", "none")
     )
     bn_decay: float = _option(
         0.95,
@@ -223,10 +212,7 @@ class Config:
     learning_rate: float = _option(
         None,
         "Learning rate at the start, per step; by default that of the model: "
-        + ", ".join(
-            f"{rate} for {name}"
-            for name, rate in _OF_THE_MODEL["learning_rate"].items()
-        )
+        + ", ".join(f"{n.learning_rate} for {name}" for name, n in NETWORKS.items())
         + ".",
         kind=float,
         above=0.0,
@@ -310,9 +296,12 @@ class Config:
     log_steps: int = _option(100, "Steps between two log lines, a count.", minimum=1)
 
     def __post_init__(self):
-        for option, by_model in _OF_THE_MODEL.items():
-            if getattr(self, option) is None and self.model in by_model:
-                object.__setattr__(self, option, by_model[self.model])
+        network = NETWORKS.get(self.model)  # what is none is refused below
+        for option, of_network in _OF_THE_MODEL.items():
+            if getattr(self, option) is None and network is not None:
+                # Frozen for others: config.json shall hold what was trained with, and not
+                # what another version's default would be.
+                object.__setattr__(self, option, getattr(network, of_network))
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
         if self.precision == "bfloat16":
@@ -323,6 +312,7 @@ class Config:
                 f"only: leave it out, or take one of {', '.join(CHANNELS_FIRST)}"
             )
         self._check_decay()
+        # An empty name is what a shell makes of a variable that is not set.
         if not self.model_dir:
             raise ConfigError("--model_dir is '', but must be the name of a folder")
         if not re.fullmatch("([0-9a-f]{64})?", self.data_checksum):
@@ -389,12 +379,14 @@ _ACT_ONLY_WITH = (
     (("resnet_n",), "model", ("resnet",)),
     (("scale_features",), "model", ("convnet", "mlp")),
     (_OF_BATCH_NORM, "normalization", ("batch",)),
+    # Moving statistics that training normalises with stand still, whatever is asked.
     (("bn_decay", "bn_update"), "bn_normalize_with", ("batch",)),
     (("bn_weight_decay",), "weight_decay", None),
     (("init_exclude",), "init_checkpoint", None),
 )
 
-# What a config.json means that was written before there was such an option.
+# What a config.json means that was written before there was such an option: the network
+# that it trained has its checkpoints.
 _MEANT_BEFORE = {"scale_features": False}
 
 # What may differ when a run is resumed: nothing that the trained weights depend on,
@@ -419,14 +411,12 @@ CHANGEABLE = frozenset(
 _OF_EACH_WORKER = ("model_dir", "data_dir", "keep_memory", "grace_secs")
 
 
-def group_of(name: str) -> str:
-    """The group in which --help lists an option."""
-    group = ""
+def groups() -> dict[str, str]:
+    """The group in which --help lists an option, by its name."""
+    found, group = {}, ""
     for field in dataclasses.fields(Config):
-        group = _GROUPS.get(field.name, group)
-        if field.name == name:
-            return group
-    raise ValueError(f"`name` is {name!r}, but must be an option of `Config`")
+        found[field.name] = group = _GROUPS.get(field.name, group)
+    return found
 
 
 def resolve(given: Mapping[str, Any]) -> Config:
@@ -447,19 +437,18 @@ def resolve(given: Mapping[str, Any]) -> Config:
     config = Config(**given)
     check_folder("model_dir", config.model_dir)
     path = os.path.join(config.model_dir, CONFIG_FILE)
-    if not os.path.exists(path):
-        _check_that_they_act(config, given)
-        return config
-    saved = load(config.model_dir)
-    for name, value in given.items():
-        before = getattr(saved, name)
-        if name not in CHANGEABLE and value != before:
-            raise ConfigError(
-                f"--{name} is {value!r}, but the run in {config.model_dir} was started "
-                f"with {before!r} ({path}); leave the flag out to resume that run, or "
-                f"choose another --model_dir for a new one"
-            )
-    config = dataclasses.replace(saved, **{**given, "model_dir": config.model_dir})
+    if os.path.exists(path):
+        saved = load(config.model_dir)
+        for name, value in given.items():
+            before = getattr(saved, name)
+            if name not in CHANGEABLE and value != before:
+                raise ConfigError(
+                    f"--{name} is {value!r}, but the run in {config.model_dir} was "
+                    f"started with {before!r} ({path}); leave the flag out to resume that "
+                    "run, or choose another --model_dir for a new one"
+                )
+        config = dataclasses.replace(saved, **{**given, "model_dir": config.model_dir})
+    # Of the whole: what another option is may stand in the file.
     _check_that_they_act(config, given)
     return config
 
@@ -484,6 +473,7 @@ def check_folder(name: str, path: str) -> None:
     Raises:
         ConfigError: `path` is a file, or is inside of one; `name` is its option.
     """
+    # Here, in words: os.makedirs says "File exists" or "Not a directory".
     place = path
     while place and not os.path.lexists(place):
         place = os.path.dirname(place)
@@ -526,6 +516,7 @@ def _known_options(values):
     """What a config.json holds, if it is options of this version."""
     if not isinstance(values, dict):
         raise TypeError(f"it holds a {type(values).__name__}, but must hold an object")
+    # Passed over, an option of a later version would mean another run.
     known = {field.name for field in dataclasses.fields(Config)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -536,6 +527,7 @@ def _known_options(values):
 def save(config: Config) -> None:
     """Writes `config` to its model directory, replacing the file as a whole."""
     os.makedirs(config.model_dir, exist_ok=True)
+    # A half-written one would keep the run from being resumed.
     path = os.path.join(config.model_dir, CONFIG_FILE)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     durable_files.replace_text(path, text)
@@ -557,9 +549,11 @@ def as_chosen(config: Config, chosen: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: this worker was started with something else than the chief.
     """
+    # The chief alone sees the config.json of a run that is resumed.
     own = {name: getattr(config, name) for name in _OF_EACH_WORKER}
     result = Config(**{**chosen, **own})
     for field in dataclasses.fields(Config):
+        # What was left at its default was not asked for: the chief may have another.
         value = getattr(config, field.name)
         if value not in (field.default, getattr(result, field.name)):
             raise ConfigError(
@@ -572,11 +566,8 @@ def as_chosen(config: Config, chosen: Mapping[str, Any]) -> Config:
 def check_checksum(config: Config, checksum: str) -> None:
     """Raises DataFileError if a worker's data are not the chief's."""
     if config.data_checksum != checksum:
-        raise DataFileError(
-            f"{config.data_dir or config.dataset}: the data have the checksum "
-            f"{checksum or 'of no file'}, but those of the chief "
-            f"{config.data_checksum or 'of no file'}: give all workers the same"
-        )
+        others = f"those of the chief {config.data_checksum or 'of no file'}"
+        raise _other_data(config, checksum, f"{others}: give all workers the same")
 
 
 def with_checksum(config: Config, checksum: str) -> Config:
@@ -588,16 +579,25 @@ def with_checksum(config: Config, checksum: str) -> Config:
     """
     path = os.path.join(config.model_dir, CONFIG_FILE)
     expected = config.data_checksum
+    # --data_dir may change, for data are moved; what is in them may not.
     if not expected and os.path.exists(path):
         expected = load(config.model_dir).data_checksum
     if expected and expected != checksum:
-        raise DataFileError(
-            f"{config.data_dir or config.dataset}: the data have the checksum "
-            f"{checksum or 'of no file'}, but those of the run in {config.model_dir} "
-            f"have {expected} ({path}, --data_checksum): put them back, or choose "
-            "another --model_dir for a run on the new data"
+        raise _other_data(
+            config,
+            checksum,
+            f"those of the run in {config.model_dir} have {expected} ({path}, "
+            "--data_checksum): put them back, or choose another --model_dir for a run on "
+            "the new data",
         )
     return dataclasses.replace(config, data_checksum=checksum)
+
+
+def _other_data(config, checksum, others):
+    return DataFileError(
+        f"{config.data_dir or config.dataset}: the data have the checksum "
+        f"{checksum or 'of no file'}, but {others}"
+    )
 
 
 def _check_range(field, value):
@@ -605,6 +605,7 @@ def _check_range(field, value):
     if limits["words"] and value in limits["words"]:
         return
     wanted = limits["kind"]
+    # A bool is an int to Python, and to nobody who writes --batch_size=True.
     allowed = (int, float) if wanted is float else wanted
     if not isinstance(value, allowed) or (wanted is int and isinstance(value, bool)):
         what = " or ".join((f"of type {wanted.__name__}", *limits["words"]))

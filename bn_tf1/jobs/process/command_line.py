@@ -19,6 +19,7 @@ from typing import Any, Callable, Sequence
 from absl import app, flags
 
 from bn_tf1 import quiet_start
+from bn_tf1.jobs import config
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.version import VERSION
 
@@ -34,37 +35,28 @@ _HELP = ("-h", "-help", "--help", "-?", "--helpfull", "-helpfull", "--helpshort"
 _GENERAL = "this program"
 
 
-def define_fields(config: type, group_of: Callable[[str], str]) -> None:
-    """Defines a flag for each field of the class of a configuration.
-
-    Args:
-        config: a dataclass whose fields have metadata as `jobs.config.Config` has.
-        group_of: the heading in the help for the name of a field.
-    """
+def define_options() -> None:
+    """Defines a flag for each option of a `Config`."""
     define = {
         bool: flags.DEFINE_boolean,
         float: flags.DEFINE_float,
         int: flags.DEFINE_integer,
         str: flags.DEFINE_string,
     }
-    for field in dataclasses.fields(config):
-        text, choices = field.metadata["help"], field.metadata["choices"]
-        if choices:
-            text += f" One of: {', '.join(choices)}."
-        words = field.metadata["words"]
-        if words:
+    groups = config.groups()
+    for field in dataclasses.fields(Config):
+        about, place = field.metadata, {"module_name": groups[field.name]}
+        text = about["help"]
+        if about["choices"]:
+            # No DEFINE_enum: what is wrong is said by `Config`, in the words of all others.
+            text += f" One of: {', '.join(about['choices'])}."
+        if about["words"]:
+            parser, written = _NumberOrWord(about["words"]), flags.ArgumentSerializer()
             flags.DEFINE(
-                _NumberOrWord(words),
-                field.name,
-                field.default,
-                text,
-                serializer=flags.ArgumentSerializer(),
-                module_name=group_of(field.name),
+                parser, field.name, field.default, text, serializer=written, **place
             )
-            continue
-        define[field.metadata["kind"]](
-            field.name, field.default, text, module_name=group_of(field.name)
-        )
+        else:
+            define[about["kind"]](field.name, field.default, text, **place)
     flags.DEFINE_alias("train_dir", "model_dir")
 
 
@@ -79,36 +71,27 @@ class _NumberOrWord(flags.FloatParser):
         return argument if argument in self.words else super().parse(argument)
 
 
-def given(config: type) -> dict[str, Any]:
-    """Value by name of the fields whose flags stand on the command line."""
+def given() -> dict[str, Any]:
+    """Value by name of the options of a `Config` that stand on the command line."""
     return {
         field.name: flags.FLAGS[field.name].value
-        for field in dataclasses.fields(config)
+        for field in dataclasses.fields(Config)
         if flags.FLAGS[field.name].present
     }
 
 
 def define_workers() -> None:
     """Defines the flags of a run on several hosts."""
-    group = "several workers"
-    flags.DEFINE_list(
-        "worker_hosts",
-        [],
-        "host:port of each worker, the chief's first; else as TF_CONFIG says.",
-        module_name=group,
-    )
-    flags.DEFINE_integer(
-        "task_index", 0, "Which of --worker_hosts this is.", module_name=group
-    )
-    flags.DEFINE_string(
-        "cluster_secret_file",
-        "",
-        "File with what only the workers know, the same for all: without it whoever "
-        "reaches the chief's port may join.",
-        module_name=group,
-    )
+    group = {"module_name": "several workers"}
+    text = "host:port of each worker, the chief's first; else as TF_CONFIG says."
+    flags.DEFINE_list("worker_hosts", [], text, **group)
+    text = "Which of --worker_hosts this is."
+    flags.DEFINE_integer("task_index", 0, text, **group)
+    text = "File with what only the workers know, the same for all: without it whoever "
+    text += "reaches the chief's port may join."
+    flags.DEFINE_string("cluster_secret_file", "", text, **group)
     for name, (default, text) in _SECONDS.items():
-        flags.DEFINE_float(name, default, text, module_name=group)
+        flags.DEFINE_float(name, default, text, **group)
 
 
 def workers() -> Any:
@@ -124,10 +107,9 @@ def workers() -> Any:
     if values.cluster_secret_file:
         with open(values.cluster_secret_file, "rb") as file:
             secret = file.read(1 << 16).strip()
-    options = {"secret": secret}
-    for name in _SECONDS:
-        options[name] = values[name].value
+    options = {"secret": secret, **{name: values[name].value for name in _SECONDS}}
     try:
+        # A flag stands over the environment, which a scheduler may set for all programs.
         if values.worker_hosts:
             found = Workers(values.worker_hosts, values.task_index, **options)
         else:
@@ -161,6 +143,7 @@ def _with_flags(message, hosts):
 
 def interpreter() -> list[str]:
     """What starts the Python that runs now, typed here: "python" if that is enough."""
+    # What is printed to be typed shall not lead to another Python than this one.
     path = sys.executable
     for name in ("python", "python3"):
         if shutil.which(name) == path:
@@ -184,6 +167,7 @@ def run(
         work: the script, called with what `prepare` returned.
         examples: command lines for the help, without the script.
     """
+    # Before TensorFlow is imported, which takes seconds in which Ctrl-C is a traceback.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     flags.DEFINE_boolean(
@@ -209,6 +193,7 @@ def _end(number, frame):
 
 
 def _parse_flags(argv: Sequence[str], examples):
+    # absl's own help has no groups and no examples, knows TensorFlow's flags, and ends with 1.
     if not set(_HELP).isdisjoint(argv[1:]):
         print(_help(sys.modules["__main__"].__doc__, examples))
         sys.exit(0)
@@ -280,6 +265,7 @@ def _unknown_flag(error):
 
 
 def _unexpected(argv, argument):
+    # absl takes "--augment False" for a flag that is on, and a word that nobody reads.
     before = argv[argv.index(argument) - 1].lstrip("-")
     if before in flags.FLAGS and flags.FLAGS[before].boolean:
         return (
@@ -323,6 +309,7 @@ def _run_main(prepare, work):
         request = prepare()
     except ConfigError as error:
         fail(str(error), 2)
+    # Here and not above: it imports TensorFlow, and what is wrong with a flag is said first.
     with quiet_start.importing(verbose=flags.FLAGS.verbose):
         from bn_tf1.jobs.process import exit_codes
     exit_codes.run(lambda: work(request), verbose=flags.FLAGS.verbose)

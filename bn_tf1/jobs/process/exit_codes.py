@@ -66,7 +66,7 @@ def run(work: Callable[[], None], *, verbose: bool) -> None:
         sys.exit(_STOPPED)
     except tuple(_EXIT_CODES) as error:
         if isinstance(error, tf.errors.OpError) and verbose:
-            raise
+            raise  # with thirty lines of where in the graph
         codes = [code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)]
         fail(_told(error), getattr(error, "exit_code", codes[0]))
 
@@ -75,6 +75,7 @@ def _told(error):
     """An error in words: the system's without its number, TensorFlow's without where."""
     if isinstance(error, tf.errors.OpError):
         return f"{first_line(error)}; --verbose tells where"
+    # Python's own words begin with "[Errno 13]".
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename} cannot be read or written: {error.strerror}"
     return str(error)
