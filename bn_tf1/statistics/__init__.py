@@ -12,19 +12,19 @@ its own module. What computes what is decided in `plan` alone.
     moments, formula, output_gradients     what goes from one to the other
     weighted, ghost_batches, joint         a mask; parts of a batch; several batches
     renormalization                        batch renormalisation
-    constant, folded                       statistics that do not come from the batch
+    folded                                 constant statistics, in the weights before them
     registered_gradients                   the names of gradients by hand
 """
 
 from bn_tf1.statistics.composed import batch_moments, normalize_with_moments
 from bn_tf1.statistics.composed import normalize_batch as normalize_composed
-from bn_tf1.statistics.constant import normalize_constant
 from bn_tf1.statistics.folded import normalize as normalize_folded
 from bn_tf1.statistics.folded import why_not_folded
 from bn_tf1.statistics.formula import (
     ACTIVATIONS,
     activated,
     normalize,
+    normalize_constant,
     scale_and_shift,
 )
 from bn_tf1.statistics.fused import normalize_batch as normalize_fused
@@ -44,49 +44,17 @@ from bn_tf1.statistics.plan import (
     channel_axes,
     channels_for_arithmetic,
     plan_of,
-    reduction_axes,
     statistics_dtype,
 )
-from bn_tf1.statistics.renormalization import (
-    Correction,
-    Renormalization,
-    renorm_correction,
-)
+from bn_tf1.statistics.renormalization import Renormalization, renorm_correction
 from bn_tf1.statistics.weighted import weighted_moments, weights_like
 
-__all__ = [
-    "ACTIVATIONS",
-    "KERNELS",
-    "BatchOutput",
-    "Correction",
-    "Moments",
-    "Plan",
-    "Renormalization",
-    "activated",
-    "batch_moments",
-    "channel_axes",
-    "channels_for_arithmetic",
-    "count_of",
-    "degrees_of_freedom",
-    "in_dtype",
-    "join_ghost_batches",
-    "joint_of",
-    "normalize",
-    "normalize_composed",
-    "normalize_constant",
-    "normalize_folded",
-    "normalize_fused",
-    "normalize_part",
-    "normalize_with_moments",
-    "part_moments",
-    "plan_of",
-    "reduction_axes",
-    "renorm_correction",
-    "scale_and_shift",
-    "split_ghost_batches",
-    "statistics_dtype",
-    "unbiased_variance",
-    "weighted_moments",
-    "weights_like",
-    "why_not_folded",
-]
+__all__ = ["KERNELS", "Plan", "channel_axes", "channels_for_arithmetic", "plan_of"]
+__all__ += ["count_of", "degrees_of_freedom", "in_dtype", "statistics_dtype"]
+__all__ += ["Moments", "batch_moments", "weighted_moments", "weights_like"]
+__all__ += ["joint_of", "normalize_part", "part_moments", "unbiased_variance"]
+__all__ += ["BatchOutput", "normalize_composed", "normalize_fused"]
+__all__ += ["join_ghost_batches", "normalize_with_moments", "split_ghost_batches"]
+__all__ += ["normalize", "normalize_constant", "normalize_folded", "why_not_folded"]
+__all__ += ["ACTIVATIONS", "activated", "scale_and_shift"]
+__all__ += ["Renormalization", "renorm_correction"]

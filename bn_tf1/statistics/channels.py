@@ -28,7 +28,7 @@ examples; their own sum, of few numbers, costs nothing in float64.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -169,6 +169,8 @@ class _Image(Channels):
         sums = self._partial_sums(values, weights)
         if not self.has_short_sums or sums.shape.ndims == 1:
             return self.over_places(sums) / count
+        # There are few of them: in float64 their sum costs nothing, and the mean is left
+        # with the error of one rounding, whatever N is.
         sums = self.over_places(tf.cast(sums, tf.float64))
         return tf.cast(sums / tf.cast(count, tf.float64), values.dtype)
 
@@ -180,6 +182,7 @@ class _Image(Channels):
         return tf.nn.bias_add(values, self.for_places(offset), self.data_format)
 
     def centre(self, values, mean):
+        # `tf.nn.bias_add` broadcasts faster than `-`, and has no like that subtracts.
         return self.add(values, -mean)
 
     def sum_of_squares(self, values):
@@ -214,12 +217,14 @@ class Middle(_Image):
         # XLA has no kernel for a norm.
         if "_xla_compile_id" in values.op.node_def.attr:
             return self.sum(tf.square(values))
+        # By example and channel, in one read that writes no squares of the size of `x`.
         norms = tf.raw_ops.EuclideanNorm(input=values, axis=[2, 3])
         sums = self.over_places(tf.square(norms))
         return with_gradient(SUM_OF_SQUARES, [sums], [values])[0]
 
     def _partial_sums(self, values, weights):
         if weights is None:
+            # One sum for each example: the inner loop runs over what lies in one piece.
             return tf.reduce_sum(values, [2, 3])
         examples, channels, size, _ = self.sizes
         weights = tf.reshape(weights, [examples, 1, size])
@@ -260,6 +265,7 @@ class Last(_Image):
 
     @property
     def takes_kernel(self):
+        # Those of oneDNN are slow where the channels are no multiple of 4.
         narrow = not IS_TENSORFLOW_1 and self.sizes[-1] % 4 != 0
         return len(self.axes) == 1 and not narrow
 
@@ -276,6 +282,7 @@ class Last(_Image):
             return self._sum_in_one_go(values)
         else:
             weights = tf.constant(1.0, values.dtype, [1, 1, size])
+        # Three times as fast as `tf.reduce_sum`, whose inner loop runs over the channels.
         return tf.matmul(weights, tf.reshape(values, [parts, size, self._count]))
 
     def _sum_in_one_go(self, values):
@@ -289,6 +296,8 @@ class Last(_Image):
         wide = (self.dot_sizes or self.sizes)[-1]
         if self.dot_sizes is not None:
             values, others = (tf.reshape(t, self.dot_sizes) for t in (values, others))
+        # The gradient of a 1x1 filter is this sum, and no product of two tensors of the
+        # size of `x` is written for it.
         products = tf.nn.depthwise_conv2d_native_backprop_filter(
             values, [1, 1, wide, 1], others, _STRIDES, "VALID"
         )
@@ -356,6 +365,55 @@ class Between(_Image):
         return tf.reduce_sum(sums, 0)
 
 
+def fixed_by_kernel(
+    values: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    *,
+    epsilon: float,
+    kernel: Callable = tf.raw_ops.FusedBatchNormV3,
+) -> tf.Tensor:
+    """scale * (values - mean) / sqrt(variance + epsilon) + offset, for what is constant.
+
+    One pass over the data in place of three. Only for float32 values of `Channels` that take
+    the kernel, and vectors that are `for_places`.
+    """
+    return kernel(
+        x=values,
+        scale=scale,
+        offset=offset,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=False,
+    ).y
+
+
+def fixed_gradients_by_kernel(
+    dy: tf.Tensor,
+    values: tf.Tensor,
+    scale: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    *,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradients of `fixed_by_kernel` for the values, the scale and the offset."""
+    dx, dscale, doffset, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=dy,
+        x=values,
+        scale=scale,
+        reserve_space_1=mean,
+        reserve_space_2=variance,
+        reserve_space_3=tf.constant([], tf.float32),
+        epsilon=epsilon,
+        is_training=False,
+    )
+    return dx, dscale, doffset
+
+
 def as_before(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """`values`, which were reshaped, in the shape of `x` again."""
     known = for_reshape(x.shape)
@@ -380,6 +438,7 @@ def along(by_channel: tf.Tensor, shape: tf.TensorShape, axes: tuple[int, ...]):
 
 def for_reshape(sizes: Sequence[Any]) -> list[int]:
     """The sizes, with -1 for what is unknown."""
+    # A TensorShape gives Dimensions on 1.15, and ints on 2.x.
     known = [tf.dimension_value(size) for size in sizes]
     return [-1 if size is None else size for size in known]
 

@@ -30,10 +30,7 @@ def why_not_folded(
 ) -> str | None:
     """What keeps `x` from being folded into what made it, in words; None if nothing.
 
-    Args:
-        x: tensor of known rank.
-        axes: the channel axes of `x`, ascending and not negative.
-        once: whether the weights are to be kept, and so must not depend on an input.
+    Weights that are scaled `once`, and kept, must not depend on an input.
     """
     linear, bias = _linear_before(x)
     if linear.type not in _FOLDABLE:
@@ -45,6 +42,7 @@ def why_not_folded(
         return f"the channels of {linear.type} are on axis {_output_axis(linear)}, not {given}"
     if not once:
         return None
+    # An initialiser runs without a feed, and its value would be that of one batch.
     for what, tensor in (("weights", linear.inputs[1]), ("bias", bias)):
         source = _input_behind(tensor) if tensor is not None else None
         if source is not None:
@@ -85,15 +83,9 @@ def normalize(
     """As `formula.normalize`, for an `x` of which `why_not_folded` says None.
 
     Args:
-        x: the output of a convolution or matrix product, or of the bias after one.
-        mean, variance: tensors of the dtype of `x` and shape [channels].
-        gamma, beta: tensors like `mean`, or None for 1 and 0.
-        epsilon: added to the variance; in the unit of the variance.
+        x, mean, variance, gamma, beta, epsilon: as there, with one channel axis.
         keep: called with the scaled weights, and with the bias, which do not depend on
             the input: returns tensors to take in their place.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
     """
     scale = tf.rsqrt(variance + epsilon)
     if gamma is not None:
@@ -129,6 +121,7 @@ def _with_weights(operation, weights):
     """The output of `operation` with other weights."""
     definition = operation.op_def
     inputs = [argument.name for argument in definition.input_arg]
+    # All as it was, strides and dilations too; T follows from the inputs.
     settings = {
         attribute.name: operation.get_attr(attribute.name)
         for attribute in definition.attr

@@ -1,4 +1,4 @@
-"""The output of batch normalization, for statistics that are given, and what follows it.
+"""The output of batch normalization, for constant statistics, and what follows it.
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
     activation(y + residual)
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.statistics import composed, fused
 from bn_tf1.statistics.channels import along
+from bn_tf1.statistics.plan import Plan
 
 ACTIVATIONS = {"relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
@@ -47,11 +49,35 @@ def normalize(
     if gamma is not None:
         scale *= gamma
 
+    # x - mean is exact for near numbers (Sterbenz); x * scale - mean * scale is not.
     y = tf.cast(x, mean.dtype) - along(mean, x.shape, axes)
     y *= along(scale, x.shape, axes)
     if beta is not None:
         y += along(beta, x.shape, axes)
     return tf.cast(y, x.dtype)
+
+
+def normalize_constant(
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    plan: Plan,
+    *,
+    epsilon: float,
+) -> tf.Tensor:
+    """As `normalize`, up to rounding, in the way that the plan for `x` has for it.
+
+    The mean and the variance get no gradient.
+    """
+    operands = x, mean, variance, gamma, beta
+    if plan.constant == "fused":
+        how = {"image": plan.constant_image, "epsilon": epsilon, "is_training": False}
+        return fused.outputs_of_kernel(*operands, plan, **how)[0]
+    if plan.constant == "composed":
+        return composed.normalize_fixed(*operands, plan.channels, epsilon=epsilon)
+    return normalize(*operands, axes=plan.axes, epsilon=epsilon)
 
 
 def scale_and_shift(
@@ -79,6 +105,7 @@ def activated(
         residual: tensor of the shape and dtype of `y`, or None for 0.
         activation: one of `ACTIVATIONS`, or None for the sum itself.
     """
+    # In the dtype of `y`, as code that adds and activates after the layer does it.
     if residual is not None:
         y += residual
     return y if activation is None else ACTIVATIONS[activation](y)

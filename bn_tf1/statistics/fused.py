@@ -29,23 +29,21 @@ def normalize_batch(
     epsilon: float,
     unbiased: bool,
 ) -> BatchOutput:
-    """The output with the statistics of the batch `x`, and these statistics.
+    """As `composed.normalize_batch`, for an `x` that the fused kernel takes by its plan.
 
-    Args:
-        x: float16, bfloat16 or float32 tensor of known rank.
-        gamma, beta: float32 tensors of shape [channels], or None for 1 and 0.
-        plan: for `x`; its kernel can be the fused one.
-        epsilon: added to the variance; in the unit of the variance.
-        unbiased: whether the variance is returned as the kernel gives it, divided by
-            N - 1 instead of N.
+    So `x` is float16, bfloat16 or float32, and gamma and beta have the shape [channels].
     """
+    # In training the kernel takes no moving statistics: with a factor of its own it could
+    # average them, but 1.15 has none, and no guard would be around it.
     unused = tf.constant([], tf.float32)
+    # The versions are one kernel; which is taken says only whether tools may fold it.
     kernels = ("FusedBatchNormV2", "FusedBatchNormV3")
     gradients = dict.fromkeys(kernels, FUSED_BATCH) if plan.gradient_by_hand else {}
     with tf.get_default_graph().gradient_override_map(gradients):
-        y, mean, variance, *_ = _fused(
-            x, unused, unused, gamma, beta, plan, plan.image, epsilon
-        )
+        operands = x, unused, unused, gamma, beta, plan
+        how = {"image": plan.image, "epsilon": epsilon}
+        y, mean, variance, *_ = outputs_of_kernel(*operands, **how)
+    # What the kernel gives is N / (N - 1) times the variance that it normalises with.
     if not unbiased:
         if plan.count is None:
             variance -= variance / count_of(x, plan.axes)
@@ -56,6 +54,7 @@ def normalize_batch(
 
 @gradient_of(FUSED_BATCH)
 def _gradients(operation, dy, dmean, dunbiased, *_):
+    # As this gradient is taken on a CPU alone, with channels last, the image says all.
     x, gamma = operation.inputs[:2]
     mean, unbiased = operation.outputs[1:3]
     count = count_of(x, (3,))
@@ -80,31 +79,20 @@ def _gradients(operation, dy, dmean, dunbiased, *_):
     return slopes.x, slopes.gamma, slopes.beta, None, None
 
 
-def normalize(
-    x: tf.Tensor,
-    mean: tf.Tensor,
-    variance: tf.Tensor,
-    gamma: tf.Tensor | None,
-    beta: tf.Tensor | None,
-    plan: Plan,
-    *,
-    epsilon: float,
-) -> tf.Tensor:
-    """The output for a mean and a variance that are constants: they get no gradient."""
-    image = plan.constant_image
-    return _fused(x, mean, variance, gamma, beta, plan, image, epsilon, False)[0]
+def outputs_of_kernel(
+    x, mean, variance, gamma, beta, plan, *, image, epsilon, is_training=True
+):
+    """The outputs of the kernel, for the plan of `x`; the first in the shape of `x`.
 
-
-def _fused(x, mean, variance, gamma, beta, plan, image, epsilon, is_training=True):
-    """The outputs of the kernel; the first in the shape of `x`."""
+    Without `is_training` it normalises with the mean and the variance that are given, which
+    get no gradient.
+    """
     size = [tf.dimension_value(x.shape[plan.axes[0]])]
     is_unfolded = IS_TENSORFLOW_1 and not plan.is_foldable
     values = x if image is None else tf.reshape(x, image)
     if is_unfolded and not is_training and x.shape.ndims == 2:
         values = tf.identity(values)  # `tf.contrib.quantize` stops here
-    kernel = tf.raw_ops.FusedBatchNormV3
-    if is_training and is_unfolded:
-        kernel = UNFOLDED
+    kernel = UNFOLDED if is_training and is_unfolded else tf.raw_ops.FusedBatchNormV3
     y, *others = kernel(
         x=values,
         scale=tf.ones(size) if gamma is None else gamma,

@@ -20,17 +20,13 @@ import tensorflow.compat.v1 as tf
 def split_ghost_batches(x: tf.Tensor, size: int, *, layer: str) -> tf.Tensor:
     """`x`, [B, ...], as [size, B / size, ...].
 
-    Args:
-        x: tensor of known rank whose first axis counts the examples.
-        size: the number of examples of a ghost batch, positive.
-        layer: the layer's variable scope, for errors.
-
     Raises:
         ValueError: B is known and `size` does not divide it.
         tf.errors.InvalidArgumentError: the same at run time, where B was not known.
     """
     problem = f"`ghost_batch_size` must divide the training batch of layer {layer!r}"
     batch = tf.dimension_value(x.shape[0])
+    # A last, smaller batch of an epoch is the usual case: the error names both sizes.
     if batch is None:
         examples = tf.shape(x)[0]
         divides = tf.equal(examples % size, 0)
@@ -42,6 +38,8 @@ def split_ghost_batches(x: tf.Tensor, size: int, *, layer: str) -> tf.Tensor:
             f"{problem}, but is {size}, and the batch has {batch} examples: change "
             "either, or use is_training=False"
         )
+    # The examples of a ghost batch lie `ghosts` apart, as in `tf.layers`: a model that was
+    # trained there sees the same groups.
     rest = tf.shape(x)[1:]
     split = tf.reshape(x, tf.concat([[size, -1], rest], 0))
     ghosts = None if batch is None else batch // size

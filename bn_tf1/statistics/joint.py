@@ -18,7 +18,12 @@ from typing import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import IS_TENSORFLOW_1, Channels
+from bn_tf1.statistics.channels import (
+    IS_TENSORFLOW_1,
+    Channels,
+    fixed_by_kernel,
+    fixed_gradients_by_kernel,
+)
 from bn_tf1.statistics.composed import batch_moments, normalize_fixed
 from bn_tf1.statistics.moments import Moments, count_of
 from bn_tf1.statistics.plan import channels_for_arithmetic
@@ -41,10 +46,7 @@ def part_moments(
 ) -> Moments:
     """The moments of one of the batches; 0 where it is empty or has no weight.
 
-    Args:
-        x: float32 or float64 tensor of known rank.
-        channels: how to see it.
-        weights: as for `weighted_moments`; they get no gradient.
+    `x` is float32 or float64; the weights, as for `weighted_moments`, get no gradient.
     """
     own = []
     if weights is None:
@@ -54,6 +56,7 @@ def part_moments(
         moments = weighted_moments(x, channels, weights)
         own = [weights]
     count = tf.convert_to_tensor(moments.count, moments.mean.dtype)
+    # An empty part has NaN, and NaN times a share of 0 would spoil the sum of all.
     mean, variance = (
         tf.where_v2(count > 0, statistic, tf.zeros_like(statistic))
         for statistic in (moments.mean, moments.variance)
@@ -79,8 +82,10 @@ def _part_slopes(operation, dmean, dvariance):
     scale, offset = 2 * inverse * dvariance, inverse * dmean
     values = channels.enter(x)
     if channels.takes_kernel and x.dtype == tf.float32:
-        # One pass over the data in place of three.
-        dx = _scaled_by_kernel(channels, values, mean, scale, offset)
+        # With an epsilon of 0, a deviation of 1.
+        by_channel = scale, offset, mean, tf.ones_like(mean)
+        wide = map(channels.for_places, by_channel)
+        dx = fixed_by_kernel(values, *wide, epsilon=0.0)
     else:
         dx = channels.scale_last_read(channels.centre(values, mean), scale)
         dx = channels.add(dx, offset)
@@ -90,26 +95,8 @@ def _part_slopes(operation, dmean, dvariance):
     return (None, None, None, _once(dx), None, *[None] * len(weights))
 
 
-def _scaled_by_kernel(channels, values, mean, scale, offset):
-    """(values - mean) * scale + offset."""
-    return tf.raw_ops.FusedBatchNormV3(
-        x=values,
-        scale=channels.for_places(scale),
-        offset=channels.for_places(offset),
-        mean=channels.for_places(mean),
-        # With an epsilon of 0, a deviation of 1.
-        variance=channels.for_places(tf.ones_like(mean)),
-        epsilon=0.0,
-        is_training=False,
-    ).y
-
-
 def joint_of(parts: Sequence[Moments]) -> Moments:
-    """The moments of several batches together; plain operations, with gradients.
-
-    Args:
-        parts: `part_moments` of each.
-    """
+    """Of several `part_moments` those of all together; plain operations, with gradients."""
     counts = tf.stop_gradient(tf.stack([part.count for part in parts]))
     return joint_of_rows(
         counts,
@@ -120,6 +107,8 @@ def joint_of(parts: Sequence[Moments]) -> Moments:
 
 def joint_of_rows(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments:
     """As `joint_of`, for tensors of [batches], [batches, channels], [batches, channels]."""
+    # Chan's: of the parts' own variances and the distances of their means, all of them
+    # positive, so that nothing cancels as in sums of x and x^2.
     total = tf.reduce_sum(counts)
     shares = tf.math.divide_no_nan(counts, total)
     shares = tf.reshape(shares, [-1] + [1] * (means.shape.ndims - 1))
@@ -137,14 +126,9 @@ def normalize_part(
     *,
     epsilon: float,
 ) -> tf.Tensor:
-    """The output for one of the batches, with gradients for the joint moments.
+    """As `normalize_with_moments`, with gradients for the moments, which are joint ones.
 
-    Args:
-        x: float32 or float64 tensor of known rank.
-        moments: the joint ones.
-        gamma, beta: tensors like the mean, or None for 1 and 0.
-        channels: how to see `x`.
-        epsilon: added to the variance; in the unit of the variance.
+    So those of the other batches, and of other workers, get their part through them.
     """
     mean, variance, _ = moments
     gamma = tf.ones_like(mean) if gamma is None else gamma
@@ -167,17 +151,9 @@ def _output_slopes(operation, dy):
     inverse = tf.rsqrt(variance + epsilon)
     values, direct = channels.enter(x), channels.enter(dy)
     if channels.takes_kernel and x.dtype == tf.float32 and not IS_TENSORFLOW_1:
-        dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=direct,
-            x=values,
-            scale=channels.for_places(gamma),
-            reserve_space_1=channels.for_places(mean),
-            reserve_space_2=channels.for_places(variance),
-            reserve_space_3=tf.constant([], tf.float32),
-            epsilon=epsilon,
-            is_training=False,
-        )
-        dgamma, dbeta = map(channels.over_places, (dgamma, dbeta))
+        wide = map(channels.for_places, (gamma, mean, variance))
+        dx, *sums = fixed_gradients_by_kernel(direct, values, *wide, epsilon=epsilon)
+        dgamma, dbeta = map(channels.over_places, sums)
     else:
         dbeta = channels.sum(direct)
         dgamma = channels.dot(channels.centre(values, mean), direct) * inverse
@@ -196,4 +172,6 @@ def _output_slopes(operation, dy):
 
 
 def _once(slope):
+    # TensorFlow would differentiate the operations above, which take the other batches'
+    # statistics for constants, and give a second derivative that is wrong.
     return tf.raw_ops.PreventGradient(input=slope, message=NO_SECOND_DERIVATIVES)

@@ -68,6 +68,7 @@ def count_of(x: tf.Tensor, axes: tuple[int, ...]) -> int | tf.Tensor:
     kept = product(sizes[a] for a in axes)
     if kept is None:
         return tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), reduced)), dtype)
+    # In int64: beyond 2^31 values, 8 GB of float32, an int32 would count on from below 0.
     return tf.cast(tf.size(x, out_type=tf.int64), dtype) / float(kept)
 
 
@@ -78,6 +79,7 @@ def unbiased_variance(moments: Moments) -> tf.Tensor:
     if isinstance(count, int) and count == 1:
         return moments.variance
     if isinstance(count, int):
+        # The factor is rounded once, from a float64 of Python's.
         return moments.variance * (count / (count - 1))
     return moments.variance * tf.math.divide_no_nan(count, degrees_of_freedom(count))
 

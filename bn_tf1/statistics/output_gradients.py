@@ -19,7 +19,11 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.channels import IS_TENSORFLOW_1
+from bn_tf1.statistics.channels import (
+    IS_TENSORFLOW_1,
+    fixed_by_kernel,
+    fixed_gradients_by_kernel,
+)
 from bn_tf1.statistics.moments import Moments, count_of
 from bn_tf1.statistics.plan import channels_for_arithmetic
 from bn_tf1.statistics.registered_gradients import (
@@ -51,16 +55,11 @@ def output_gradients(
 ) -> OutputGradients:
     """The total derivatives, as they are written at the top of this module.
 
-    Args:
-        x, gamma, epsilon, weights: as for `normalize_batch`.
-        axes: the channel axes of `x`, ascending and not negative.
-        dy: the gradient for its output.
-        moments: of `x`: mean, biased variance, and their count.
-        dmoments: where a loss is on the mean and the biased variance themselves, the
-            gradients for them.
+    `dy` is the gradient for the output of `x`; `dmoments` those for the mean and the biased
+    variance, where a loss is on these themselves.
     """
     channels = channels_for_arithmetic(x, axes)
-    # The kernel of 1.15 takes longer than what it does away with.
+    # The gradient kernel of 1.15 takes longer than a whole layer of several operations.
     takes_kernel = channels.takes_kernel and x.dtype == tf.float32
     if takes_kernel and not IS_TENSORFLOW_1 and dmoments is None:
         return _by_kernel(channels, x, dy, moments, gamma, epsilon, weights)
@@ -71,6 +70,8 @@ def _by_hand(channels, x, dy, moments, gamma, epsilon, weights, dmoments=None):
     mean, variance, count = moments
     deviations = tf.rsqrt(variance + epsilon)
     inverse = _inverse(count)
+    # Made again, and not kept from the forward pass: it costs one pass, and would cost the
+    # memory of `x` in every layer for as long as the step takes.
     centred = channels.centre(channels.enter(x), mean)
     direct = channels.enter(dy)
     dbeta = channels.sum(direct)
@@ -101,28 +102,16 @@ def _by_kernel(channels, x, dy, moments, gamma, epsilon, weights):
     """
     mean, variance, count = moments
     values = channels.enter(x)
-    wide_mean, wide_variance = map(channels.for_places, (mean, variance))
-    direct, *sums, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=channels.enter(dy),
-        x=values,
-        scale=channels.for_places(gamma),
-        reserve_space_1=wide_mean,
-        reserve_space_2=wide_variance,
-        reserve_space_3=tf.constant([], tf.float32),
-        epsilon=epsilon,
-        is_training=False,
+    wide = tuple(map(channels.for_places, (mean, variance)))
+    direct, *sums = fixed_gradients_by_kernel(
+        channels.enter(dy), values, channels.for_places(gamma), *wide, epsilon=epsilon
     )
     dgamma, dbeta = map(channels.over_places, sums)
+    # Both moments move with x: one more pass of the same kernel for constants takes the
+    # shares of the two sums off, since it is linear in what it scales and adds.
     share = -gamma * tf.rsqrt(variance + epsilon) * _inverse(count)
-    through_both = tf.raw_ops.FusedBatchNormV3(
-        x=values,
-        scale=channels.for_places(share * dgamma),
-        offset=channels.for_places(share * dbeta),
-        mean=wide_mean,
-        variance=wide_variance,
-        epsilon=epsilon,
-        is_training=False,
-    ).y
+    shares = map(channels.for_places, (share * dgamma, share * dbeta))
+    through_both = fixed_by_kernel(values, *shares, *wide, epsilon=epsilon)
     if weights is None:
         dx = channels.leave(direct + through_both, x)
     else:

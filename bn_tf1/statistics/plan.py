@@ -144,25 +144,25 @@ def plan_of(
     Raises:
         ValueError: `kernel` is "fused" or "compiled", but that cannot be.
     """
+    # Asked once: each answer below, and each operation later, depends on these.
     sizes, gpu = x.shape.as_list(), _on_gpu(x)
     seen, size = _layout(x.shape, sizes, axes), _size(sizes)
     is_last = isinstance(seen, Last)
     obstacle = _why_not_fused(x, seen, epsilon, gpu)
-    if kernel == "fused" and obstacle is not None:
-        raise ValueError(
-            f"`kernel` is 'fused', but the fused kernel cannot normalise `x`: "
-            f"{obstacle}; use kernel='auto' or 'composed'"
-        )
+    problem = obstacle if kernel == "fused" else None
     if kernel == "compiled" and (gpu and of_batch or len(axes) > 1):
-        reason = "it has one channel axis" if len(axes) > 1 else "it is none for a GPU"
+        problem = "it has one channel axis" if len(axes) > 1 else "it is none for a GPU"
+    if problem is not None:
+        what = "fused kernel" if kernel == "fused" else "compiled operation"
         raise ValueError(
-            "`kernel` is 'compiled', but the compiled operation cannot normalise `x`: "
-            f"{reason}; use kernel='auto' or 'composed'"
+            f"`kernel` is {kernel!r}, but the {what} cannot normalise `x`: {problem}; use "
+            "kernel='auto' or 'composed'"
         )
     fast = obstacle is None and (
         gpu or (is_last and _is_fast_kernel(x.dtype.base_dtype, seen, sizes, size))
     )
     if is_foldable and obstacle is None and is_last and not fast:
+        # Folding is worth less than what a large layer would lose in each step.
         is_moderate = x.dtype == tf.float32 and (None in sizes or size < _LARGE)
         fast = kernel == "fused" or (kernel == "auto" and is_moderate)
     if kernel == "auto":
@@ -180,6 +180,7 @@ def plan_of(
     if kernel == "fused" and is_last and not (gpu or IS_TENSORFLOW_1):
         image = _for_statistics(x.dtype.base_dtype, sizes, size)
     constant_image = None
+    # An image that stays as it is can be merged with the convolution that made it.
     if obstacle is None and seen.sizes != sizes:
         constant_image = seen.sizes
     several = [count if a in axes else 1 for a, count in enumerate(sizes)]
@@ -206,9 +207,6 @@ def channels_for_arithmetic(x: tf.Tensor, axes: tuple[int, ...]) -> Channels:
     return _for_arithmetic(seen, sizes, _size(sizes), _on_gpu(x))
 
 
-# --------------------------------------------------------------------------- the kernel
-
-
 def _on_gpu(x: tf.Tensor) -> bool:
     """Whether what is computed from `x` is going to be placed on a GPU.
 
@@ -217,6 +215,7 @@ def _on_gpu(x: tf.Tensor) -> bool:
     device_type = tf.DeviceSpec.from_string(x.device).device_type
     if device_type is not None:
         return device_type == "GPU"
+    # Placed by TensorFlow when the session starts: on a GPU, if there is one.
     return bool(tf.config.experimental.list_physical_devices("GPU"))
 
 
@@ -269,9 +268,6 @@ def _size(sizes):
     return product([_TYPICAL_BATCH if batch is None else batch, *others])
 
 
-# ----------------------------------------------------------------------------- the view
-
-
 def _for_arithmetic(seen, sizes, size, gpu):
     """`seen`, or what is faster for the operations of `Channels` and fixed statistics."""
     is_small = not IS_TENSORFLOW_1 and size <= _SMALL
@@ -321,6 +317,7 @@ def _places(rows, count):
         for places in range(1, max(_WIDE // count, _VECTOR) + 1)
         if rows % places == 0 and (count * places) % _VECTOR == 0
     ]
+    # No operation is faster with more channels than that.
     narrow = [places for places in candidates if count * places <= _WIDE]
     return max(narrow) if narrow else min(candidates, default=1)
 
@@ -328,9 +325,6 @@ def _places(rows, count):
 def _places_for_dot(rows, count):
     most = max(_PRECISE // count, 1)
     return next(places for places in range(most, 0, -1) if rows % places == 0)
-
-
-# --------------------------------------------------------------------------- the layout
 
 
 def _layout(shape, sizes, axes):
@@ -368,6 +362,7 @@ def _sizes_last(sizes, axes):
         return [1, rows, 1, -1] if is_known_otherwise else None
     if len(reduced) == 3 and len(axes) == 1:
         return [*reduced, channels]
+    # A reshape can find out one size by itself, and no more.
     if len(known) == len(reduced):
         return _flat_sizes(rows, channels)
     if len(known) == len(reduced) - 1 and known:
@@ -399,19 +394,10 @@ def _sizes_between(sizes, axes):
     return for_reshape([groups, size, channels])
 
 
-# ---------------------------------------------------------------------- axes and sizes
-
-
 def channel_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     """The channel axes of a tensor of `rank`, ascending and not negative."""
     axes = (axis,) if isinstance(axis, numbers.Integral) else axis
     return tuple(sorted(a % rank for a in axes))
-
-
-def reduction_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:
-    """All axes of a tensor of `rank` but the channel axes, which may be negative."""
-    channels = channel_axes(rank, axis)
-    return tuple(a for a in range(rank) if a not in channels)
 
 
 def product(sizes: Any) -> int | None:

@@ -57,10 +57,13 @@ def with_gradient(
         settings: an epsilon and the channel axes. A constant of them comes in between.
     """
     tensors = [*outputs, *inputs]
+    # A tensor, since an IdentityN has no attribute to hold them; float64, so that epsilon
+    # is the same number in the gradient.
     if settings is not None:
         epsilon, axes = settings
         constant = tf.constant([epsilon, *axes], tf.float64, name="settings")
         tensors.insert(len(outputs), constant)
+    # Of all operations that copy, this one takes several tensors, and every tool knows it.
     with tf.get_default_graph().gradient_override_map({"IdentityN": name}):
         return tf.identity_n(tensors)[: len(outputs)]
 

@@ -36,13 +36,6 @@ class Renormalization(NamedTuple):
     dmax: Any = None
 
 
-class Correction(NamedTuple):
-    """r and d: tensors of the shape of the statistics that pass no gradient."""
-
-    r: tf.Tensor
-    d: tf.Tensor
-
-
 def renorm_correction(
     mean: tf.Tensor,
     stddev: tf.Tensor,
@@ -51,15 +44,13 @@ def renorm_correction(
     *,
     renorm: Renormalization,
     epsilon: float,
-) -> Correction:
-    """r and d for the statistics of a batch.
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """r and d for the statistics of a batch, of their shape.
 
-    Args:
-        mean, stddev: of the batch, [channels]; stddev is sqrt(variance + epsilon).
-        renorm_mean, renorm_stddev: tensors like them, the moving ones.
-        renorm: the bounds.
-        epsilon: `renorm_stddev` counts as sqrt(epsilon) at least.
+    `stddev` is sqrt(variance + epsilon); `renorm_stddev` counts as sqrt(epsilon) at least.
     """
+    # An average of sqrt(variance + epsilon) is no less, but where its initial value is: one
+    # of 0 would make r infinite.
     renorm_stddev = tf.maximum(renorm_stddev, epsilon**0.5)
     r = stddev / renorm_stddev
     d = (mean - renorm_mean) / renorm_stddev
@@ -70,6 +61,5 @@ def renorm_correction(
     if renorm.dmax is not None:
         dmax = in_dtype(renorm.dmax, d.dtype)
         d = tf.minimum(tf.maximum(d, -dmax), dmax)
-    return Correction(
-        tf.stop_gradient(r, name="renorm_r"), tf.stop_gradient(d, name="renorm_d")
-    )
+    # The paper's: constants in the backward pass, as if they were a layer's parameters.
+    return tf.stop_gradient(r, name="renorm_r"), tf.stop_gradient(d, name="renorm_d")

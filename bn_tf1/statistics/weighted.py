@@ -21,19 +21,13 @@ from bn_tf1.statistics.plan import statistics_dtype
 def weighted_moments(x: tf.Tensor, channels: Channels, weights: tf.Tensor) -> Moments:
     """Weighted mean, biased variance and sum of the weights of `x`, by channel.
 
-    Args:
-        x: float tensor of known rank.
-        channels: how to see it.
-        weights: float tensor of the rank of `x`: of size 1 on the channel axes, and of
-            size 1 or of the size of `x` on the others.
-
-    Returns:
-        `Moments`; `count` is the sum of the weights of a channel. Where that is 0, the
-        others are NaN.
+    The weights have the rank of `x`: size 1 on the channel axes, and size 1 or that of `x` on
+    the others. `count` is their sum for a channel; where that is 0, the others are NaN.
     """
     dtype = statistics_dtype(x.dtype)
     x, weights = tf.cast(x, dtype), tf.cast(weights, dtype)
     weights = _one_for_each_value(weights, x, channels.axes)
+    # By channel all have the same: the weights have size 1 on the channel axes.
     total = tf.reduce_sum(weights)
     values = channels.enter(x)
     mean = channels.average(values, total, weights)
@@ -49,6 +43,7 @@ def _one_for_each_value(weights, x, channel_axes):
     wanted = [1 if a in channel_axes else n for a, n in enumerate(x.shape.as_list())]
     if None not in wanted and weights.shape.as_list() == wanted:
         return weights
+    # A mask of [batch, 1, 1] counts each value of an example: as many times in the total.
     shape = tf.unstack(tf.shape(x))
     return tf.broadcast_to(
         weights, [1 if a in channel_axes else size for a, size in enumerate(shape)]

@@ -1,4 +1,4 @@
-"""`bn_tf1.statistics`: reduction axes, batch moments and normalize, by themselves."""
+"""`bn_tf1.statistics`: batch moments and normalize, by themselves."""
 
 import numpy as np
 import pytest
@@ -13,33 +13,10 @@ def moments_of(x, axis):
     return statistics.batch_moments(x, statistics.channels_for_arithmetic(x, axes))
 
 
-@pytest.mark.parametrize(
-    "rank, axis, expected",
-    [
-        (2, -1, (0,)),
-        (2, 1, (0,)),
-        (2, 0, (1,)),
-        (3, 1, (0, 2)),
-        (4, -1, (0, 1, 2)),
-        (4, 1, (0, 2, 3)),
-        (4, -3, (0, 2, 3)),
-        (5, -1, (0, 1, 2, 3)),
-        (5, -5, (1, 2, 3, 4)),
-    ],
-)
-def test_reduction_axes(rank, axis, expected):
-    axes = statistics.reduction_axes(rank, axis)
-    assert axes == expected
-    assert isinstance(axes, tuple)
-    assert reference.reduction_axes(rank, axis) == expected
-
-
 def test_several_channel_axes(session):
     """Statistics have the sizes of the channel axes; against plain NumPy."""
     batch = np.random.RandomState(0).normal(2.0, 0.5, size=(4, 3, 5, 2))
     assert statistics.channel_axes(4, (-1, 1)) == (1, 3)
-    axes = statistics.reduction_axes(4, (-1, 1))
-    assert axes == (0, 2)
     moments = moments_of(tf.constant(batch), (-1, 1))
     y = statistics.normalize(
         tf.constant(batch),
