@@ -7,5 +7,4 @@ divergence                  which layer breaks evaluation
 measured_layers, probes     which layers, and how a batch's statistics are had
 passes, pooling             over all batches, of any size
 variable_cells              variables that are written and put back
-packed_fetches              many small tensors fetched as one
 """

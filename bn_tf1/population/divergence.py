@@ -25,7 +25,15 @@ from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.population.variable_cells import Cell, cell_of, kept, write
+from bn_tf1.arguments import unfit
+from bn_tf1.population.measured_layers import grouped
+from bn_tf1.population.pooling import (
+    PooledStatistics,
+    distance,
+    table,
+    variance_ratio,
+)
+from bn_tf1.population.variable_cells import kept, write
 
 
 class LayerTensors(NamedTuple):
@@ -98,12 +106,7 @@ class Divergence(NamedTuple):
                 row + tuple(f"{v:.4f}" for v in (layer.damage, *layer[3:5]))
                 for row, layer in zip(rows, self.layers)
             ]
-        rows = [header, *rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        for row in rows:
-            padded = [text.rjust(width) for text, width in zip(row, widths)]
-            lines.append("  ".join([row[0].ljust(widths[0]), *padded[1:]]))
-        return "\n".join(lines)
+        return "\n".join(lines + table(header, rows))
 
 
 def divergence(
@@ -136,40 +139,49 @@ def divergence(
             it was built with is_training=False; `metric` is no scalar; no feed is for
             one of several banks of a layer; a variable has no value yet.
     """
-    feeds = list(feeds)
-    grouped = _by_variable(layers)
-    _check(grouped, feeds, metric)
-    cells = [cell_of(v) for calls in grouped for v in _variables(calls)]
+    # Each measurement of the metric goes through all of them again.
+    feeds, found = list(feeds), grouped(layers)
+    _check(found, feeds, metric)
+    cells = [cell for _, pair, _ in found for cell in pair]
     with kept(session, cells) as saved:
-        averaged = [_averaged(session, calls, feeds, training) for calls in grouped]
+        averaged = _averaged(session, found, feeds, training)
         # An update in place may have moved them.
         write(session, {cell: saved[cell.name] for cell in cells})
-        values = [saved[cell.name] for cell in cells]
-        moving = list(zip(values[0::2], values[1::2]))
+        moving = [
+            PooledStatistics.of(*(saved[cell.name] for cell in pair))
+            for _, pair, _ in found
+        ]
+        apart = [
+            LayerDivergence(
+                name,
+                distance(new.mean, old, epsilon),
+                variance_ratio(new, old, epsilon),
+            )
+            for (name, _, _), old, new in zip(found, moving, averaged)
+        ]
         if metric is None:
-            return Divergence(_ranked(grouped, moving, averaged, epsilon))
-        bench = _Bench(session, feeds, metric, cells, training, inference)
-        return _with_metric(bench, grouped, moving, averaged, epsilon)
+            return Divergence(tuple(sorted(apart, key=_rank, reverse=True)))
+
+        def of_batches(mode):
+            values = [session.run(metric, {**feed, **mode}) for feed in feeds]
+            return float(np.mean(values, dtype=np.float64))
+
+        def of_statistics(statistics):
+            values = [value for pair in statistics for value in pair]
+            write(session, dict(zip(cells, values)))
+            return of_batches(inference)
+
+        return _with_metric(
+            apart, moving, averaged, of_batches(training), of_statistics
+        )
 
 
-def _by_variable(layers):
-    """The calls of each layer: those that share a moving mean."""
-    grouped: dict[str, list] = {}
-    for call in layers:
-        grouped.setdefault(call.moving_mean.op.name, []).append(call)
-    return list(grouped.values())
-
-
-def _variables(calls):
-    return calls[0].moving_mean, calls[0].moving_variance
-
-
-def _check(grouped, feeds, metric):
-    if not grouped:
+def _check(layers, feeds, metric):
+    if not layers:
         raise ValueError("`layers` is empty: there is no batch-norm layer to compare")
     if not feeds:
         raise ValueError("`feeds` is empty, but must hold at least one batch")
-    for calls in grouped:
+    for _, _, calls in layers:
         for call in calls:
             if call.batch_mean is None or call.batch_variance is None:
                 raise ValueError(
@@ -177,68 +189,44 @@ def _check(grouped, feeds, metric):
                     "it with a tensor `is_training` and give both feeds"
                 )
     if metric is not None and not metric.shape.is_compatible_with([]):
-        raise ValueError(f"`metric` is {metric!r}, but must be a scalar: its mean")
+        raise unfit("metric", metric, "be a scalar: its mean")
 
 
-def _averaged(session, calls, feeds, training):
-    """Mean and variance over the batches, float64 of the shape of a variable."""
-    fetches = [
-        (call.batch_mean, call.batch_variance, *_of_bank(call)) for call in calls
-    ]
-    runs = [
-        np.asarray([mean, variance], np.float64).reshape(2, -1)
-        for feed in feeds
-        for mean, variance, *is_chosen in session.run(fetches, {**feed, **training})
-        if all(is_chosen)
-    ]
-    if not runs:
-        raise ValueError(
-            f"`feeds` has no batch for {_name_of(calls)!r}, one of several banks: add some, "
-            "or leave it out of `layers`"
-        )
-    return np.mean(runs, axis=0)
+def _averaged(session, layers, feeds, training):
+    """The mean of the batches' means, and of their variances, for each layer."""
+    fetches = [[_fetches(call) for call in calls] for _, _, calls in layers]
+    runs = [[] for _ in layers]
+    for feed in feeds:
+        for found, calls in zip(runs, session.run(fetches, {**feed, **training})):
+            found += [
+                PooledStatistics.of(mean, variance)
+                for mean, variance, *is_chosen in calls
+                if all(is_chosen)
+            ]
+    for found, (name, _, _) in zip(runs, layers):
+        if not found:
+            raise ValueError(
+                f"`feeds` has no batch for {name!r}, one of several banks: add some, or "
+                "leave it out of `layers`"
+            )
+    # As moving averages do it: without the spread of the means in the variance.
+    return [PooledStatistics(*np.mean(found, axis=0)) for found in runs]
 
 
-def _of_bank(call):
-    """Of a record for one of several banks, whether a run is for it."""
+def _fetches(call):
+    """The statistics of a batch; of one of several banks, whether the run is for it, too."""
     is_chosen = getattr(call, "is_chosen", None)
-    return [] if is_chosen is None else [is_chosen]
+    switch = [] if is_chosen is None else [is_chosen]
+    return [call.batch_mean, call.batch_variance, *switch]
 
 
-def _name_of(calls):
-    return getattr(calls[0], "bank_name", calls[0].name)
-
-
-class _Bench(NamedTuple):
-    """Measures the metric with any statistics."""
-
-    session: Any
-    feeds: Sequence[Mapping[Any, Any]]
-    metric: Any
-    cells: Sequence[Cell]
-    training: Mapping[Any, Any]
-    inference: Mapping[Any, Any]
-
-    def of_batches(self, mode):
-        values = [self.session.run(self.metric, {**f, **mode}) for f in self.feeds]
-        return float(np.mean(values, dtype=np.float64))
-
-    def of_statistics(self, statistics):
-        """The metric with (mean, variance) for each layer."""
-        values = [value for pair in statistics for value in pair]
-        write(self.session, dict(zip(self.cells, values)))
-        return self.of_batches(self.inference)
-
-
-def _with_metric(bench, grouped, moving, averaged, epsilon):
-    batch = bench.of_batches(bench.training)
-    before = bench.of_statistics(moving)
-    population = bench.of_statistics(averaged)
+def _with_metric(layers, moving, averaged, batch, of_statistics):
+    before, population = of_statistics(moving), of_statistics(averaged)
     found = []
-    for i, layer in enumerate(_distances(grouped, moving, averaged, epsilon)):
+    for i, layer in enumerate(layers):
         # Both ways: beside other broken layers, mending one alone gains nothing.
-        repaired = bench.of_statistics([*moving[:i], averaged[i], *moving[i + 1 :]])
-        alone = bench.of_statistics([*averaged[:i], moving[i], *averaged[i + 1 :]])
+        repaired = of_statistics([*moving[:i], averaged[i], *moving[i + 1 :]])
+        alone = of_statistics([*averaged[:i], moving[i], *averaged[i + 1 :]])
         damage = max(_gain(repaired, before), _gain(population, alone))
         found.append(layer._replace(repaired=repaired, alone=alone, damage=damage))
     ranked = sorted(found, key=lambda x: (x.damage, _rank(x)), reverse=True)
@@ -252,33 +240,5 @@ def _gain(after, before):
     return -math.inf if math.isnan(after) else after - before
 
 
-def _ranked(grouped, moving, averaged, epsilon):
-    found = _distances(grouped, moving, averaged, epsilon)
-    return tuple(sorted(found, key=_rank, reverse=True))
-
-
 def _rank(layer):
     return layer.mean_distance + math.log(layer.variance_ratio)
-
-
-def _distances(grouped, moving, averaged, epsilon):
-    found = []
-    for calls, old, new in zip(grouped, moving, averaged):
-        mean, variance = (np.asarray(v, np.float64).reshape(-1) for v in old)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            distance = np.abs(new[0] - mean) / np.sqrt(variance + epsilon)
-            ratio = np.abs(np.log((new[1] + epsilon) / (variance + epsilon)))
-        found.append(
-            LayerDivergence(
-                _name_of(calls),
-                _largest(distance),
-                math.exp(min(_largest(ratio), 700.0)),
-            )
-        )
-    return found
-
-
-def _largest(values):
-    """The largest value; NaN, of statistics that are no numbers, is the largest."""
-    largest = float(np.max(values))
-    return math.inf if math.isnan(largest) else largest

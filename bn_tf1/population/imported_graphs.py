@@ -12,7 +12,7 @@ Contract: the source is only read, and the result written when all is measured.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -44,6 +44,7 @@ from bn_tf1.population.measured_layers import (
     banks_of,
     channel_axis,
     channels_of,
+    in_loop,
     layer_names,
 )
 from bn_tf1.population.passes import Passes, in_order, unwatched
@@ -54,12 +55,13 @@ from bn_tf1.population.recalibrated_checkpoints import (
     sources_of,
     write_recalibrated,
 )
-from bn_tf1.population.recalibration import Recalibration, compared, measure, reached
+from bn_tf1.population.recalibration import Recalibration, compared, reached
 
 # Larger batches are nearer to the population, until they do not fit into memory.
 _MOST_EXAMPLES = 1024
 _MOST_BYTES = 1 << 26
 _FEWEST_EXAMPLES = 32
+_BOOLS = {"1": True, "true": True, "0": False, "false": False}
 
 
 class FedExamples(NamedTuple):
@@ -84,31 +86,31 @@ class FedExamples(NamedTuple):
             ValueError: there are none, or the arrays do not tell how many.
         """
         sizes = {name: len(array) for name, array in self.arrays.items()}
+        count, *others = set(sizes.values()) or [None]
+        problem = None
         if not sizes:
-            raise ValueError(
-                "the examples have no array, along whose first axis they lie"
-            )
-        if len(set(sizes.values())) != 1:
-            raise ValueError(
-                f"the examples have first axes of {sizes}, but need one and the same"
-            )
-        (count,) = set(sizes.values())
-        if count == 0:
-            raise ValueError("the examples are none: their first axis is 0")
+            problem = "have no array, along whose first axis they lie"
+        elif others:
+            problem = f"have first axes of {sizes}, but need one and the same"
+        elif count == 0:
+            problem = "are none: their first axis is 0"
+        if problem is not None:
+            raise ValueError(f"the examples {problem}")
         return min(count, self.num_examples or count)
 
 
-class _Batches(NamedTuple):
-    """The feeds of a graph, as often as one iterates over them."""
+class _Place(NamedTuple):
+    """A call of a layer in the graph, by names of tensors.
 
-    arrays: Mapping[tf.Tensor, np.ndarray]
-    size: int
-    count: int
+    Attributes:
+        measured: the mean, the variance and the number of values of what it normalises.
+        given: the mean and the variance that it takes, which can be fed.
+        obstacle: why it has none of them; "" where it has.
+    """
 
-    def __iter__(self) -> Iterator[dict]:
-        for start in range(0, self.count, self.size):
-            end = min(start + self.size, self.count)
-            yield {tensor: array[start:end] for tensor, array in self.arrays.items()}
+    measured: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    obstacle: str = ""
 
 
 def recalibrate_graph(
@@ -140,6 +142,7 @@ def recalibrate_graph(
     """
     check_free(destination)
     source = open_checkpoint(checkpoint)
+    # Those of an .npz without a first axis, such as keep_prob, are the same in each batch.
     scalars = {n: array for n, array in examples.arrays.items() if not np.ndim(array)}
     examples = examples._replace(
         arrays={n: array for n, array in examples.arrays.items() if np.ndim(array)},
@@ -157,19 +160,23 @@ def recalibrate_graph(
 class _Network:
     """The graph in a .meta file, whose normalisations take what they are given."""
 
+    # On protocol buffers: 2.21 cannot import a training graph of 1.15 that has the gradient
+    # of a fused kernel, nor what takes an operation of another library.
+
     def __init__(self, path, checkpoint, ema, examples):
         self._path = path
         self._checkpoint = checkpoint
         self._sources = sources_of(checkpoint, ema=ema)
         self._examples = examples
         meta = read_meta_graph(path)
+        # Who recalibrates need not have built the operation that it was trained with.
         replace_compiled(meta)
         graph = EditableGraph(meta.graph_def)
         self._check_names(graph)
         # In inference mode the graph shows nothing of it any more.
         self._weighted = _weighted(graph.view())
         settings = {
-            name.partition(":")[0]: self._setting(graph, name, value)
+            node_name(name): self._setting(graph, name, value)
             for name, value in examples.settings.items()
         }
         mode = set_inference_mode(graph, settings, operation_definitions(meta))
@@ -179,9 +186,8 @@ class _Network:
         self._conditions = Conditions(self._view)
         self._layers = dict(zip(layer_names(mode.layers), mode.layers))
         self._inputs = self._imported_inputs()
-        # By the name of a layer: of each call what is fetched, and what it is given.
         self._places = {
-            name: [self._given(layer, call) for call in layer.calls]
+            name: [self._place(layer, call) for call in layer.calls]
             for name, layer in self._layers.items()
         }
 
@@ -191,7 +197,7 @@ class _Network:
         with graph.as_default():
             tf.import_graph_def(self._graph_def(), name="")
         batches = self._batches(graph)
-        layers, skipped = reached(self._measured(graph), list(batches.arrays))
+        layers, skipped = reached(self._measured(graph), list(batches[0]))
         if not layers:
             reasons = "; ".join(f"layer {n!r}: {why}" for n, why in skipped.items())
             raise ValueError(
@@ -201,21 +207,14 @@ class _Network:
         layers = in_order(layers)
         config = tf.ConfigProto(device_count={"GPU": 0})
         with tf.Session(graph=graph, config=config) as session:
+            give = self._giving(graph, layers)
             passes = Passes(session, batches, watch=watch)
-            found = measure(passes, layers, self._giving(graph, layers), exact=exact)
-        rows = [
-            compared(
-                layer.name,
-                self._variables(layer.name),
-                layer.epsilon,
-                self._before(layer.name),
-                *row,
-            )
-            for layer, *row in zip(layers, *found)
-        ]
+            found = passes.measured(layers, give, exact=exact)
+        rows = []
+        for layer, row in zip(layers, found):
+            variables, before = self._variables(layer.name), self._before(layer.name)
+            rows.append(compared(layer, variables, before, *row))
         return Recalibration(tuple(rows), skipped)
-
-    # ----------------------------------------------------------------- what is asked for
 
     def _check_names(self, graph):
         for name in (*self._examples.arrays, *self._examples.settings):
@@ -232,24 +231,20 @@ class _Network:
         if "Placeholder" not in node.op and node.op != "Const":
             raise ValueError(f"{name} is set, but is a {node.op}, and no placeholder")
         dtype = tf.as_dtype(node.attr["dtype"].type)
-        if isinstance(value, str) and dtype == tf.bool:
-            value = {"1": True, "true": True, "0": False, "false": False}.get(
-                value.lower(), value
-            )
         try:
+            # To NumPy any text but "" is True.
             if isinstance(value, str) and dtype == tf.bool:
-                raise ValueError(value)
+                return np.bool_(_BOOLS[value.lower()])
             return dtype.as_numpy_dtype(value)
-        except ValueError:
-            raise ValueError(
-                f"{name} is set to {value!r}, but is a {dtype.name}"
-            ) from None
+        except (KeyError, ValueError):
+            what = f"{name} is set to {value!r}, but is a {dtype.name}"
+            raise ValueError(what) from None
 
     def _batches(self, graph):
         arrays = {}
         for name, array in self._examples.arrays.items():
             if node_name(name) in self._graph.nodes:  # others are not needed
-                tensor = graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+                tensor = graph.get_tensor_by_name(_tensor(name))
                 if not tensor.shape.is_compatible_with((None, *np.shape(array)[1:])):
                     raise ValueError(
                         f"the examples have {name!r} of shape {list(np.shape(array))}, "
@@ -257,38 +252,37 @@ class _Network:
                     )
                 arrays[tensor] = array
         count = self._examples.count()
-        return _Batches(arrays, _batch_size(arrays, count, self._examples), count)
+        size = _batch_size(arrays, count, self._examples)
+        # The last may be smaller; they are views, which copy nothing.
+        return [
+            {t: array[start : min(start + size, count)] for t, array in arrays.items()}
+            for start in range(0, count, size)
+        ]
 
-    # -------------------------------------------------------------------- what is changed
-
-    def _given(self, layer, call):
-        """(mean, variance, size, given mean, given variance), or why there are none."""
+    def _place(self, layer, call):
+        """Lets `call` take statistics that can be fed, and measures what it normalises."""
         view, graph = self._view, self._graph
         banks = banks_of(view, layer)
         if banks:
-            return (
-                f"it takes one of {banks}: say which with --set, as the graph calls it"
-            )
+            what = "say which with --set, as the graph calls it"
+            return _Place(obstacle=f"it takes one of {banks}: {what}")
         if _key(layer) in self._weighted:
-            return WEIGHTED
-        for predicate, _ in self._conditions.of(call.node):
-            if view.ops[node_of(predicate)] == "LoopCond":
-                return "it is inside of a loop"
+            return _Place(obstacle=WEIGHTED)
+        if in_loop(view, self._conditions, call.node):
+            return _Place(obstacle="it is inside of a loop")
         found = self._whole_input(layer, call)
+        # A body can be called from several places: its values are not those of one layer.
         if found is None:
-            return "what it normalises is in a function, or its channels are not known"
+            what = "what it normalises is in a function, or its channels are not known"
+            return _Place(obstacle=what)
         x, axis, repeats = found
         scope = f"{view.names[call.node]}/population"
         measured = _moments(graph, scope, x, self._inputs[x], axis)
+        # What is fed is optional: unfed, a layer takes the batch's, as in training.
+        how = {"dtype": tf.float32, "shape": None}
         given = [
-            graph.add(
-                "PlaceholderWithDefault",
-                f"{scope}/{statistic}",
-                [source],
-                dtype=tf.float32,
-                shape=None,
-            )
-            for statistic, source in zip(STATISTICS, measured)
+            graph.add("PlaceholderWithDefault", f"{scope}/{role}", [source], **how)
+            for role, source in zip(STATISTICS, measured)
         ]
         taken = given
         if repeats > 1:
@@ -300,8 +294,8 @@ class _Network:
         try:
             normalise_with(graph, view, call, Given(*taken))
         except ValueError as error:
-            return str(error)
-        return (*measured, *given)
+            return _Place(obstacle=str(error))
+        return _Place(measured, tuple(given))
 
     def _whole_input(self, layer, call):
         """(what `call` normalises, its channel axis, how often they follow each other).
@@ -329,7 +323,7 @@ class _Network:
     def _ways_in(self, call):
         """What `call` normalises, and of what that is another shape."""
         reference = call.x
-        for _ in range(6):
+        for _ in range(6):  # a view and its Identity, and those of a user's own
             node = node_of(reference)
             yield input_for(self._view, reference)
             if self._view.ops[node] not in ("Reshape", "Identity"):
@@ -338,35 +332,26 @@ class _Network:
 
     def _imported_inputs(self):
         """By what they are called, what the layers normalise, for its shape and dtype."""
+        # In a session's graph, whose shape functions know more than the file states.
         view, graph = self._view, self._graph.copy()
-        names = {
-            name
-            for layer in self._layers.values()
-            for call in layer.calls
-            if not view.body_of(node_of(call.x))
-            for name in self._ways_in(call)
-        }
+        calls = [call for layer in self._layers.values() for call in layer.calls]
+        outside = [call for call in calls if not view.body_of(node_of(call.x))]
+        names = {name for call in outside for name in self._ways_in(call)}
         wanted = sorted({node_name(name) for name in names})
         drop_controls(graph, wanted)
         extract(graph, wanted)
         clean_attributes(graph)
         with tf.Graph().as_default() as scratch:
             tf.import_graph_def(graph.graph_def(), name="")
-        return {
-            name: scratch.get_tensor_by_name(name if ":" in name else f"{name}:0")
-            for name in names
-        }
+        return {name: scratch.get_tensor_by_name(_tensor(name)) for name in names}
 
     def _graph_def(self):
         graph = self._graph
-        wanted = [
-            name
-            for places in self._places.values()
-            for place in places
-            if not isinstance(place, str)
-            for name in place
-        ]
+        places = [place for places in self._places.values() for place in places]
+        wanted = [name for p in places for name in (*p.measured, *p.given)]
+        # Updates that are waited for would assign to what is a constant when it is frozen.
         drop_controls(graph, wanted)
+        # Statistics behind dropout are not those that inference meets.
         remove_dropout(graph, [node_name(name) for name in self._examples.arrays])
         extract(graph, wanted)
         freeze(graph, self._value)
@@ -378,63 +363,49 @@ class _Network:
             return self._checkpoint.read(self._sources[name])
         if any(name in n for layer in self._layers for n in self._variables(layer)):
             # A statistic that was never saved, and is not needed.
-            return np.zeros(self._shape(name), np.float32)
+            shape = self._view.attribute(self._view.find(name), "shape").shape
+            return np.zeros([size.size for size in shape.dim], np.float32)
         raise ValueError(f"{self._checkpoint.prefix} lacks {name} of {self._path}")
-
-    def _shape(self, name):
-        shape = self._view.attribute(self._view.find(name), "shape").shape
-        return [size.size for size in shape.dim]
-
-    # -------------------------------------------------------------------- what is measured
 
     def _measured(self, graph):
         """The layers, by those calls that are in inference mode where there are some."""
         layers = []
         for name, layer in self._layers.items():
-            calls = [
-                (call.mode == "inference", self._call(graph, place))
-                for call, place in zip(layer.calls, self._places[name])
-            ]
-            of_inference = [call for is_inference, call in calls if is_inference]
-            layers.append(
-                MeasuredLayer(
-                    name,
-                    None,
-                    tuple(of_inference or [call for _, call in calls]),
-                    layer.layer.epsilon or 0.0,
-                )
-            )
+            both = list(zip(layer.calls, self._places[name]))
+            of_inference = [pair for pair in both if pair[0].mode == "inference"]
+            calls = [self._call(graph, place) for _, place in of_inference or both]
+            epsilon = layer.layer.epsilon or 0.0
+            layers.append(MeasuredLayer(name, None, tuple(calls), epsilon))
         return layers
 
     def _call(self, graph, place):
-        if isinstance(place, str):
-            return MeasuredCall(None, None, place)
-        mean, variance, size = (graph.get_tensor_by_name(f"{n}:0") for n in place[:3])
-        probe = of_statistics(mean, variance, size=size)
-        return MeasuredCall(probe, probe)
+        if place.obstacle:
+            return MeasuredCall(None, None, place.obstacle)
+        *statistics, size = map(graph.get_tensor_by_name, map(_tensor, place.measured))
+        probe = of_statistics(*statistics, size=size)
+        return MeasuredCall(probe, lambda: probe)
 
     def _giving(self, graph, layers):
         """Gives statistics to all calls of layers, by feeding them."""
 
         def give(statistics):
             return {
-                graph.get_tensor_by_name(f"{name}:0"): values
+                graph.get_tensor_by_name(_tensor(name)): values
                 for layer, given in zip(layers, statistics)
                 for place in self._places[layer.name]
-                if not isinstance(place, str)
-                for name, values in zip(place[3:], given)
+                for name, values in zip(place.given, given)
             }
 
         return give
 
     def _variables(self, name):
         """The names of its moving means and variances, made up where it has none."""
-        names = []
+        layer, view, names = self._layers[name], self._view, []
         for role in STATISTICS:
-            nodes = self._layers[name].variables[role]
-            nodes = [node for node in nodes if self._view.ops[node] in VARIABLES]
-            own = sorted({variable_name(self._view, node) for node in nodes})
-            names.append(tuple(own) or (join(self._layers[name].layer.name, role),))
+            nodes = [n for n in layer.variables[role] if view.ops[n] in VARIABLES]
+            own = sorted({variable_name(view, node) for node in nodes})
+            # One of its usual name, for whoever builds the layer with statistics later.
+            names.append(tuple(own) or (join(layer.layer.name, role),))
         return tuple(names)
 
     def _before(self, name):
@@ -442,8 +413,11 @@ class _Network:
         names = [names[0] for names in self._variables(name)]
         if not all(name in self._checkpoint.shapes for name in names):
             return None
-        values = [np.float64(self._checkpoint.read(name)) for name in names]
-        return PooledStatistics(*(value.reshape(-1) for value in values))
+        return PooledStatistics.of(*map(self._checkpoint.read, names))
+
+
+def _tensor(name):
+    return name if ":" in name else f"{name}:0"
 
 
 def _weighted(view):
@@ -471,6 +445,7 @@ def _moments(graph, name, x, tensor, axis):
     axes = [a for a in range(tensor.shape.ndims) if a != axis]
     axes = graph.constant(f"{name}/axes", np.array(axes, np.int32))
 
+    # In two passes, of the mean first: E[x^2] - E[x]^2 cancels where a mean is large.
     def mean(of, leaf, keep):
         options = {"T": dtype, "Tidx": tf.int32, "keep_dims": keep}
         return graph.add("Mean", f"{name}/{leaf}", [of, axes], **options)
@@ -486,6 +461,7 @@ def _batch_size(arrays, count, examples):
     fixed = {tf.dimension_value(tensor.shape[0]) for tensor in arrays} - {None}
     if len(fixed) > 1:
         raise ValueError(f"the inputs of the graph have batches of {sorted(fixed)}")
+    # Reshapes in a graph that was built for one size of batch hold for no other.
     if fixed:
         (size,) = fixed
         if count < size:

@@ -8,19 +8,19 @@ is named with that reason.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+import functools
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.checkpoints.dialects import statistic_role
+from bn_tf1.checkpoints.dialects import STATISTICS, statistic_role
 from bn_tf1.graphs.layer_analysis import Analysis, analyse
 from bn_tf1.graphs.node_values import leaves, same_values, variable_name
 from bn_tf1.graphs.recognition.batch_statistics import is_weighted
 from bn_tf1.graphs.training_nodes import Conditions
 from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to, view_of
 from bn_tf1.population.probes import (
-    Input,
     Probe,
     of_input,
     of_statistics,
@@ -49,19 +49,14 @@ class MeasuredCall(NamedTuple):
 
     Attributes:
         probe: how its batch statistics are had; None where they cannot be.
-        input: what it normalises, or a probe of that, which serves in any mode; None
-            where that cannot be fetched.
+        input: makes a probe of what it normalises, which serves in any mode; None where
+            that cannot be fetched.
         obstacle: why there is no probe; "" where there is one.
     """
 
     probe: Probe | None
-    input: Input | Probe | None
+    input: Callable[[], Probe] | None
     obstacle: str = ""
-
-    @property
-    def is_of_a_bank(self) -> bool:
-        """Whether it is for one of several banks, which each run chooses."""
-        return self.probe is not None and self.probe.is_chosen is not None
 
 
 class MeasuredLayer(NamedTuple):
@@ -90,39 +85,39 @@ def given_layers(layers: Sequence[Any]) -> list[MeasuredLayer]:
         ValueError: a layer has no batch statistics, or it cannot be told how many values
             they are made from.
     """
-    grouped: dict[str, list] = {}
+    found = []
+    for name, moving, calls in grouped(layers):
+        # Of a layer for both modes: those for inference have no statistics of a batch.
+        of_training = [call for call in calls if call.batch_mean is not None] or calls
+        measured = [one for call in of_training for one in _given_calls(call)]
+        arguments = getattr(calls[0], "arguments", None)
+        decay = getattr(arguments, "decay", None)
+        decay = float(decay) if isinstance(decay, (int, float)) else None
+        epsilon = getattr(arguments, "epsilon", 0.0)
+        found.append(MeasuredLayer(name, moving, tuple(measured), epsilon, decay))
+    return found
+
+
+def grouped(layers: Iterable[Any]) -> list[tuple[str, tuple[Cell, Cell], list]]:
+    """(name, moving mean and variance, calls) of each layer, in the order given."""
+    by_variable: dict[str, list] = {}
     for call in layers:
-        grouped.setdefault(cell_of(call.moving_mean).name, []).append(call)
+        by_variable.setdefault(cell_of(call.moving_mean).name, []).append(call)
     return [
-        MeasuredLayer(
+        (
+            # A record of ours may be that of one of several banks.
             getattr(calls[0], "bank_name", calls[0].name),
             (cell_of(calls[0].moving_mean), cell_of(calls[0].moving_variance)),
-            tuple(
-                measured
-                for call in _in_training(calls)
-                for measured in _given_calls(call)
-            ),
-            getattr(getattr(calls[0], "arguments", None), "epsilon", 0.0),
-            _constant_decay(calls[0]),
+            calls,
         )
-        for calls in grouped.values()
+        for calls in by_variable.values()
     ]
-
-
-def _constant_decay(call):
-    decay = getattr(getattr(call, "arguments", None), "decay", None)
-    return float(decay) if isinstance(decay, (int, float)) else None
-
-
-def _in_training(calls):
-    return [call for call in calls if call.batch_mean is not None] or calls
 
 
 def layers_of(graph: tf.Graph) -> list[MeasuredLayer]:
     """Those that `batch_norm` recorded in `graph`, and those that others built there."""
     recorded = given_layers(batch_norm_calls(graph))
-    known = {layer.moving[0].name for layer in recorded}
-    known |= {layer.moving[1].name for layer in recorded}
+    known = {cell.name for layer in recorded for cell in layer.moving}
     # The names are looked at first: the recogniser takes longer than a step.
     foreign = [
         variable.op.name
@@ -133,20 +128,24 @@ def layers_of(graph: tf.Graph) -> list[MeasuredLayer]:
         return recorded
     view = view_of(graph)
     conditions = Conditions(view)
+    analysed = analyse(view, conditions)
     found = [
-        layer
-        for layer in recognised(view, conditions, analyse(view, conditions), graph)
-        if layer.moving is None or layer.moving[0].name not in known
+        _Recognised(view, conditions, layer, graph).layer(name)
+        for name, layer in zip(layer_names(analysed), analysed)
     ]
-    return recorded + [layer for layer in found if layer.moving or not recorded]
-
-
-# ------------------------------------------------------------------------ what is given
+    # What has no moving statistics may be a part of one of ours, seen by itself.
+    return recorded + [
+        layer
+        for layer in found
+        if (layer.moving[0].name not in known if layer.moving else not recorded)
+    ]
 
 
 def _recorded_call(call, x):
     arguments = call.arguments
-    source = Input(x, arguments.plan.axes, arguments.weights, call.is_chosen)
+    source = functools.partial(
+        of_input, x, arguments.plan.axes, arguments.weights, call.is_chosen
+    )
     if call.batch_mean is None:
         return MeasuredCall(None, source, "it was built with is_training=False")
     if arguments.sync is not None and getattr(arguments.sync, "size", 0) != 1:
@@ -156,12 +155,11 @@ def _recorded_call(call, x):
     rich = (arguments.weights, arguments.ghost_batch_size)
     if rich == (None, None) and x is call.x:
         unbiased = arguments.ema_variance == "unbiased"
-        size = size_of(x)
-        probe = of_statistics(
-            call.batch_mean, call.batch_variance, size=size, unbiased=unbiased
-        )._replace(is_chosen=call.is_chosen)
+        own = call.batch_mean, call.batch_variance
+        probe = of_statistics(*own, size=size_of(x), unbiased=unbiased)
+        probe = probe._replace(is_chosen=call.is_chosen)
     else:  # what enters the moving average is not the statistic of `x` alone
-        probe = of_input(source)
+        probe = source()
     if tf.is_tensor(arguments.is_training):
         probe = probe._replace(switch=arguments.is_training)
     return MeasuredCall(probe, source)
@@ -176,7 +174,8 @@ def _given_calls(call):
         x = _reduced(call)
     else:
         channels = call.batch_mean.shape.num_elements()
-        source = Input(x, channel_axis(x.shape.as_list(), None, channels))
+        axis = channel_axis(x.shape.as_list(), None, channels)
+        source = functools.partial(of_input, x, axis)
     size = size_of(x)
     probe = of_statistics(call.batch_mean, call.batch_variance, size=size)
     return [MeasuredCall(probe, source)]
@@ -190,12 +189,14 @@ def channel_axis(
         kept = [axis for axis in range(len(shape)) if axis not in reduced]
         if len(kept) == 1:
             return kept[0]
+    # Axis 0 counts the examples, even where they are as many as the channels.
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] == channels]
     return fitting[-1] if fitting and channels is not None else None
 
 
 def _reduced(call):
     """The tensor that the batch mean of `call` was computed from."""
+    # The nearest first: behind it are the means of the layers before.
     pending, seen = [call.batch_mean], set()
     while pending:
         op = pending.pop(0).op
@@ -212,22 +213,6 @@ def _reduced(call):
     )
 
 
-# ------------------------------------------------------------------------ what is found
-
-
-def recognised(
-    view: GraphView,
-    conditions: Conditions,
-    found: Sequence[Analysis],
-    graph: tf.Graph,
-) -> list[MeasuredLayer]:
-    """The layers `found` in `view`, as tensors of `graph`, which holds the same nodes."""
-    return [
-        _Recognised(view, conditions, layer, graph).layer(name)
-        for name, layer in zip(layer_names(found), found)
-    ]
-
-
 def layer_names(found: Sequence[Analysis]) -> list[str]:
     """Their names, with a number where a scope has several."""
     names: list[str] = []
@@ -239,7 +224,7 @@ def layer_names(found: Sequence[Analysis]) -> list[str]:
 
 
 class _Recognised:
-    """One layer that the recogniser found."""
+    """One layer that the recogniser found in `view`, as tensors of `graph`, the same."""
 
     def __init__(self, view, conditions, analysis, graph):
         self._view = view
@@ -249,33 +234,28 @@ class _Recognised:
         self._channels = channels_of(view, analysis)
 
     def layer(self, name):
-        calls = self._analysis.calls
+        calls, variables = self._analysis.calls, self._analysis.variables
+        # Which of them a run is for, a graph without our records does not tell.
         banks = banks_of(self._view, self._analysis)
         if banks:
             call = MeasuredCall(None, None, f"each run chooses one of {banks} for it")
             return MeasuredLayer(name, None, (call,))
         training = [call for call in calls if call.mode != "inference"]
+        moving = None
+        if all(variables[role] for role in STATISTICS):
+            names = [self._view.names[variables[role][0]] for role in STATISTICS]
+            moving = tuple(map(cell_of, map(self._graph.get_operation_by_name, names)))
         return MeasuredLayer(
             name,
-            self._moving(),
+            moving,
             tuple(self._call(call) for call in training or calls),
             self._analysis.layer.epsilon or 0.0,
             self._analysis.layer.decay,
         )
 
-    def _moving(self):
-        names = [
-            [self._view.names[node] for node in self._analysis.variables[role]]
-            for role in ("moving_mean", "moving_variance")
-        ]
-        if not all(names):
-            return None
-        return tuple(
-            cell_of(self._graph.get_operation_by_name(role[0])) for role in names
-        )
-
     def _call(self, call):
-        source = self._input(call)
+        x, axis = self._input(call)
+        source = None if axis is None else functools.partial(of_input, x, axis)
         if call.mode == "inference":
             return MeasuredCall(None, source, "the graph has it in inference mode only")
         if source is None:
@@ -284,15 +264,13 @@ class _Recognised:
         if is_weighted(self._view, call.mean):
             return MeasuredCall(None, None, WEIGHTED)
         mean, variance, unbiased, branch = self._statistics(call)
-        if mean is None or variance is None or not self._has_all_channels(mean):
-            return MeasuredCall(of_input(source), source)
-        probe = of_statistics(mean, variance, size=size_of(source.x), unbiased=unbiased)
+        is_known = mean is not None and variance is not None
+        if not is_known or self._channels not in (mean.shape.num_elements(), None):
+            return MeasuredCall(source(), source)
+        probe = of_statistics(mean, variance, size=size_of(x), unbiased=unbiased)
         if branch is not None:
             probe = with_switch(probe, mean, branch)
         return MeasuredCall(probe, source)
-
-    def _has_all_channels(self, mean):
-        return self._channels in (mean.shape.num_elements(), None)
 
     def _statistics(self, call):
         """(mean, variance, whether it is unbiased, the branch of a condition)."""
@@ -303,12 +281,7 @@ class _Recognised:
         variance, _ = self._out_of(reference_to(call.node, 2))
         factor = self._view.attribute(call.node, "exponential_avg_factor")
         if branch is not None and factor is not None and factor.f < 1:
-            return (
-                None,
-                None,
-                False,
-                None,
-            )  # averaged, and the batch's are not to be had
+            mean = None  # averaged, and the batch's does not leave the branch
         return mean, variance, branch is not None, branch
 
     def _out_of(self, reference):
@@ -316,6 +289,8 @@ class _Recognised:
         tensor = self._tensor(reference)
         if tensor is not None:
             return tensor, None
+        # Inside of a branch nothing can be fetched, but the Merge behind it can, and tells
+        # which of its inputs it took.
         for consumer in self._view.consumers(node_of(reference)):
             inputs = self._view.inputs[consumer]
             if self._view.ops[consumer] == "Merge" and reference in inputs:
@@ -337,7 +312,9 @@ class _Recognised:
         return None
 
     def _input(self, call):
-        """What `call` normalises, outside of any condition; None if it is in a loop."""
+        """What `call` normalises, outside of conditions, and its axis; None in a loop."""
+        # What is in a branch cannot be fetched, but what enters it can: back through its
+        # Switches, and through what changes no value on the way.
         reference, axes = call.x, call.axes
         for _ in range(64):
             node = node_of(reference)
@@ -348,28 +325,27 @@ class _Recognised:
                 axes = None  # of the reshaped tensor
             earlier = same_values(self._view, reference)
             if len(earlier) != 1:
-                return None
+                return None, None
             reference = earlier[0]
         x = self._tensor(reference)
         if x is None or x.shape.ndims is None:
-            return None
-        axis = channel_axis(x.shape.as_list(), axes, self._channels)
-        return None if axis is None else Input(x, axis)
+            return None, None
+        return x, channel_axis(x.shape.as_list(), axes, self._channels)
 
     def _tensor(self, reference):
         """The tensor, if it can be fetched."""
         node = node_of(reference)
-        if self._view.body_of(node) or self._is_in_loop(node):
+        if self._view.body_of(node) or in_loop(self._view, self._conditions, node):
             return None
         name = f"{self._view.names[node]}:{port_of(reference)}"
         tensor = self._graph.get_tensor_by_name(name)
         return tensor if self._graph.is_fetchable(tensor.op) else None
 
-    def _is_in_loop(self, node):
-        return any(
-            self._view.ops[node_of(predicate)] == "LoopCond"
-            for predicate, _ in self._conditions.of(node)
-        )
+
+def in_loop(view: GraphView, conditions: Conditions, node: int) -> bool:
+    """Whether `node` is in a loop of control flow v1, where nothing can be fetched."""
+    predicates = [node_of(predicate) for predicate, _ in conditions.of(node)]
+    return any(view.ops[predicate] == "LoopCond" for predicate in predicates)
 
 
 def banks_of(view: GraphView, analysis: Analysis) -> str:
@@ -381,6 +357,7 @@ def banks_of(view: GraphView, analysis: Analysis) -> str:
 
 def channels_of(view: GraphView, analysis: Analysis) -> int | None:
     """The number of channels, from the first variable whose shape is known."""
+    # All parts of a partitioned one together, or none: a part has fewer channels.
     for nodes in analysis.variables.values():
         # Of a variable by resource, the shape of its output is that of a handle.
         shapes = [view.attribute(node, "shape") for node in nodes]

@@ -13,32 +13,18 @@ and its statistics are computed here. Operations that are added are added once.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1 import statistics
 from bn_tf1.population.pooling import BatchStatistics, PooledStatistics
 
 # A tuple, as in `records`: what has a string for a key is written with the graph.
 _MADE_KEY = ("bn_tf1_population_probes",)
 _SAME = ("Identity", "Reshape", "Squeeze", "Cast", "StopGradient", "ExpandDims")
-
-
-class Input(NamedTuple):
-    """What a call of a layer normalises.
-
-    Attributes:
-        x: the tensor.
-        axis: its channel axis, or several of them.
-        weights: how much a value counts, as in `batch_norm`; None for 1.
-        is_chosen: as in `Probe`.
-    """
-
-    x: tf.Tensor
-    axis: Any
-    weights: Any = None
-    is_chosen: Any = None
 
 
 class Probe(NamedTuple):
@@ -84,33 +70,27 @@ _OF_ANOTHER_BANK = BatchStatistics(0.0, PooledStatistics(np.zeros([0]), np.zeros
 def of_statistics(
     mean: tf.Tensor, variance: tf.Tensor, *, size: tf.Tensor, unbiased: bool = False
 ) -> Probe:
-    """The probe of a layer that gives its batch statistics.
+    """The probe of a layer that gives its batch statistics, of any shape.
 
-    Args:
-        mean, variance: as many values as there are channels.
-        size: the number of values that they were computed from, or these themselves.
-        unbiased: whether the variance was divided by N - 1.
+    `size` is the number of values that they were computed from, or these values themselves.
     """
     mean, variance, is_fused = _of_fused(mean, variance)
 
     def read(values):
-        mean, variance, size = (np.asarray(v) for v in values)
-        count = float(size if size.ndim == 0 else size.size) / mean.size
-        mean, variance = (np.float64(v).reshape(-1) for v in (mean, variance))
+        found, size = PooledStatistics.of(*values[:2]), values[2]
+        # In a finalized graph, the values themselves are fetched for their number.
+        count = float(size if np.ndim(size) == 0 else size.size) / found.mean.size
         if (unbiased or is_fused) and count > 1:
-            variance = variance * ((count - 1) / count)
-        return BatchStatistics(count, PooledStatistics(mean, variance))
+            found = found._replace(variance=found.variance * ((count - 1) / count))
+        return BatchStatistics(count, found)
 
     return Probe((mean, variance, size), read)
 
 
 def with_switch(probe: Probe, chosen: tf.Tensor, branch: int) -> Probe:
-    """`probe`, which knows that `chosen` comes from a condition.
+    """`probe`, which knows that `chosen`, or what it copies, comes from a condition.
 
-    Args:
-        probe: the probe.
-        chosen: what a condition gave, or a copy.
-        branch: the one of the batch statistics: 1 where its predicate is true.
+    The batch statistics are in its `branch`: 1 where its predicate is true.
     """
     op = chosen.op
     while op.type in _SAME:
@@ -126,6 +106,7 @@ def _of_fused(mean, variance):
     if "FusedBatchNorm" not in op.type or "Grad" in op.type:
         return mean, variance, False
     factor = 1.0
+    # The kernels of 1.15 have no such attribute.
     if "exponential_avg_factor" in op.node_def.attr:
         factor = op.get_attr("exponential_avg_factor")
     if variance.value_index == 2 and factor < 1:
@@ -133,40 +114,40 @@ def _of_fused(mean, variance):
     return mean, variance, variance.value_index == 2
 
 
-def of_input(source: Input) -> Probe:
-    """The probe of a layer by what it normalises, of known rank and channels."""
-    x = source.x
-    kept = {axis % x.shape.ndims for axis in np.ravel(source.axis)}
+def of_input(
+    x: tf.Tensor, axis: Any, weights: Any = None, is_chosen: Any = None
+) -> Probe:
+    """The probe of a layer by what it normalises, of known rank and channels.
+
+    Args:
+        x: that.
+        axis: its channel axis, or several of them.
+        weights: how much a value counts, as in `batch_norm`; None for 1.
+        is_chosen: as in `Probe`.
+    """
+    kept = statistics.channel_axes(x.shape.ndims, axis)
     axes = tuple(axis for axis in range(x.shape.ndims) if axis not in kept)
     # A MonitoredSession has finalized it: then whole inputs are fetched.
     if x.graph.finalized:
-        weights = () if source.weights is None else (source.weights,)
-        return Probe(
-            (x, *weights),
-            lambda values: _in_numpy(values, axes),
-            is_chosen=source.is_chosen,
-        )
-    key = "moments", x.name, axes, getattr(source.weights, "name", None)
-    made = made_once(x.graph, key, lambda: _moments(source, axes))
-
-    def read(values):
-        mean, variance, count = (np.float64(v) for v in values)
-        return BatchStatistics(
-            float(count), PooledStatistics(mean.reshape(-1), variance.reshape(-1))
-        )
-
-    return Probe(made, read, is_chosen=source.is_chosen)
+        fetches = (x,) if weights is None else (x, weights)
+        read = functools.partial(_in_numpy, axes=axes)
+        return Probe(fetches, read, is_chosen=is_chosen)
+    key = "moments", x.name, axes, getattr(weights, "name", None)
+    made = made_once(x.graph, key, lambda: _moments(x, axes, weights))
+    return Probe(made, _read_moments, is_chosen=is_chosen)
 
 
-def _moments(source, axes):
-    x = source.x
+def _read_moments(values):
+    mean, variance, count = values
+    return BatchStatistics(float(count), PooledStatistics.of(mean, variance))
+
+
+def _moments(x, axes, weights):
     x = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
-    if source.weights is None:
+    if weights is None:
         mean, variance = tf.nn.moments(x, axes)
         return mean, variance, tf.size(x) // tf.size(mean)
-    weights = tf.cast(source.weights, x.dtype)
-    if weights.shape.ndims == 1:
-        weights = tf.reshape(weights, [-1] + [1] * (x.shape.ndims - 1))
+    weights = statistics.weights_like(x, tf.cast(weights, x.dtype))
     weights *= tf.ones_like(x)
     mean, variance = tf.nn.weighted_moments(x, axes, weights)
     return mean, variance, tf.reduce_sum(weights) / tf.cast(tf.size(mean), x.dtype)
@@ -180,23 +161,19 @@ def _in_numpy(values, axes):
         weights = weights.reshape(weights.shape + (1,) * (x.ndim - weights.ndim))
     weights = np.broadcast_to(weights, x.shape)
     count = weights.sum(axes, keepdims=True)
-    if not np.any(count):
-        count = np.ones_like(count)
-    mean = (x * weights).sum(axes, keepdims=True) / count
-    variance = ((x - mean) ** 2 * weights).sum(axes) / count.reshape(-1)
-    return BatchStatistics(
-        float(weights.sum(axes).reshape(-1)[0]),
-        PooledStatistics(mean.reshape(-1), variance.reshape(-1)),
-    )
+    divisor = count if np.any(count) else np.ones_like(count)
+    mean = (x * weights).sum(axes, keepdims=True) / divisor
+    variance = ((x - mean) ** 2 * weights).sum(axes, keepdims=True) / divisor
+    return BatchStatistics(float(count.flat[0]), PooledStatistics.of(mean, variance))
 
 
 def size_of(x: tf.Tensor) -> tf.Tensor:
     """A tensor with the number of values of `x`; `x` itself where none can be made."""
+    # An operation costs less than a large tensor that is fetched to be counted.
     if x.graph.finalized:
         return x
-    return made_once(
-        x.graph, ("size", x.name), lambda: (tf.size(x, out_type=tf.int64),)
-    )[0]
+    key = "size", x.name
+    return made_once(x.graph, key, lambda: tf.size(x, out_type=tf.int64))
 
 
 def made_once(graph: tf.Graph, key: Any, make: Callable[[], Any]) -> Any:
@@ -206,6 +183,7 @@ def made_once(graph: tf.Graph, key: Any, make: Callable[[], Any]) -> Any:
         collection.append({})
     made = collection[0]
     if key not in made:
+        # Who asks may be inside of a cond, or wait for something: what is kept must not.
         with graph.as_default(), tf.control_dependencies(None):
             made[key] = make()
     return made[key]

@@ -36,9 +36,8 @@ def sources_of(checkpoint: Checkpoint, *, ema: bool) -> dict[str, str]:
         try:
             sources.update(find_shadows(checkpoint.shapes, AVERAGE))
         except ValueError as error:
-            raise ValueError(
-                f"--ema is given, but in {checkpoint.prefix} {error}"
-            ) from error
+            what = f"--ema is given, but in {checkpoint.prefix} {error}"
+            raise ValueError(what) from error
     return sources
 
 
@@ -70,6 +69,7 @@ def write_recalibrated(
         for name, source in sources_of(checkpoint, ema=ema).items()
         if name not in statistics
     ]
+    # Of the source's shape and dtype, so that whoever restored that restores this.
     for name, values in statistics.items():
         shape, dtype = values.shape, tf.float32
         if name in checkpoint.shapes:
@@ -77,5 +77,6 @@ def write_recalibrated(
         array = values.reshape(shape).astype(dtype.as_numpy_dtype)
         entries.append(Entry(name, tuple(shape), dtype, None, array))
     write_checkpoint(destination, checkpoint, entries)
+    # Last: with a .meta file beside it, tools take a checkpoint for complete.
     if graph is not None:
         shutil.copyfile(graph, destination + ".meta")

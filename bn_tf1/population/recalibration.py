@@ -26,10 +26,15 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.arguments import check_session
+from bn_tf1.arguments import check_session, unfit
 from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
-from bn_tf1.population.passes import Give, Passes, distance, in_order, unwatched
-from bn_tf1.population.pooling import PooledStatistics
+from bn_tf1.population.passes import Passes, in_order, unwatched
+from bn_tf1.population.pooling import (
+    PooledStatistics,
+    distance,
+    table,
+    variance_ratio,
+)
 from bn_tf1.population.variable_cells import (
     kept,
     lack_of_values_told,
@@ -88,7 +93,7 @@ class Recalibration(NamedTuple):
 
     def __str__(self) -> str:
         header = ("layer", "values", "mean moved by", "variance by", "mismatch")
-        rows = [header] + [
+        rows = [
             (
                 layer.name,
                 f"{layer.count:.0f}",
@@ -98,14 +103,7 @@ class Recalibration(NamedTuple):
             )
             for layer in self.layers
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = [
-            "  ".join(
-                text.rjust(width) if i else text.ljust(width)
-                for i, (text, width) in enumerate(zip(row, widths))
-            )
-            for row in rows
-        ]
+        lines = table(header, rows)
         lines += [f"not measured: {n}: {why}" for n, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -155,12 +153,10 @@ def recalibrate(
     """
     check_session(session)
     if not hasattr(batches, "__iter__"):
-        raise TypeError(
-            f"`batches` is {batches!r}, but must be feeds, such as "
-            "[{images: x, is_training: True}]"
-        )
+        must = "be feeds, such as [{images: x, is_training: True}]"
+        raise unfit("batches", batches, must, TypeError)
     if num_batches is not None and not num_batches >= 1:
-        raise ValueError(f"`num_batches` is {num_batches!r}, but must be at least 1")
+        raise unfit("num_batches", num_batches, "be at least 1")
     if exact and inference is None:
         raise ValueError(
             "`exact` is True, but `inference` is None: give the feed that switches to "
@@ -182,13 +178,19 @@ def recalibrate(
     passes = Passes(session, batches, num_batches, watch or unwatched)
     give = None
     if inference is not None:
-        give = _assigning(session, measured, inference)
+        _check_switchable(measured)
+
+        def give(statistics):
+            _write(session, measured, statistics)
+            return inference
+
     with lack_of_values_told():
         return _recalibrated(passes, measured, skipped, fed, give, exact)
 
 
 def _fed_by(batches, graph):
     """(the tensors that the first batch feeds, all batches)."""
+    # All batches feed the same tensors, and what none feeds must be told before a long pass.
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
@@ -208,14 +210,16 @@ def reached(
         (the layers with such a call, by name of a layer or a call the reason why not).
     """
     probes = [call.probe for layer in layers for call in layer.calls if call.probe]
-    lacking = _unfed(probes, fed)
+    # Of all probes at once: most often none lacks anything, and the graph may be large.
+    may_lack = _unfed(probes, fed)
     measured, obstacles = [], {}
     for layer in layers:
         calls = []
         for number, call in enumerate(layer.calls, 1):
+            unfed = _unfed([call.probe], fed) if may_lack and call.probe else []
             obstacle = call.obstacle
-            if lacking and call.probe and _unfed([call.probe], fed):
-                obstacle = f"no batch feeds {', '.join(_unfed([call.probe], fed))}"
+            if unfed:
+                obstacle = f"no batch feeds {', '.join(unfed)}"
             if not obstacle:
                 calls.append(call)
                 continue
@@ -226,39 +230,28 @@ def reached(
     return measured, obstacles
 
 
-def _fetches(probes):
-    return [tensor for probe in probes for tensor in probe.tensors()]
+def _run_by(probes, fed):
+    return runs_before([t for probe in probes for t in probe.tensors()], fed)
 
 
 def _unfed(probes, fed):
-    return _lacking(_fetches(probes), fed)
+    return sorted(op.name for op in _run_by(probes, fed) if op.type == "Placeholder")
 
 
-def _lacking(tensors, fed):
-    operations = runs_before(tensors, fed)
-    return sorted(op.name for op in operations if op.type == "Placeholder")
-
-
-def _assigning(session, layers, inference):
-    """Gives statistics by assigning them, and switches by the feed `inference`."""
+def _check_switchable(layers):
+    """Raises for a layer that cannot be measured in inference mode."""
     for layer in layers:
-        for call in layer.calls:
-            if call.input is None or layer.moving is None:
-                raise ValueError(
-                    f"`inference` is given, but the layer {layer.name!r} "
-                    + (
-                        "has no moving statistics to use in that mode"
-                        if layer.moving is None
-                        else "does not tell what it normalises: give it as `x` of its "
-                        "LayerTensors"
-                    )
-                )
-
-    def give(statistics):
-        _write(session, layers, statistics)
-        return inference
-
-    return give
+        what = None
+        if any(call.input is None for call in layer.calls):
+            what = (
+                "does not tell what it normalises: give it as `x` of its LayerTensors"
+            )
+        if layer.moving is None:
+            what = "has no moving statistics to use in that mode"
+        if what is not None:
+            raise ValueError(
+                f"`inference` is given, but the layer {layer.name!r} {what}"
+            )
 
 
 def _write(session, layers, statistics):
@@ -271,77 +264,37 @@ def _recalibrated(passes, layers, skipped, fed, give, exact):
     moving = [cell for layer in layers for cell in layer.moving or ()]
     names = {cell.name for cell in moving}
     probes = [call.probe for layer in layers for call in layer.calls]
-    written = written_by(runs_before(_fetches(probes), fed))
     # Updates in place and counters run with the batches: their variables are put back.
-    others = [cell for cell in written if cell.name not in names]
+    others = [c for c in written_by(_run_by(probes, fed)) if c.name not in names]
+    # The moving ones are written at the end; until then, an error or an interrupt puts back
+    # what updates in place, and the exact passes, have made of them.
     with kept(session, others), kept(session, moving, after_an_error_only=True) as old:
-        before = [
-            PooledStatistics(
-                *(np.float64(old[cell.name]).reshape(-1) for cell in layer.moving)
-            )
-            if layer.moving
-            else None
-            for layer in layers
-        ]
-        found = measure(passes, layers, give, exact=exact)
-        rows = [
-            compared(layer.name, _variables(layer), layer.epsilon, *row)
-            for layer, *row in zip(layers, before, *found)
-        ]
+        rows = []
+        for layer, row in zip(layers, passes.measured(layers, give, exact=exact)):
+            before, variables = None, ((), ())
+            if layer.moving:
+                before = PooledStatistics.of(*(old[cell.name] for cell in layer.moving))
+                variables = tuple((cell.name,) for cell in layer.moving)
+            rows.append(compared(layer, variables, before, *row))
         _write(session, layers, [row.after for row in rows])
     return Recalibration(tuple(rows), skipped)
 
 
-def _variables(layer):
-    return tuple((cell.name,) for cell in layer.moving) if layer.moving else ((), ())
-
-
-def measure(
-    passes: Passes, layers: Sequence[MeasuredLayer], give: Give | None, *, exact: bool
-) -> tuple[list[PooledStatistics], list[float], list[float | None]]:
-    """The final statistics, how many values they are of, and the mismatch, by layer."""
-    pools = passes.in_one_pass(layers)
-    if exact:
-        first = [pool.statistics for pool in pools]
-        pools = passes.behind_final_statistics(layers, first, give)
-    final = [_rounded(pool.statistics, layer) for pool, layer in zip(pools, layers)]
-    mismatches = [None] * len(layers)
-    if give is not None:
-        mismatches = passes.mismatches(layers, final, give)
-    return final, [pool.count for pool in pools], mismatches
-
-
-def _rounded(statistics, layer):
-    """As the variables of the layer hold them."""
-    dtype = layer.moving[0].dtype if layer.moving else np.float32
-    return PooledStatistics(
-        *(np.float64(values.astype(dtype)) for values in statistics)
-    )
-
-
 def compared(
-    name: str,
+    layer: MeasuredLayer,
     variables: tuple[tuple[str, ...], tuple[str, ...]],
-    epsilon: float,
     before: PooledStatistics | None,
     after: PooledStatistics,
     count: float,
     mismatch: float | None,
 ) -> RecalibratedLayer:
-    """The row of one layer in the report."""
-    moved = ratio = None
+    """The row of one layer in the report; the last three as `Passes.measured` gives them."""
+    apart = None, None
     if before is not None:
-        moved = distance(before.mean, after, epsilon)
-        ratio = _ratio(before.variance + epsilon, after.variance + epsilon)
+        apart = (
+            distance(before.mean, after, layer.epsilon),
+            variance_ratio(before, after, layer.epsilon),
+        )
     return RecalibratedLayer(
-        name, variables, before, after, count, moved, ratio, mismatch
+        layer.name, variables, before, after, count, *apart, mismatch
     )
-
-
-def _ratio(one, other):
-    """The largest factor, >= 1, between them."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(one == other, 0.0, np.abs(np.log(one / other)))
-    largest = float(np.max(np.where(np.isnan(logs), np.inf, logs)))
-    # exp(710) is infinite, which the table would show as a number that is none.
-    return float(np.exp(min(largest, 700.0)))

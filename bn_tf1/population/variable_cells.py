@@ -14,8 +14,12 @@ from typing import Any, Iterable, Iterator, Mapping, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.control_flow import ancestors
+
 _VARIABLES = ("Variable", "VariableV2", "VarHandleOp")
 _COPIES = ("Identity", "ReadVariableOp", "Switch", "RefSwitch", "Enter", "RefEnter")
+_ASSIGNMENTS = ("Assign", "AssignVariableOp")
+# Assign, AssignSubVariableOp, ApplyAdam, ResourceSparseApplyAdagrad, ScatterAdd and so on.
 _WRITES = re.compile(r"(Resource)?(Sparse)?(Assign|Apply|Scatter)")
 
 
@@ -45,6 +49,8 @@ class Cell(NamedTuple):
 
 def write(session: tf.Session, values: Mapping[Cell, Any]) -> None:
     """Gives the variables values of the same number of elements, all in one run."""
+    # Fed in the place of the initial value: what makes that, which may be random or read a
+    # file, is not run.
     feed = {
         cell.assignment.inputs[1]: np.asarray(value, cell.dtype).reshape(cell.shape)
         for cell, value in values.items()
@@ -58,31 +64,27 @@ def cell_of(variable: Any) -> Cell:
     Raises:
         ValueError: `variable` is none, or nothing in its graph assigns it.
     """
-    op = getattr(variable, "op", variable)
-    while op.type in _COPIES:
-        op = op.inputs[0].op
+    op = _behind_copies(getattr(variable, "op", variable))
     if op.type not in _VARIABLES:
         raise ValueError(f"{op.name!r} is no variable, but a {op.type}")
     # An assignment that waits for something else would run that, too.
-    free = [
-        c
-        for c in op.outputs[0].consumers()
-        if not c.control_inputs and op.graph.is_fetchable(c)
-    ]
-    assignments = [
-        c
-        for c in free
-        if c.type in ("Assign", "AssignVariableOp")
-        and op.graph.is_feedable(c.inputs[1])
-    ]
+    consumers, graph = op.outputs[0].consumers(), op.graph
+    free = [c for c in consumers if not c.control_inputs and graph.is_fetchable(c)]
+    assignments = [c for c in free if c.type in _ASSIGNMENTS]
+    assignments = [c for c in assignments if graph.is_feedable(c.inputs[1])]
     reads = [op] if op.type != "VarHandleOp" else []
     reads += [c for c in free if c.type == "ReadVariableOp"]
     if not (assignments and reads):
-        raise ValueError(
-            f"nothing in the graph assigns or reads the variable {op.name!r}"
-        )
+        what = "nothing in the graph assigns or reads the variable"
+        raise ValueError(f"{what} {op.name!r}")
     # The first one was made with the variable: that of its initial value.
     return Cell(op.name, reads[0].outputs[0], assignments[0])
+
+
+def _behind_copies(op):
+    while op.type in _COPIES:
+        op = op.inputs[0].op
+    return op
 
 
 def written_by(operations: Iterable[tf.Operation]) -> list[Cell]:
@@ -90,9 +92,7 @@ def written_by(operations: Iterable[tf.Operation]) -> list[Cell]:
     found = {}
     for op in operations:
         if _WRITES.match(op.type) and op.inputs:
-            variable = op.inputs[0].op
-            while variable.type in _COPIES:
-                variable = variable.inputs[0].op
+            variable = _behind_copies(op.inputs[0].op)
             if variable.type in _VARIABLES:
                 found.setdefault(variable.name, variable)
     return [cell_of(variable) for variable in found.values()]
@@ -102,17 +102,8 @@ def runs_before(
     fetches: Iterable[tf.Tensor], fed: Iterable[tf.Tensor]
 ) -> set[tf.Operation]:
     """The operations that a run of `fetches` runs when `fed` are fed."""
-    fed = {tensor.name for tensor in fed}
-    found = {tensor.op for tensor in fetches if tensor.name not in fed}
-    pending = list(found)
-    while pending:
-        op = pending.pop()
-        earlier = [t.op for t in op.inputs if t.name not in fed] + op.control_inputs
-        for other in earlier:
-            if other not in found:
-                found.add(other)
-                pending.append(other)
-    return found
+    fed = {tensor.name: tensor for tensor in fed}
+    return ancestors({t.op for t in fetches if t.name not in fed}, fed.values())
 
 
 _UNINITIALIZED = re.compile(
