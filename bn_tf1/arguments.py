@@ -13,7 +13,7 @@ import functools
 import inspect
 import itertools
 import numbers
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -64,7 +64,8 @@ _BY_NAME = {
     "regularizer": ("gamma", "beta"),
     "constraint": ("gamma", "beta"),
 }
-
+# What makes statistics other than those of the whole batch.
+_RICH = ("weights", "ghost_batch_size", "renorm", "adjustment", "sync")
 
 CUMULATIVE = "cumulative"
 
@@ -151,14 +152,7 @@ def check(
     )
     if asked.kernel == "recipe":
         _check_recipe(asked, axes)
-    rich = (
-        asked.weights,
-        asked.ghost_batch_size,
-        asked.renorm,
-        asked.adjustment,
-        asked.sync,
-    )
-    if asked.towers or any(value is not None for value in rich):
+    if asked.towers or any(getattr(asked, name) is not None for name in _RICH):
         asked = _with_rich_statistics(x, asked, axes)
     if asked.fold is not False:
         _check_fold(x, asked, axes)
@@ -167,15 +161,17 @@ def check(
     if asked.towers:
         alone = ("weights", "adjustment", "fold", "ghost_batch_size")
         _check_alone(asked, "a list of tensors", alone)
+    # Inference needs no compiled operation, so that a graph for it can be built anywhere.
     if asked.kernel == "compiled" and asked.is_training is not False:
         try:
             compiled.load()
         except compiled.NotBuiltError as error:
             raise ValueError(f"`kernel` is 'compiled', but {error}") from error
+    # Statistics of its own, and the recipe's drawing, are made of several operations.
     is_planned = asked.is_plain and asked.kernel != "recipe"
     is_switched = not isinstance(asked.is_training, bool)
-    is_foldable = asked.is_foldable and is_planned and not is_switched
-    is_foldable = is_foldable and IS_TENSORFLOW_1
+    # `tf.contrib.quantize` is in 1.15 alone, and folds no layer with both modes.
+    may_fold = asked.is_foldable and is_planned and not is_switched and IS_TENSORFLOW_1
     plan = statistics.plan_of(
         x,
         axes,
@@ -183,24 +179,34 @@ def check(
         kernel=asked.kernel if is_planned else "composed",
         of_batch=asked.is_training is not False,
         behind_switch=is_switched,
-        is_foldable=is_foldable,
+        is_foldable=may_fold,
     )
     kernel = plan.constant if asked.is_training is False else plan.kernel
-    is_foldable = is_foldable and kernel == "fused"
+    # slim corrects the mean alone.
     corrected = asked.zero_debias
     if not isinstance(corrected, tuple):
         corrected = ("moving_mean", "moving_variance") if corrected else ()
-    return asked._replace(plan=plan, zero_debias=corrected, is_foldable=is_foldable)
+    return asked._replace(
+        plan=plan, zero_debias=corrected, is_foldable=may_fold and kernel == "fused"
+    )
+
+
+def unfit(argument: str, value: Any, must: str, error: type = ValueError) -> Exception:
+    """The `error` that says what `argument` is, and what it must be."""
+    return error(f"`{argument}` is {value!r}, but must {must}")
+
+
+def is_int(value: Any, least: int = 1) -> bool:
+    """Whether `value` is an int of at least `least`; in Python, True is one, too."""
+    is_integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_integral and value >= least
 
 
 def _checked_axes(x, axis, least_rank):
     """The channel axes, ascending and not negative."""
     if x.dtype.base_dtype not in _FLOATS:
-        raise TypeError(
-            "`x` has dtype {}, but must have one of {}".format(
-                x.dtype.name, ", ".join(dtype.name for dtype in _FLOATS)
-            )
-        )
+        names = ", ".join(dtype.name for dtype in _FLOATS)
+        raise TypeError(f"`x` has dtype {x.dtype.name}, but must have one of {names}")
     rank = x.shape.ndims
     if rank is None or rank < least_rank:
         raise ValueError(
@@ -208,8 +214,9 @@ def _checked_axes(x, axis, least_rank):
         )
     axes = axis if isinstance(axis, (list, tuple)) and axis else (axis,)
     for a in axes:
+        # True is an int of Python, and would be axis 1 without a word.
         if isinstance(a, bool) or not isinstance(a, numbers.Integral):
-            raise TypeError(f"`axis` is {axis!r}, but must be an int or several")
+            raise unfit("axis", axis, "be an int or several", TypeError)
         if not -rank <= a < rank:
             raise ValueError(
                 f"`axis` is {axis}, but must lie in [{-rank}, {rank}) for `x` of shape "
@@ -227,66 +234,53 @@ def _checked_axes(x, axis, least_rank):
 
 def _check_options(asked, called):
     names = {"decay": "decay", "renorm_decay": "renorm.decay", **(called or {})}
-    warms_up = isinstance(asked.decay, WarmUp)
-    decays = {
-        "decay": asked.decay.decay if warms_up else asked.decay,
-        "renorm_decay": getattr(asked.renorm, "decay", 0),
-    }
-    if isinstance(asked.decay, COUNTED):
-        _check_counted(asked, names["decay"])
-    if isinstance(asked.decay, str) and asked.decay == CUMULATIVE:
-        del decays["decay"]
-    for argument, decay in decays.items():
-        name = names[argument]
-        if tf.is_tensor(decay):
-            if not (decay.dtype.is_floating and decay.shape.is_compatible_with([])):
-                raise ValueError(
-                    f"`{name}` is {decay!r}, but must be a number or a scalar float "
-                    "tensor"
-                )
-            continue
-        bounds = "[0, 1)" if called is None else "[0, 1]"
-        is_number = isinstance(decay, numbers.Real)
-        fits = is_number and 0 <= decay <= 1
-        if not fits or (decay == 1 and called is None):
-            wanted = f"lie in {bounds}"
-            if not is_number:
-                wanted = f"be a number in {bounds} or a scalar float tensor"
-                if argument == "decay" and not warms_up:
-                    wanted += f", {CUMULATIVE!r}, or a bn_tf1.WarmUp of the first two"
-            raise ValueError(f"`{name}` is {decay!r}, but must {wanted}")
+    # The originals take the ends of the range, too, and people have them in their code.
+    is_strict = called is None
+    decay = asked.decay
+    if isinstance(decay, COUNTED) and asked.zero_debias:
+        raise ValueError(
+            f"`{names['decay']}` is {decay!r} and `zero_debias` {asked.zero_debias!r}, "
+            "but one of them is enough: both keep the initial values out of the averages, "
+            "and the correction of `zero_debias` is that of one decay for all updates"
+        )
+    if isinstance(decay, WarmUp):
+        _check_decay(names["decay"], decay.decay, is_strict)
+    elif not isinstance(decay, str) or decay != CUMULATIVE:
+        others = f", {CUMULATIVE!r}, or a bn_tf1.WarmUp of the first two"
+        _check_decay(names["decay"], decay, is_strict, others)
+    if asked.renorm is not None:
+        _check_decay(
+            names["renorm_decay"], getattr(asked.renorm, "decay", 0), is_strict
+        )
     epsilon = asked.epsilon
     fits = isinstance(epsilon, numbers.Real) and 0 <= epsilon < float("inf")
-    if not fits or (epsilon == 0 and called is None):
-        bound = "a number > 0" if called is None else "a number >= 0 and finite"
-        raise ValueError(f"`epsilon` is {epsilon!r}, but must be {bound}")
+    if not fits or (epsilon == 0 and is_strict):
+        bound = "a number > 0" if is_strict else "a number >= 0 and finite"
+        raise unfit("epsilon", epsilon, f"be {bound}")
     for argument, choices in _CHOICES.items():
         value = getattr(asked, argument)
         if value not in choices:
-            raise ValueError(
-                "`{}` is {!r}, but must be one of {}".format(
-                    argument, value, ", ".join(map(repr, choices))
-                )
-            )
+            raise unfit(argument, value, f"be one of {', '.join(map(repr, choices))}")
 
 
-def _check_counted(asked, name):
-    if asked.zero_debias:
-        raise ValueError(
-            f"`{name}` is {asked.decay!r} and `zero_debias` {asked.zero_debias!r}, but one "
-            "of them is enough: both keep the initial values out of the averages, and the "
-            "correction of `zero_debias` is that of one decay for all updates"
-        )
+def _check_decay(name, decay, is_strict, others=""):
+    if tf.is_tensor(decay):
+        if decay.dtype.is_floating and decay.shape.is_compatible_with([]):
+            return
+        raise unfit(name, decay, "be a number or a scalar float tensor")
+    bounds = "[0, 1)" if is_strict else "[0, 1]"
+    if not isinstance(decay, numbers.Real):
+        wanted = f"be a number in {bounds} or a scalar float tensor{others}"
+        raise unfit(name, decay, wanted)
+    if not 0 <= decay <= 1 or (decay == 1 and is_strict):
+        raise unfit(name, decay, f"lie in {bounds}")
 
 
 def _check_recipe(asked, axes):
+    # Nothing is left out without a word: whoever asked for it would train another network.
     lacks = {
         "decay": isinstance(asked.decay, COUNTED),
-        "weights": asked.weights is not None,
-        "ghost_batch_size": asked.ghost_batch_size is not None,
-        "renorm": asked.renorm is not None,
-        "adjustment": asked.adjustment is not None,
-        "sync": asked.sync is not None,
+        **{name: getattr(asked, name) is not None for name in (*_RICH, "banks")},
         "towers": asked.towers > 0,
         "zero_debias": asked.zero_debias,
         "ema_variance": asked.ema_variance != "biased",
@@ -311,9 +305,7 @@ def checked_switch(argument: str, value: Any) -> bool | tf.Tensor:
         switch = tf.convert_to_tensor(value)
         if switch.dtype.base_dtype == tf.bool and switch.shape.is_compatible_with([]):
             return switch
-    raise TypeError(
-        f"`{argument}` is {value!r}, but must be a Python bool or a scalar bool tensor"
-    )
+    raise unfit(argument, value, "be a Python bool or a scalar bool tensor", TypeError)
 
 
 def _with_rich_statistics(x, asked, axes):
@@ -328,10 +320,10 @@ def _with_rich_statistics(x, asked, axes):
         _check_ghost_batch_size(asked, axes)
     if asked.renorm is not None:
         _check_renorm(asked)
+    # By what it can do: the room of the workers is above this one.
     if asked.sync is not None and not hasattr(asked.sync, "joint_moments"):
-        raise TypeError(
-            f"`sync` is {asked.sync!r}, but must be a bn_tf1.Workers, or a group of them"
-        )
+        must = "be a bn_tf1.Workers, or a group of them"
+        raise unfit("sync", asked.sync, must, TypeError)
     weights = asked.weights
     if weights is not None:
         weights = _checked_weights(weights, x, axes)
@@ -339,9 +331,8 @@ def _with_rich_statistics(x, asked, axes):
 
 
 def _check_ghost_batch_size(asked, axes):
-    size = asked.ghost_batch_size
-    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
-        raise ValueError(f"`ghost_batch_size` is {size!r}, but must be an int > 0")
+    if not is_int(asked.ghost_batch_size):
+        raise unfit("ghost_batch_size", asked.ghost_batch_size, "be an int > 0")
     if 0 in axes:
         raise ValueError(
             f"`axis` is {asked.axis}, but with `ghost_batch_size` axis 0 must count the "
@@ -354,15 +345,14 @@ def _check_alone(asked, other, arguments):
     for argument in arguments:
         value, unused = getattr(asked, argument), Arguments._field_defaults[argument]
         if value is not unused:
-            raise ValueError(
-                f"`{argument}` is {value!r}, but must be {unused!r} with {other}"
-            )
+            raise unfit(argument, value, f"be {unused!r} with {other}")
 
 
 def _check_renorm(asked):
     renorm = asked.renorm
     if not isinstance(renorm, Renormalization):
-        raise TypeError(f"`renorm` is {renorm!r}, but must be a bn_tf1.Renormalization")
+        raise unfit("renorm", renorm, "be a bn_tf1.Renormalization", TypeError)
+    # `moving_variance` follows from the average of a deviation, which has no N - 1 in it.
     if asked.ema_variance != "biased" or asked.zero_debias:
         raise ValueError(
             f"`ema_variance` is {asked.ema_variance!r} and `zero_debias` "
@@ -381,9 +371,11 @@ def _checked_weights(weights, x, axes):
         and weights.shape.ndims is not None
         and weights.shape.is_compatible_with(shape)
     ):
-        raise ValueError(
-            f"`weights` is {weights!r}, but must be a float tensor of shape [batch], or "
-            f"of the rank of `x`, {x.shape}, with size 1 on the channel axes"
+        raise unfit(
+            "weights",
+            weights,
+            "be a float tensor of shape [batch], or of the rank of `x`, "
+            f"{x.shape}, with size 1 on the channel axes",
         )
     return weights
 
@@ -391,29 +383,17 @@ def _checked_weights(weights, x, axes):
 def _checked_bank(asked):
     """The bank, an int or a scalar int tensor."""
     bank, banks = asked.bank, asked.banks
-    if isinstance(banks, bool) or not isinstance(banks, numbers.Integral) or banks < 1:
-        raise ValueError(
-            f"`banks` is {banks!r}, but must be an int > 0, with a `bank` and for "
-            "`bank_affine`: how many sets of statistics the layer has"
-        )
-    if asked.kernel == "recipe":
-        raise ValueError(
-            f"`kernel` is 'recipe', but the recipe cannot have `banks` = {banks}; leave it "
-            "out, or use kernel='auto'"
-        )
+    if not is_int(banks):
+        must = "be an int > 0, with a `bank` and for `bank_affine`: how many sets of "
+        raise unfit("banks", banks, must + "statistics the layer has")
     if not tf.is_tensor(bank):
-        is_int = isinstance(bank, numbers.Integral) and not isinstance(bank, bool)
-        if not (is_int and 0 <= bank < banks):
-            raise ValueError(
-                f"`bank` is {bank!r}, but must be an int in [0, {banks}), as `banks` says, "
-                "or a scalar int tensor"
-            )
-        return int(bank)
+        if is_int(bank, least=0) and bank < banks:
+            return int(bank)
+        must = f"be an int in [0, {banks}), as `banks` says, or a scalar int tensor"
+        raise unfit("bank", bank, must)
     bank = tf.convert_to_tensor(bank)
     if not (bank.dtype.is_integer and bank.shape.is_compatible_with([])):
-        raise ValueError(
-            f"`bank` is {bank!r}, but must be an int or a scalar int tensor"
-        )
+        raise unfit("bank", bank, "be an int or a scalar int tensor")
     if asked.sync is not None:
         raise ValueError(
             "`bank` is a tensor, but with `sync` must be an int: workers that choose "
@@ -430,7 +410,7 @@ def _checked_bank(asked):
 def _check_fold(x, asked, axes):
     fold = asked.fold
     if not (isinstance(fold, (bool, np.bool_)) or fold == "once"):
-        raise ValueError(f"`fold` is {fold!r}, but must be False, True or 'once'")
+        raise unfit("fold", fold, "be False, True or 'once'")
     if not fold:
         return
     if asked.is_training is not False:
@@ -448,6 +428,7 @@ def _check_fold(x, asked, axes):
 
 def check_towers(towers: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
     """Raises unless the tensors of a list may be normalised together."""
+    # Their statistics are joined channel by channel, in one dtype.
     first = towers[0]
     for tower in towers[1:]:
         if tower.dtype != first.dtype or tower.shape.ndims != first.shape.ndims:
@@ -464,12 +445,11 @@ def checked_residual(residual: Any, x: Any) -> Any:
     if isinstance(x, list):
         is_list = isinstance(residual, (list, tuple))
         if not is_list or len(residual) != len(x):
-            raise ValueError(
-                f"`residual` is {residual!r}, but must be a list of {len(x)} tensors, "
-                "one for each of `x`"
-            )
+            must = f"be a list of {len(x)} tensors, one for each of `x`"
+            raise unfit("residual", residual, must)
         return [checked_residual(*pair) for pair in zip(residual, x)]
     if not tf.is_tensor(residual):
+        # NumPy's numbers are float64 by themselves, which `x` seldom is.
         residual = tf.convert_to_tensor(residual, x.dtype.base_dtype, name="residual")
     residual = tf.convert_to_tensor(residual)
     if residual.dtype.base_dtype != x.dtype.base_dtype:
@@ -489,22 +469,16 @@ def checked_residual(residual: Any, x: Any) -> Any:
     return residual
 
 
-def check_by_name(
-    argument: str, mapping: Mapping | None, known: Sequence[str] | None = None
-) -> None:
+def check_by_name(argument: str, mapping: Mapping | None, known: Iterable[str]) -> None:
     """Raises where `mapping` is about a variable that is not `known`, or no function."""
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise TypeError(
-            f"`{argument}` is {mapping!r}, but must be a dict by the name of a variable, "
-            f"such as {{{(known or ('gamma',))[0]!r}: ...}}"
-        )
-    for key, value in (mapping or {}).items():
-        if known is not None and key not in known:
-            raise ValueError(
-                "`{}` has the key {!r}, but its keys must be among {}".format(
-                    argument, key, ", ".join(map(repr, known))
-                )
-            )
+    if mapping is None:
+        return
+    if not isinstance(mapping, Mapping):
+        example = f"{{{next(iter(known))!r}: ...}}"
+        must = f"be a dict by the name of a variable, such as {example}"
+        raise unfit(argument, mapping, must, TypeError)
+    check_keys(argument, mapping, known)
+    for key, value in mapping.items():
         if value is not None and not callable(value):
             raise ValueError(
                 f"`{argument}` has {value!r} for {key!r}, but must have a function, such "
@@ -512,17 +486,26 @@ def check_by_name(
             )
 
 
+def check_keys(argument: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a ValueError for a key that is not `known`."""
+    for key in keys:
+        if key not in known:
+            raise ValueError(
+                f"`{argument}` has the key {key!r}, but its keys must be among "
+                f"{', '.join(map(repr, known))}"
+            )
+
+
 def check_session(session: Any) -> None:
     """Raises a TypeError unless `session` runs a graph, as monitored ones do, too."""
     if not (hasattr(session, "graph") and hasattr(session, "run")):
-        raise TypeError(
-            f"`session` is {session!r}, but must be a tf.Session or a "
-            "MonitoredTrainingSession"
-        )
+        must = "be a tf.Session or a MonitoredTrainingSession"
+        raise unfit("session", session, must, TypeError)
 
 
 def says_how_it_is_called(function: Callable) -> Callable:
     """A decorator: who uses another library's name of an argument is told this one's."""
+    # Who comes from another library writes its names, and Python's own error tells none.
     hints = names_here(function)
 
     @functools.wraps(function)
@@ -549,11 +532,8 @@ def names_here(function: Callable) -> Mapping[str, str]:
         if ours in known
     }
     if "renorm_clipping" not in known:
-        hints.update(
-            dict.fromkeys(
-                ["renorm_clipping", "renorm_decay", "renorm_momentum"], _RENORM
-            )
-        )
+        parts = ("renorm_clipping", "renorm_decay", "renorm_momentum")
+        hints.update(dict.fromkeys(parts, _RENORM))
     for kind, roles in _BY_NAME.items():
         for role, group in itertools.product(roles, (f"{kind}s", f"param_{kind}s")):
             one = f"{role}_{kind}"

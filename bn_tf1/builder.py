@@ -14,23 +14,24 @@ Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167).
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Mapping, Sequence
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import (
-    COUNTED,
     Arguments,
     check,
     check_by_name,
     check_towers,
     checked_residual,
     says_how_it_is_called,
+    unfit,
 )
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION, updating
 from bn_tf1.normalization import activated, normalize_and_update
 from bn_tf1.statistics import Renormalization
-from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variables
+from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variable
 
 
 @says_how_it_is_called
@@ -211,18 +212,14 @@ def batch_norm(
         x = towers = check_towers([tf.convert_to_tensor(tower) for tower in x])
     else:
         x = tf.convert_to_tensor(x, name="x")
-    for argument, by_name, known in (
-        ("initializers", initializers, INITIALIZERS),
-        ("regularizers", regularizers, LEARNED),
-        ("constraints", constraints, LEARNED),
-    ):
-        check_by_name(argument, by_name, known)
-    if update == "collection" and not (
-        isinstance(updates_collection, str) and updates_collection
-    ):
-        raise ValueError(
-            f"`updates_collection` is {updates_collection!r}, but must be the name of a "
-            'collection; for updates without one there is update="in_place"'
+    check_by_name("initializers", initializers, INITIALIZERS)
+    check_by_name("regularizers", regularizers, LEARNED)
+    check_by_name("constraints", constraints, LEARNED)
+    is_name = isinstance(updates_collection, str) and updates_collection
+    if update == "collection" and not is_name:
+        must = "be the name of a collection; for updates without one there is "
+        raise unfit(
+            "updates_collection", updates_collection, must + 'update="in_place"'
         )
     if residual is not None:
         residual = checked_residual(residual, x)
@@ -250,6 +247,7 @@ def batch_norm(
         banks=banks,
         bank_affine=bank_affine,
     )
+    # Nothing is in the graph before all of it is known to be right.
     arguments = check(towers[0] if towers else x, asked)
     plan = arguments.plan
 
@@ -259,29 +257,22 @@ def batch_norm(
         # What an enclosing scope says about weights is not meant for these.
         scope.set_regularizer(None)
         scope.set_partitioner(None)
+        # Before the variables: where there may be no updates, there shall be no layer.
         how = updating(arguments, scope.name)
-        variables = make_variables(
-            own_variables(
-                plan.parameter_shape,
-                plan.dtype,
-                trainable=arguments.trainable,
-                regularizer=regularizers,
-                constraint=constraints,
-            ),
-            center=center,
-            scale=scale,
-            renorm=renorm is not None,
-            counts=isinstance(decay, COUNTED),
-            banks=banks,
-            bank_affine=bank_affine,
-            initializers=initializers or {},
+        make = functools.partial(
+            own_variable,
+            shape=plan.parameter_shape,
+            dtype=plan.dtype,
+            trainable=arguments.trainable,
+            regularizer=regularizers,
+            constraint=constraints,
         )
-        normalized = normalize_and_update(
+        variables = make_variables(make, arguments, center, scale, initializers)
+        y, to_collect = normalize_and_update(
             x, variables, arguments, how, layer=scope.name
         )
-        y = normalized.y
         if activation is not None or residual is not None:
             y = activated(y, arguments)
-    for operation in normalized.to_collect:
+    for _, operation in to_collect:
         tf.add_to_collection(updates_collection, operation)
     return y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
@@ -10,14 +10,11 @@ import tensorflow.compat.v1 as tf
 def inside_of_control_flow(made_here: tf.Operation | None = None) -> bool:
     """Whether operations made now belong to a `tf.cond`, `tf.while_loop` or function.
 
-    Args:
-        made_here: an operation that was just made, for something else. One without
-            inputs spares this function to make its own.
-
-    There, an operation never takes an outer tensor directly: TensorFlow puts a Switch,
-    an Enter or a captured placeholder in between. No public function tells, but this
-    does.
+    There, an operation never takes an outer tensor directly: TensorFlow puts a Switch, an
+    Enter or a captured placeholder in between. No public function tells, but this does. An
+    operation that was `made_here` just before, without inputs, spares it to make its own.
     """
+    # `init_scope` leaves all bodies: what is made in it belongs to none.
     with tf.init_scope():
         outermost = tf.get_default_graph()
     # Most layers are built where one operation tells: in a body, even one that waits
@@ -26,6 +23,8 @@ def inside_of_control_flow(made_here: tf.Operation | None = None) -> bool:
         made_here = tf.no_op()
     if tf.get_default_graph() is outermost and not made_here.control_inputs:
         return False
+    # In a body of control flow v1, which is in the same graph, what is taken from outside
+    # is taken by way of a Switch or an Enter; in one of v2 by way of an argument.
     with tf.init_scope():
         outer = tf.constant(0)
     return tf.identity(outer).op.inputs[0].op is not outer.op
@@ -59,13 +58,9 @@ def switch(
 
     Args:
         predicate: scalar bool tensor.
-        true_function, false_function: called with a list like `inputs`; each returns
-            as many tensors as the other, which must depend on the inputs.
+        true_function, false_function: called with as many arguments as there are `inputs`;
+            each returns as many tensors as the other, which must depend on them.
         inputs: tensors, or None for what is not there.
-
-    Returns:
-        The tensors that the function returned that was taken. Nothing of the other one
-        is computed.
     """
     ways = [
         (None, None)
@@ -73,13 +68,30 @@ def switch(
         else tf.raw_ops.Switch(data=tensor, pred=predicate)
         for tensor in inputs
     ]
-    # With v1 control flow what takes a Switch's idle output is not run.
+    # With v1 control flow what takes a Switch's idle output is not run. Its gradient joins
+    # the two ways of each tensor by a Merge, in the place of a sum with zeros.
     from_false = false_function(*(way[0] for way in ways))
     from_true = true_function(*(way[1] for way in ways))
     return [
         tf.raw_ops.Merge(inputs=[false, true]).output
         for false, true in zip(from_false, from_true)
     ]
+
+
+def ancestors(
+    operations: Iterable[tf.Operation], fed: Iterable[tf.Tensor] = ()
+) -> set[tf.Operation]:
+    """The operations, and all that run before them when the tensors `fed` are fed."""
+    fed, found = {tensor.name for tensor in fed}, set(operations)
+    pending = list(found)
+    while pending:
+        op = pending.pop()
+        # Names are made anew each time that one asks: not where nothing is fed.
+        inputs = {t.op for t in op.inputs if not fed or t.name not in fed}
+        earlier = inputs.union(op.control_inputs) - found
+        found |= earlier
+        pending += earlier
+    return found
 
 
 def each(function, x, *others):

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import check_keys, unfit
+from bn_tf1.statistics import Renormalization
+
 _CLIPPING = ("rmax", "rmin", "dmax")
 
 
@@ -28,6 +31,7 @@ def as_list(values):
 
 def add_to_collection(key, elements):
     collection = tf.get_collection_ref(key)
+    # By identity: with TensorFlow 2's behaviour, `==` of tensors is one more operation.
     present = {id(element) for element in collection}
     collection += [element for element in elements if id(element) not in present]
 
@@ -49,12 +53,12 @@ def checked_mode(argument: str, value: Any) -> bool | tf.Tensor:
         and value.dtype.base_dtype == tf.bool
         and value.shape.is_compatible_with([])
     ):
+        # As the original: one way is built, and not a cond whose other way nobody takes.
         if isinstance(value, tf.Tensor) and value.op.type == "Const":
             return bool(tf.make_ndarray(value.op.get_attr("value")))
         return tf.convert_to_tensor(value)
-    raise TypeError(
-        f"`{argument}` is {value!r}, but must be a bool, 0, 1 or a scalar bool tensor"
-    )
+    must = "be a bool, 0, 1 or a scalar bool tensor"
+    raise unfit(argument, value, must, TypeError)
 
 
 def switched_or_not(trainable: Any) -> bool | tf.Tensor:
@@ -100,11 +104,9 @@ class unpartitioned:
             self._scope.set_partitioner(self._partitioner)
 
 
-def checked_clipping(clipping):
-    for key in clipping:
-        if key not in _CLIPPING:
-            raise ValueError(
-                "`renorm_clipping` has the key {!r}, but its keys must be among "
-                "{}".format(key, ", ".join(_CLIPPING))
-            )
-    return clipping
+def renormalization(renorm, clipping, decay):
+    """The `Renormalization` that the originals' three arguments mean; None for none."""
+    if not renorm:
+        return None
+    check_keys("renorm_clipping", clipping or {}, _CLIPPING)
+    return Renormalization(decay=decay, **(clipping or {}))

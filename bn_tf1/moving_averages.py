@@ -21,6 +21,7 @@ Sources: TensorFlow's `assign_moving_average`; for `zero_debias` Kingma & Ba, "A
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, NamedTuple, Sequence
 
@@ -59,19 +60,16 @@ def updating(
 ) -> Updating | None:
     """How the layer that is being built updates its statistics; None if it does not.
 
-    This is the one place where that is decided.
-
-    Args:
-        arguments: checked ones.
-        layer: the layer's variable scope, for errors.
-        moves_in: whether the updates are made in place inside of a `tf.cond`,
-            `tf.while_loop` or function body. Otherwise that is an error.
+    This is the one place where that is decided. `layer` is its variable scope, for errors.
+    With `moves_in` updates are made in place inside of a `tf.cond`, `tf.while_loop` or
+    function body, as the drop-ins do; otherwise that is an error.
     """
     if arguments.update == "skip" or arguments.is_training is False:
         return None
     # tf.recompute_grad builds a layer again, below the name that tf.gradients gives the
     # gradient of an operation: its updates were made with the first one.
     scope = tf.get_default_graph().get_name_scope()
+    # A layer that is built for the first time in such a scope keeps its updates.
     if _IN_GRADIENT.search(scope) and layer in {c.name for c in batch_norm_calls()}:
         return None
     rate = None
@@ -109,7 +107,7 @@ def update_moving_average(
     is_shared: bool = False,
     is_foldable: bool = False,
 ) -> tf.Operation:
-    """Makes the operation that moves `variable` towards `value`.
+    """Makes the operation that moves `variable` towards `value`, and returns it.
 
     Args:
         variable: float variable of any shape.
@@ -119,35 +117,29 @@ def update_moving_average(
         apply: True, or a scalar bool tensor: when it is false, nothing changes, not
             even if `value` is NaN.
         zero_debias: corrects for the start at 0, with two more variables, `biased`
-            and `local_step`, named as TensorFlow's `assign_moving_average` names
-            them. They belong in every checkpoint: without them the first update
-            after a restore replaces the average by `value`.
-        rate: what `applied_rate` gave for this decay, dtype and `apply`, where several
-            variables share it.
+            and `local_step`, named as TensorFlow's `assign_moving_average` names them.
+        rate: what `applied_rate` gave, where several variables share it.
         is_shared: whether other operations move the variable in the same step, in any
-            order: then it is moved under one lock, so that N of them which read the same
-            old value do not move it N times as far.
+            order, so that it is moved under one lock.
         is_foldable: whether `rate` is that of `update_rate`, and the guard comes after the
-            product with it. It takes one operation more, and is what
-            `tf.contrib.quantize` looks for beside a fused kernel.
-
-    Returns:
-        The operation.
+            product with it, as `tf.contrib.quantize` looks for it beside a fused kernel.
     """
+    # Statistics are [channels]; with several channel axes a variable keeps the rank.
     if variable.shape.ndims != value.shape.ndims:
         value = tf.reshape(value, variable.shape)
     if rate is None:
         rate = applied_rate(update_rate(decay, variable.dtype.base_dtype), apply)
+    move = _locked_update
+    if not is_shared:
+        move = functools.partial(_plain_update, is_foldable=is_foldable)
     if zero_debias:
-        how = is_shared, is_foldable
-        return _zero_debiased_update(variable, value, rate, decay, apply, *how)
-    if is_shared:
-        return _locked_update(variable, value, rate, apply)
-    return _plain_update(variable, value, rate, apply, is_foldable)
+        return _zero_debiased_update(variable, value, rate, decay, apply, move)
+    return move(variable, value, rate, apply)
 
 
 def update_rate(decay: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """1 - decay, a scalar of `dtype`."""
+    # In float64, and rounded once: 1 - float32(0.999) is 1.3e-5 of itself off.
     rate = 1 - decay
     with tf.name_scope("moving_average_rate"):
         return tf.cast(rate, dtype) if tf.is_tensor(rate) else tf.constant(rate, dtype)
@@ -161,11 +153,8 @@ def counted_rate(
         "cumulative"     1 / (1 + n), with which the average is that of all batches
         WarmUp(decay)    max(1 - decay, 9 / (10 + n))
 
-    Args:
-        decay: one of the two.
-        counter: the variable that holds n, a float scalar.
-        apply: whether the update is applied, and so counts.
-        after: what is there before n is read: in a loop, tensors of this iteration.
+    The variable `counter` holds n; only what is applied counts. `after` is there before n is
+    read: in a loop, tensors of this iteration.
     """
     dtype = counter.dtype.base_dtype
     with tf.name_scope("moving_average_rate"):
@@ -176,9 +165,11 @@ def counted_rate(
             # A sum, and no copy: that of a reference would change with the variable.
             following = count + 1
         if isinstance(decay, WarmUp):
+            # (1 + n) / (10 + n) with the n of before: 1 less that is 9 / (10 + n).
             rate = tf.maximum(update_rate(decay.decay, dtype), 9 / (following + 9))
         else:
             rate = 1 / following
+        # Read, then counted, then used: in a loop no iteration reads what another counts.
         with tf.control_dependencies([rate]):
             counted = counter.assign_add(tf.cast(apply, dtype), read_value=False)
         with tf.control_dependencies([counted]):
@@ -193,7 +184,7 @@ def applied_rate(rate: tf.Tensor, apply: bool | tf.Tensor) -> tf.Tensor:
         return rate * tf.cast(apply, rate.dtype)
 
 
-def _plain_update(variable, value, rate, apply, is_foldable=False):
+def _plain_update(variable, value, rate, apply, *, is_foldable=False):
     with tf.name_scope("AssignMovingAvg") as scope:
         # In a loop, the read must wait for the update of the iteration before. What takes
         # a reference reads it when all that it takes is there.
@@ -202,6 +193,8 @@ def _plain_update(variable, value, rate, apply, is_foldable=False):
             with tf.control_dependencies([value]):
                 old = variable.read_value()
         difference = old - value
+        # A NaN or an infinity times 0 would be NaN: `multiply_no_nan` makes it 0, so that
+        # the variable keeps its bits.
         if apply is True or is_foldable:
             change = difference * rate
             if apply is not True:
@@ -219,7 +212,8 @@ def _locked_update(variable, value, rate, apply):
     and writes under one lock.
     """
     with tf.name_scope("AssignMovingAvg") as scope:
-        # A decay of 0 comes out as near to it as float32 can tell.
+        # Whatever the order in which several calls get the lock, each moves what the others
+        # left. A decay of 0 comes out as near to it as float32 can tell.
         odds = rate / tf.maximum(1 - rate, 1e-12)
         zero = tf.zeros_like(rate)
         step = {
@@ -240,11 +234,7 @@ def _locked_update(variable, value, rate, apply):
 def assign_moving_value(
     variable: Any, value: tf.Tensor, *, apply: bool | tf.Tensor = True
 ) -> tf.Operation:
-    """Makes the operation that sets `variable` to `value`, where `apply` is true.
-
-    For a statistic that follows from a moving average. Its arguments are those of
-    `update_moving_average`.
-    """
+    """Makes the operation that sets `variable` to `value`, where `apply` is true."""
     with tf.name_scope("AssignNewValue") as scope:
         if apply is not True:
             with tf.control_dependencies([value]):
@@ -252,7 +242,7 @@ def assign_moving_value(
         return variable.assign(value, name=scope).op
 
 
-def _zero_debiased_update(variable, value, rate, decay, apply, is_shared, is_foldable):
+def _zero_debiased_update(variable, value, rate, decay, apply, move):
     """Written out because TensorFlow's own cannot hold its step counter still."""
     dtype = variable.dtype.base_dtype
     zeros = tf.zeros_initializer()
@@ -262,10 +252,8 @@ def _zero_debiased_update(variable, value, rate, decay, apply, is_shared, is_fol
             tf.get_variable(name, shape, dtype, zeros, trainable=False, **OF_STATISTICS)
             for name, shape in (("biased", variable.shape), ("local_step", []))
         )
-    if is_shared:
-        accumulate = _locked_update(biased, value, rate, apply)
-    else:
-        accumulate = _plain_update(biased, value, rate, apply, is_foldable)
+    accumulate = move(biased, value, rate, apply)
+    # Held still with the average: counted but not moved, it would correct for too many.
     count = local_step.assign_add(tf.cast(apply, dtype), read_value=False)
     with tf.control_dependencies([accumulate, count]):
         correction = 1 - tf.pow(in_dtype(decay, dtype), local_step.read_value())

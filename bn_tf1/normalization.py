@@ -1,35 +1,22 @@
 """Normalises with variables that are given, and keeps their statistics up to date.
 
-    is_training   output normalised with   moving statistics
-    True          batch statistics         updated (see `update`)
-    False         moving statistics        not touched, no moments in the graph
-    bool tensor   either, at run time      updated when it is true, otherwise left
-                                           bit for bit as they are
+This is what every layer of the library has in common, whatever its variables are called and
+however its arguments are spelled. What each `is_training` means stands in `builder`.
 
-This is what every layer of the library has in common, whatever its variables are
-called and however its arguments are spelled.
-
-Sources: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167); those of
-`bn_tf1.statistics` for weighted, ghost-batch and renormalised statistics.
+Sources: those of `bn_tf1.statistics`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import compiled, recipe, records, statistics
 from bn_tf1.arguments import COUNTED, Arguments
-from bn_tf1.control_flow import (
-    each,
-    inside_of_control_flow,
-    may_switch,
-    switch,
-)
+from bn_tf1.control_flow import each, inside_of_control_flow, may_switch, switch
 from bn_tf1.moving_averages import (
     MERGED_MARK,
     Updating,
@@ -40,12 +27,15 @@ from bn_tf1.moving_averages import (
 )
 from bn_tf1.own_statistics import (
     MovingValues,
+    checks_of_several_values,
     may_lack_values,
     normalize_by_own_statistics,
 )
+from bn_tf1.records import Bank, CallUpdates
 from bn_tf1.statistics.channels import IS_TENSORFLOW_1
 from bn_tf1.variables import LayerVariables
 
+# The three have one signature, so that the choice of the plan is a look into a table.
 _NORMALIZE = {
     "composed": statistics.normalize_composed,
     "fused": statistics.normalize_fused,
@@ -59,28 +49,12 @@ class Normalized(NamedTuple):
     Attributes:
         y: the normalised values, of the shape and dtype of the input: what `activated`
             makes the output of.
-        mean, variance: tensors of shape [channels] as they enter the moving averages, or
-            the moving ones where `is_training` is false.
-        updates: the operations that update the moving statistics, first that of the mean.
-        moving: the variable that each of `updates` is of.
-        to_collect: those of them that a train op must run: all, or none where the output
-            depends on them.
+        to_collect: (moving variable, the operation that updates it), first that of the mean,
+            of those that a train op must run: all, or none where the output depends on them.
     """
 
-    y: tf.Tensor
-    mean: tf.Tensor
-    variance: tf.Tensor
-    updates: tuple[tf.Operation, ...]
-    moving: tuple
-    to_collect: tuple[tf.Operation, ...]
-
-
-class _Bank(NamedTuple):
-    """A bank that a call may update; `is_chosen` as in a `BatchNormCall`."""
-
-    number: int
-    variables: LayerVariables
-    is_chosen: Any = None
+    y: Any
+    to_collect: Sequence[tuple[Any, tf.Operation]]
 
 
 def normalize_and_update(
@@ -94,57 +68,42 @@ def normalize_and_update(
     """The output of a layer; makes and records its updates.
 
     Args:
-        x: the input.
+        x: the input, or a list of towers.
         variables: the layer's variables, those of all banks.
-        arguments: checked ones. Where `trainable` is a scalar bool tensor, it switches the
-            gradients of gamma and beta, and the updates, at run time. Whether the
-            variables are trainable is theirs.
+        arguments: checked ones. Whether the variables are trainable is theirs.
         updating: how it updates its statistics, decided just before; None if it does not.
         layer: the layer's variable scope, for errors and records.
     """
-    banks = [_Bank(0, variables)]
+    banks = [Bank(0, variables)]
     if arguments.banks is not None:
         variables, banks = _with_bank(variables, arguments, layer)
+    draw = None
     if arguments.kernel == "recipe":
-        normalized, draw = _by_recipe(x, variables, arguments)
+        batch, draw = _by_recipe(x, variables, arguments)
     else:
         # A scope of its own leaves the layer's names to the output and the updates. What
         # is foldable makes the output itself in the layer's scope: behind an Identity
         # `tf.contrib.quantize` takes a residual sum for something else.
         scope = None if arguments.is_foldable else "normalize"
         with tf.name_scope(scope) if scope else contextlib.nullcontext():
-            normalized, draw = _normalize(x, variables, arguments, layer), None
-    y, mean, variance, _ = normalized
+            batch = _normalize(x, variables, arguments, layer)
     in_batch = arguments.is_training is not False
-    updates, moving = (), ()
+    updates = []
     for bank in banks:
         own = ()
+        # Outside of the cond: a train op that waits for an operation of a branch silently
+        # does nothing, the weights' update neither, when the branch is not taken.
         if updating is not None:
-            operands = x, bank, normalized, arguments, updating
-            own = _made_updates(draw, layer, *operands)
-        call = records.BatchNormCall(
-            name=layer,
-            gamma=bank.variables.gamma,
-            beta=bank.variables.beta,
-            moving_mean=bank.variables.moving_mean,
-            moving_variance=bank.variables.moving_variance,
-            batch_mean=mean if in_batch else None,
-            batch_variance=variance if in_batch else None,
-            updates=own,
-            x=x,
-            arguments=arguments,
-            bank=bank.number,
-            is_chosen=bank.is_chosen,
-        )
+            own = _made_updates(draw, layer, bank, x, batch, arguments, updating)
+        of_batch = (batch.mean, batch.variance) if in_batch else (None, None)
+        record = layer, *bank.variables[:4], *of_batch, own, x, arguments
+        call = records.BatchNormCall(*record, bank.number, bank.is_chosen)
         tf.add_to_collection(records.CALLS_KEY, call)
-        updates += own
-        moving += call.moving_mean, call.moving_variance
-    to_collect = updates
-    if updates and updating.in_place:
-        to_collect = ()
-        with tf.control_dependencies(updates):
-            y = each(tf.identity, y)
-    return Normalized(y, mean, variance, updates, moving, to_collect)
+        updates += zip((call.moving_mean, call.moving_variance), own)
+    if not (updates and updating.in_place):
+        return Normalized(batch.y, updates)
+    with tf.control_dependencies([operation for _, operation in updates]):
+        return Normalized(each(tf.identity, batch.y), ())
 
 
 def _with_bank(variables, arguments, layer):
@@ -152,7 +111,7 @@ def _with_bank(variables, arguments, layer):
     every = variables._replace(others=()), *variables.others
     index = arguments.bank
     if not tf.is_tensor(index):
-        return every[index], [_Bank(index, every[index])]
+        return every[index], [Bank(index, every[index])]
     with tf.name_scope("bank"):
         index = tf.cast(index, tf.int64)
         message = (
@@ -163,11 +122,13 @@ def _with_bank(variables, arguments, layer):
         is_one = tf.logical_and(index >= 0, index < len(every))
         with tf.control_dependencies([tf.Assert(is_one, [message, index])]):
             index = tf.identity(index, name="index")
+        # Stacked at run time, and not kept as [banks, channels]: so each bank is restored
+        # from, and frozen to, vectors by the names that tools know.
         chosen = [
             values[0] if values[0] is values[-1] else tf.gather(tf.stack(values), index)
             for values in zip(*(bank[:-1] for bank in every))
         ]
-        banks = [_Bank(i, v, tf.equal(index, i)) for i, v in enumerate(every)]
+        banks = [Bank(i, v, tf.equal(index, i)) for i, v in enumerate(every)]
     return LayerVariables(*chosen), banks
 
 
@@ -189,29 +150,23 @@ def activated(y: Any, arguments: Arguments) -> Any:
 def _by_recipe(x, variables, arguments):
     """A `statistics.BatchOutput`, and what draws the updates."""
     dtype, decay = arguments.plan.dtype, arguments.decay
-    (axis,) = arguments.plan.axes
-    moving = variables.moving_mean, variables.moving_variance
-    y, (mean, variance) = recipe.normalize(
-        tf.cast(x, dtype),
-        arguments.is_training,
-        variables.gamma,
-        variables.beta,
-        moving,
-        axis,
-        arguments.epsilon,
-    )
+    gamma, beta, *moving = variables[:4]
+    operands = tf.cast(x, dtype), arguments.is_training, gamma, beta, moving
+    y, values = recipe.normalize(*operands, arguments.plan.axes[0], arguments.epsilon)
 
     def draw():
+        # Later: only the first call of a layer has the recipe's own updates.
         casted = tf.cast(decay, dtype) if tf.is_tensor(decay) else decay
-        operands = moving, (mean, variance), casted, arguments.is_training
-        return tuple(recipe.updates_of(*operands))
+        updates = recipe.updates_of(moving, values, casted, arguments.is_training)
+        return tuple(updates)
 
-    return statistics.BatchOutput(tf.cast(y, x.dtype), mean, variance), draw
+    return statistics.BatchOutput(tf.cast(y, x.dtype), *values), draw
 
 
 def _normalize(x, variables, arguments, layer):
     """A `statistics.BatchOutput`, of the moving statistics in inference."""
     plan, is_training = arguments.plan, arguments.is_training
+    # Towers are alike but for their batches, and have one plan.
     first = x[0] if arguments.towers else x
     dtype = first.dtype
     activation = residual = None
@@ -232,33 +187,30 @@ def _normalize(x, variables, arguments, layer):
     elif plan.kernel == "compiled" and IS_TENSORFLOW_1 and tf.is_tensor(is_training):
         x, residual = (None if v is None else tf.cast(v, wide) for v in (x, residual))
     channels = [tf.dimension_value(first.shape[a]) for a in plan.axes]
-    gamma, beta = _read_all([variables.gamma, variables.beta], channels)
+    learned = _read_all([variables.gamma, variables.beta], channels)
     if not isinstance(arguments.trainable, bool):
-        gamma, beta = (
-            _passing_gradient(value, arguments.trainable) for value in (gamma, beta)
-        )
+        learned = [
+            # Chosen at run time, without a cond: a gradient of 0 where it is false.
+            v if v is None else tf.where_v2(arguments.trainable, v, tf.stop_gradient(v))
+            for v in learned
+        ]
+    # What is not plain takes the moving ones where a batch has no value, in training, too.
     takes = is_training is not True or not arguments.is_plain
     renorms = is_training is not False and arguments.renorm is not None
-    moving = MovingValues(
-        *_read_all(
-            [
-                variables.moving_mean if takes else None,
-                variables.moving_variance if takes else None,
-                variables.renorm_mean if renorms else None,
-                variables.renorm_stddev if renorms else None,
-            ],
-            channels,
-        )
-    )
+    v, none = variables, (None, None)
+    read = (v.moving_mean, v.moving_variance) if takes else none
+    read += (v.renorm_mean, v.renorm_stddev) if renorms else none
+    moving = MovingValues(*_read_all(read, channels))
     how = {"plan": plan, "arguments": arguments, "activation": activation}
     normalized = _by_mode(
         is_training,
         functools.partial(_with_batch_statistics, moving=moving, layer=layer, **how),
         functools.partial(_with_moving_statistics, **how),
-        [x, gamma, beta, residual],
+        [x, *learned, residual],
         moving[:2],
         takes_inputs_alone=arguments.is_plain,
     )
+    # What a switch returns may have lost a size that both of its ways know.
     if arguments.towers:
         y = each(lambda y: tf.cast(y, dtype), normalized.y)
         for tower, like in zip(y, x):
@@ -271,18 +223,18 @@ def _normalize(x, variables, arguments, layer):
 def _with_batch_statistics(
     x, gamma, beta, residual, *_, plan, arguments, activation, moving, layer
 ):
-    is_training = arguments.is_training
     if not arguments.is_plain:
-        several = functools.partial(
-            _with_several_values, layer=layer, is_training=is_training
-        )
         operands = x, gamma, beta, moving
-        return normalize_by_own_statistics(*operands, arguments, layer, several)
+        return normalize_by_own_statistics(*operands, arguments, layer)
     unbiased = arguments.ema_variance == "unbiased"
     how = {"epsilon": arguments.epsilon, "unbiased": unbiased}
     if plan.kernel == "compiled":
         how.update(activation=activation, residual=residual)
-    checks = _checks_of_several_values(x, plan.axes, layer, is_training)
+    # A variance of 0 is no error that shows: training goes on, with beta for an output.
+    checks = []
+    if plan.count is None or plan.count < 2:
+        mode = arguments.is_training
+        checks = checks_of_several_values(x, plan.axes, layer, mode)
     if checks and plan.kernel == "composed":
         with tf.control_dependencies(checks):
             x, checks = tf.identity(x), []
@@ -309,6 +261,7 @@ def _with_moving_statistics(
 
         return statistics.BatchOutput(each(normalize, x), mean, variance, count)
     operands = x, mean, variance, gamma, beta
+    # What is kept is computed when somebody initialises it, and not in each step.
     if arguments.fold:
         keep = _keep if arguments.fold == "once" else tf.convert_to_tensor
         y = statistics.normalize_folded(*operands, epsilon=epsilon, keep=keep)
@@ -336,6 +289,8 @@ def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_
         return with_batch(*inputs)
     if is_training is False:
         return with_moving(*inputs, *moving)
+    # All of either side is built inside of it: what a run does not need costs it nothing,
+    # and moments that are computed for nothing cost as much as the layer.
     if takes_inputs_alone and may_switch():
         # What is plain has no count.
         outputs = switch(
@@ -345,6 +300,7 @@ def _by_mode(is_training, with_batch, with_moving, inputs, moving, takes_inputs_
             [*inputs, *moving],
         )
     else:
+        # A cond returns tensors alone: what one way lacks, the other lacks, too.
         outputs = tf.cond(
             is_training,
             lambda: [v for v in with_batch(*inputs) if v is not None],
@@ -371,13 +327,6 @@ def _keep(value):
     )
 
 
-def _passing_gradient(value, trainable):
-    """`value`, which passes a gradient when `trainable` is true; None for None."""
-    if value is None:
-        return None
-    return tf.where_v2(trainable, value, tf.stop_gradient(value))
-
-
 def _read_all(variables, shape):
     """The values of variables, without the sizes of 1 in between; None for None."""
     values = [None if v is None else tf.convert_to_tensor(v) for v in variables]
@@ -387,45 +336,15 @@ def _read_all(variables, shape):
     ]
 
 
-def _with_several_values(x, axes, layer, is_training):
-    """`x`, once it is sure that a channel has not just one value."""
-    checks = _checks_of_several_values(x, axes, layer, is_training)
-    if not checks:
-        return x
-    with tf.control_dependencies(checks):
-        return tf.identity(x)
-
-
-def _checks_of_several_values(x, axes, layer, is_training):
-    """What fails at run time where a channel has just one value; none if that is known.
-
-    The variance of one value is 0, and the output beta, whatever the input.
-    """
-    reduced = [a for a in range(x.shape.ndims) if a not in axes]
-    sizes = [tf.dimension_value(x.shape[a]) for a in reduced]
-    count = None if None in sizes else int(np.prod(sizes))
-    problem = (
-        f"one value per channel in the training batch of layer {layer!r}, but batch "
-        "statistics need 2 or more; use a larger batch or is_training=False"
-    )
-    if count == 1 and is_training is True:
-        raise ValueError(f"`x` has shape {x.shape}: {problem}")
-    if count != 1 and any(size is not None and size > 1 for size in sizes):
-        return []  # an unknown size makes N a multiple of this one
-    # Of this very tensor even if it is known: the check must not run without `x`.
-    shape = tf.raw_ops.Shape(input=x)
-    several = tf.not_equal(tf.reduce_prod(tf.gather(shape, reduced)), 1)
-    return [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
-
-
-def _made_updates(draw, layer, x, bank, normalized, arguments, updating):
+def _made_updates(draw, layer, *call):
     """The operations of the updates, which a train op can order, or must make."""
     graph_state = tf.get_collection_ref(records.COLLECTED_KEY)
     if not graph_state:
         graph_state.append({})
-    calls = graph_state[0].setdefault(bank.variables.moving_mean.name, [])
-    operands = x, bank, normalized, arguments, updating
-    if arguments.update == "merged":
+    # By the variable: under reuse one layer is called from several scopes.
+    call = CallUpdates(layer, *call, scope=tf.get_variable_scope())
+    calls = graph_state[0].setdefault(call.bank.variables.moving_mean.name, [])
+    if call.arguments.update == "merged":
         made = ()
         # For who reads the graph: so far, nothing updates the layer.
         tf.no_op(name=MERGED_MARK)
@@ -434,60 +353,69 @@ def _made_updates(draw, layer, x, bank, normalized, arguments, updating):
     elif draw is not None and not calls:
         made = draw()
     else:
-        made = _update_operations(*operands, is_shared=bool(calls))
-    again = None
-    if not updating.in_place:
-        again = functools.partial(_updates_again, tf.get_variable_scope(), *operands)
-    conditions = arguments.is_training, arguments.trainable
-    if bank.is_chosen is not None:
-        conditions += (bank.is_chosen,)
-    record = layer, bank.variables, x, normalized, arguments, conditions, made, again
-    calls.append(records.CallUpdates(*record))
+        made = _update_operations(call, conditions_of(call), is_shared=bool(calls))
+    calls.append(call._replace(operations=made))
     return made
 
 
-def _updates_again(scope, x, bank, normalized, arguments, updating, moments=None):
-    """The updates again; by `moments`, if given, in the place of the batch's."""
+def updates_again(
+    call: CallUpdates, moments: statistics.Moments | None = None
+) -> tuple[tf.Operation, ...]:
+    """Operations that do what those of `call` do, for a train op to run in an order.
+
+    With `moments` of several batches, they move towards these in the place of the batch's;
+    where those count 0, they do nothing.
+    """
     if moments is not None:
-        normalized = statistics.BatchOutput(None, *moments)
         # A batch that must not count is not in them.
-        arguments = arguments._replace(is_training=True, trainable=True)
-        bank = bank._replace(is_chosen=None)
-    operands = x, bank, normalized, arguments, updating
+        call = call._replace(batch=statistics.BatchOutput(None, *moments))
     # What only an update needs, as for `zero_debias`, a merged one has not made before.
     with tf.variable_scope(
-        scope, reuse=tf.AUTO_REUSE, auxiliary_name_scope=False
+        call.scope, reuse=tf.AUTO_REUSE, auxiliary_name_scope=False
     ) as entered, tf.name_scope("updates_in_order"):
         # As when the layer was built: its statistics are whole.
         entered.set_partitioner(None)
-        return _update_operations(*operands, is_shared=False)
+        conditions = conditions_of(call, of_call=moments is None)
+        return _update_operations(call, conditions, is_shared=False)
 
 
-def _update_operations(x, bank, normalized, arguments, updating, is_shared):
-    variables = bank.variables
-    _, mean, variance, count = normalized
-    conditions = [arguments.is_training, arguments.trainable]
-    if bank.is_chosen is not None:
-        conditions.append(bank.is_chosen)
+def conditions_of(call: CallUpdates, *, of_call: bool = True) -> list[tf.Tensor]:
+    """Scalar bool tensors: where one is false, `call` updates nothing.
+
+    Without `of_call`, whether the call is in training, and of this bank, is not among them.
+    """
+    arguments, is_chosen = call.arguments, call.bank.is_chosen
+    conditions = [arguments.is_training, arguments.trainable] if of_call else []
+    if of_call and is_chosen is not None:
+        conditions.append(is_chosen)
     if arguments.skip_nonfinite:
         # The variance is made of distances from the mean: finite only if that is.
-        conditions.append(tf.reduce_all(tf.is_finite(variance)))
-    elif count is None and arguments.is_plain and not arguments.plan.count:
-        count = tf.size(x)
+        conditions.append(tf.reduce_all(tf.is_finite(call.batch.variance)))
+    # There is nothing to switch at run time in a bool of Python.
+    return [c for c in conditions if not isinstance(c, bool)]
+
+
+def _update_operations(call, conditions, is_shared):
+    arguments, variables = call.arguments, call.bank.variables
+    _, mean, variance, count = call.batch
+    if not arguments.skip_nonfinite and count is None and arguments.is_plain:
+        # Otherwise the NaN that an empty batch has for a variance keeps it out.
+        count = None if arguments.plan.count else tf.size(call.x)
     if count is not None:
         conditions.append(count > 0)
-    # There is nothing to switch at run time in a bool of Python.
-    apply, *others = [c for c in conditions if not isinstance(c, bool)] or [True]
+    apply, *others = conditions or [True]
     for condition in others:
         apply = tf.logical_and(apply, condition)
-    decay, rate = arguments.decay, updating.rate
+    decay, rate = arguments.decay, call.updating.rate
     if isinstance(decay, COUNTED):
         rate = counted_rate(decay, variables.num_updates, apply, [mean, variance])
+    how = {"apply": apply}
     if arguments.is_foldable and not is_shared:
-        how = {"apply": apply, "rate": rate, "is_foldable": True}
+        how.update(rate=rate, is_foldable=True)
     else:
-        rate = applied_rate(rate, apply)
-        how = {"apply": apply, "rate": rate, "is_shared": is_shared}
+        # The guard costs one scalar product for both variables, in the place of one of
+        # the size of each.
+        how.update(rate=applied_rate(rate, apply), is_shared=is_shared)
     if arguments.renorm is not None:
         return _renormalized_updates(variables, mean, variance, arguments, **how)
     return tuple(
@@ -503,6 +431,8 @@ def _update_operations(x, bank, normalized, arguments, updating, is_shared):
 
 
 def _renormalized_updates(variables, mean, variance, arguments, **how):
+    # The average of the deviation leads, as in the original: its square, less epsilon, is
+    # what inference takes for the variance.
     stddev = tf.sqrt(variance + arguments.epsilon)
     decay, apply = arguments.decay, how["apply"]
     # Whoever runs either of the two operations updates these, too.
@@ -525,6 +455,7 @@ def _renormalized_updates(variables, mean, variance, arguments, **how):
         update_moving_average(variables.moving_mean, mean, decay, **how),
         assign_moving_value(
             variables.moving_variance,
+            # Rounding may take the square below epsilon, and a variance below 0.
             tf.nn.relu(squared - arguments.epsilon),
             apply=apply,
         ),

@@ -10,8 +10,9 @@ Sources: those of `bn_tf1.statistics`.
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
@@ -35,7 +36,6 @@ def normalize_by_own_statistics(
     moving: MovingValues,
     arguments: Arguments,
     layer: str,
-    with_several_values: Callable,
 ) -> statistics.BatchOutput:
     """With joint, weighted, ghost-batch or renormalised statistics, or an adjustment."""
     if arguments.sync is not None or arguments.towers:
@@ -46,7 +46,10 @@ def normalize_by_own_statistics(
         # A second axis counts the ghost batches, as one more of the channel axes.
         batch = statistics.split_ghost_batches(x, size, layer=layer)
         axes = (1, *(a + 1 for a in axes))
-    batch = with_several_values(batch, axes)
+    checks = checks_of_several_values(batch, axes, layer, arguments.is_training)
+    if checks:
+        with tf.control_dependencies(checks):
+            batch = tf.identity(batch)
     channels = statistics.channels_for_arithmetic(batch, axes)
     if weights is None:
         moments = statistics.batch_moments(batch, channels)
@@ -65,6 +68,30 @@ def normalize_by_own_statistics(
     return _batch_output(y, averaged, count, arguments)
 
 
+def checks_of_several_values(
+    x: tf.Tensor, axes: tuple[int, ...], layer: str, is_training: Any
+) -> list[tf.Operation]:
+    """What fails at run time where a channel has just one value; none if that is known.
+
+    The variance of one value is 0, and the output beta, whatever the input.
+    """
+    reduced = [a for a in range(x.shape.ndims) if a not in axes]
+    sizes = [tf.dimension_value(x.shape[a]) for a in reduced]
+    count = None if None in sizes else int(np.prod(sizes))
+    problem = (
+        f"one value per channel in the training batch of layer {layer!r}, but batch "
+        "statistics need 2 or more; use a larger batch or is_training=False"
+    )
+    if count == 1 and is_training is True:
+        raise ValueError(f"`x` has shape {x.shape}: {problem}")
+    if count != 1 and any(size is not None and size > 1 for size in sizes):
+        return []  # an unknown size makes N a multiple of this one
+    # Of this very tensor even if it is known: the check must not run without `x`.
+    shape = tf.raw_ops.Shape(input=x)
+    several = tf.not_equal(tf.reduce_prod(tf.gather(shape, reduced)), 1)
+    return [tf.Assert(several, [problem + ". Shape of `x`:", shape])]
+
+
 def _with_joint_statistics(x, gamma, beta, moving, arguments, layer):
     """With those of several towers, or workers, or both."""
     weights = arguments.weights
@@ -75,6 +102,7 @@ def _with_joint_statistics(x, gamma, beta, moving, arguments, layer):
         return statistics.channels_for_arithmetic(tower, arguments.plan.axes)
 
     moments = each(lambda t: statistics.part_moments(t, channels_of(t), weights), x)
+    # The towers first: what goes over the network is then one row for each worker.
     if arguments.towers:
         moments = statistics.joint_of(moments)
     if arguments.sync is not None:
@@ -83,20 +111,9 @@ def _with_joint_statistics(x, gamma, beta, moving, arguments, layer):
     count = moments.count
     moments = _or_moving(moments, count, moving)
     averaged, correction = _averaged_statistics(moments, count, moving, arguments)
-
-    def normalize(tower):
-        return _output(
-            tower,
-            moments,
-            channels_of(tower),
-            gamma,
-            beta,
-            weights,
-            correction,
-            arguments,
-        )
-
-    return _batch_output(each(normalize, x), averaged, count, arguments)
+    operands = gamma, beta, weights, correction, arguments
+    y = each(lambda tower: _output(tower, moments, channels_of(tower), *operands), x)
+    return _batch_output(y, averaged, count, arguments)
 
 
 def may_lack_values(arguments: Arguments) -> bool:
@@ -119,12 +136,11 @@ def _or_moving(moments, count, moving):
     """`moments`, or the moving statistics where `count` is 0."""
     if isinstance(count, int) and count:
         return moments
-    return moments._replace(
-        mean=_where_some(count, moments.mean, tf.stop_gradient(moving.mean)),
-        variance=_where_some(
-            count, moments.variance, tf.stop_gradient(moving.variance)
-        ),
+    mean, variance = (
+        _where_some(count, own, tf.stop_gradient(other))
+        for own, other in zip(moments[:2], moving[:2])
     )
+    return moments._replace(mean=mean, variance=variance)
 
 
 def _where_some(count, values, otherwise):
@@ -138,6 +154,8 @@ def _averaged_statistics(moments, count, moving, arguments):
     if arguments.ema_variance == "unbiased":
         variance = statistics.unbiased_variance(moments)
     if arguments.ghost_batch_size is not None:
+        # One update a step: one for each ghost batch would forget the past as many times
+        # as fast, and depend on how many there are.
         mean, variance = tf.reduce_mean(mean, 0), tf.reduce_mean(variance, 0)
     averaged = statistics.Moments(mean, variance, count)
     mean, variance, _ = _or_moving(averaged, count, moving)
@@ -152,6 +170,7 @@ def _averaged_statistics(moments, count, moving, arguments):
         epsilon=arguments.epsilon,
     )
     if not isinstance(count, int):
+        # Where the moving statistics are taken, there is nothing left to correct.
         correction = [_where_some(count, *pair) for pair in zip(correction, (1.0, 0.0))]
     # The updates of what it read must wait for it.
     with tf.control_dependencies(correction):
@@ -161,6 +180,7 @@ def _averaged_statistics(moments, count, moving, arguments):
 def _output(batch, moments, channels, gamma, beta, weights, correction, arguments):
     def normalize(scale, offset):
         if arguments.ghost_batch_size is not None:
+            # One row for each ghost batch, as the statistics have.
             scale, offset = (
                 None if values is None else values * tf.ones_like(moments.mean)
                 for values in (scale, offset)
@@ -173,6 +193,7 @@ def _output(batch, moments, channels, gamma, beta, weights, correction, argument
         )
 
     if arguments.adjustment is not None:
+        # It comes before gamma and beta, which then cannot be in the kernel's one pass.
         y = normalize(*(correction or (None, None)))
         scale, offset = arguments.adjustment(tf.shape(batch))
         y = y * tf.cast(scale, y.dtype) + tf.cast(offset, y.dtype)
@@ -187,7 +208,7 @@ def _output(batch, moments, channels, gamma, beta, weights, correction, argument
 
 
 def _of_several_values(moments, layer):
-    """As `with_several_values`, for the moments of several batches together."""
+    """`moments` of several batches, once it is sure that they are not of one value."""
     message = (
         f"one value per channel in all training batches of layer {layer!r}, but batch "
         "statistics need 2 or more; use larger batches or is_training=False"

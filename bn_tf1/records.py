@@ -8,7 +8,7 @@ serialised with it.
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
 
@@ -21,31 +21,36 @@ COLLECTED_KEY = ("bn_tf1_collected_updates",)
 MERGED_KEY = ("bn_tf1_merged_layers",)
 
 
+class Bank(NamedTuple):
+    """A bank of a layer that a call may update; `is_chosen` as in a `BatchNormCall`."""
+
+    number: int
+    variables: Any
+    is_chosen: Any = None
+
+
 class CallUpdates(NamedTuple):
     """The update by one call, which a train op must run or make, or which runs with the output.
 
     Attributes:
         layer: the layer's variable scope.
-        variables: the layer's `LayerVariables`.
+        bank: the `Bank` that is updated.
         x: the tensor, or the list of them, that was normalised.
         batch: its `statistics.BatchOutput`.
         arguments: those of the call.
-        conditions: bools, and scalar bool tensors: where one is false, it does nothing.
+        updating: its `moving_averages.Updating`; in place, it runs with the output.
+        scope: the `tf.VariableScope` that it was made in.
         operations: the operations; none where the update is merged with that of others.
-        again: again() makes operations that do the same, for a train op to run in an
-            order; again(moments) those of an update by `statistics.Moments` of several
-            batches in the place of `batch`, which does nothing where they count 0. None
-            for an update that runs with the output.
     """
 
     layer: str
-    variables: Any
+    bank: Bank
     x: Any
     batch: Any
     arguments: Any
-    conditions: tuple
-    operations: tuple[tf.Operation, ...]
-    again: Callable[..., tuple[tf.Operation, ...]] | None
+    updating: Any
+    scope: Any
+    operations: tuple[tf.Operation, ...] = ()
 
 
 class BatchNormCall(NamedTuple):

@@ -63,6 +63,7 @@ def on_undo(action: Callable[[], None]) -> None:
 
 def undo_all() -> None:
     """Takes back every change."""
+    # Popped before it is called: what fails once is not tried for ever.
     while _undo:
         _undo.pop()()
 

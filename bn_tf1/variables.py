@@ -21,6 +21,8 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import COUNTED, Arguments
+
 INITIALIZERS = {
     "gamma": tf.ones_initializer,
     "beta": tf.zeros_initializer,
@@ -42,8 +44,8 @@ OF_STATISTICS = {
 class LayerVariables(NamedTuple):
     """The variables of a layer: float32, or float64 for float64 inputs.
 
-    But for the counter, their shape is [channels], or that with sizes of 1 for the axes in between, such as
-    [1, 1, 1, channels].
+    But for the counter, their shape is [channels], or that with sizes of 1 for the axes in
+    between, such as [1, 1, 1, channels].
 
     Attributes:
         gamma, beta: None for 1 and 0.
@@ -66,27 +68,20 @@ class LayerVariables(NamedTuple):
 
 def make_variables(
     make: Callable[[str, Any], Any],
-    *,
+    asked: Arguments,
     center: bool,
     scale: bool,
-    renorm: bool,
-    counts: bool,
-    banks: int | None,
-    bank_affine: bool,
-    initializers: Mapping[str, Any],
+    initializers: Mapping[str, Any] | None,
+    *,
     order: Sequence[str] = tuple(INITIALIZERS),
     named_by: str = "name",
 ) -> LayerVariables:
-    """The variables of a layer.
+    """Makes the variables of a layer, in the order in which they are written.
 
     Args:
-        make: make(name, initializer) creates or gets a variable; what it is, the last
-            part of its name tells.
+        make: a function of a variable's name and its initializer that returns it.
+        asked: which of them there are: its decay, renormalisation and banks.
         center, scale: whether there is a `beta` and a `gamma`.
-        renorm: whether there are those of renormalisation.
-        counts: whether there is the counter.
-        banks: how many of each there are; None for one.
-        bank_affine: whether each bank has a gamma and a beta of its own.
         initializers: initializer by name; `INITIALIZERS` has the others.
         order: the names of `INITIALIZERS` in the order in which they are made.
         named_by: the argument that names the layer, for errors.
@@ -98,27 +93,28 @@ def make_variables(
     constants: dict = {}
     kinds = tf.zeros_initializer, tf.ones_initializer
     shared = {kind: _Sharing(kind, constants) for kind in kinds}
-    initial = {
-        key: initializers.get(key) or INITIALIZERS[key]() for key in INITIALIZERS
-    }
+    given = initializers or {}
+    initial = {key: given.get(key) or kind() for key, kind in INITIALIZERS.items()}
     initial = {key: shared.get(type(value), value) for key, value in initial.items()}
     absent = {"gamma": not scale, "beta": not center}
-    if renorm:
+    # So that inference is the same before the first update with and without it.
+    if asked.renorm is not None:
         stddev = _square_root_of(initial["moving_variance"])
         initial.update(moving_stddev=stddev, renorm_stddev=stddev)
         initial["renorm_mean"] = initial["moving_mean"]
         order = (*order, "moving_stddev", "renorm_mean", "renorm_stddev")
-    if counts:
+    if isinstance(asked.decay, COUNTED):
         initial[COUNTER] = tf.zeros_initializer()
         order = (*order, COUNTER)
     made: list = []
     try:
-        for number in range(banks or 1):
+        for number in range(asked.banks or 1):
             bank = {}
             for key in order:
                 if absent.get(key):
                     bank[key] = None
-                elif made and key in LEARNED and not bank_affine:
+                # Weights are of the network, and statistics of the data: banks share those.
+                elif made and key in LEARNED and not asked.bank_affine:
                     bank[key] = made[0][key]
                 else:
                     name = f"bank_{number}/{key}" if made else key
@@ -138,6 +134,8 @@ def make_variables(
 
 def _problem_of_sharing(message, named_by):
     """What TensorFlow's message about shared variables means; None for another."""
+    # It raises a ValueError for all of them, and for what an initializer raises, too: only
+    # its words, the same from 1.15 to 2.21, tell which it is.
     what, *_ = re.split(r",|\.\s", message)
     if what.endswith(" already exists"):
         return (
@@ -162,6 +160,7 @@ def _problem_of_sharing(message, named_by):
 class _Sharing:
     """An initializer of zeros, or of ones, that makes the same constant again."""
 
+    # Four variables of a layer start as two constants: two nodes less in each layer.
     kind: Any
     made: dict
 
@@ -180,28 +179,30 @@ def _square_root_of(initializer):
     return initial_stddev
 
 
-def own_variables(
-    shape: Sequence[int], dtype: tf.DType, trainable: Any, **by_name: Mapping | None
-) -> Callable[[str, Any], Any]:
-    """A `make` for `make_variables`, which gets them from the variable scope.
+def own_variable(
+    name: str,
+    initializer: Any,
+    *,
+    shape: Sequence[int],
+    dtype: tf.DType,
+    trainable: Any = True,
+    collections: Sequence[str] | None = None,
+    **by_role: Mapping | None,
+) -> Any:
+    """Gets a variable of the layer from the variable scope; a `make` for `make_variables`.
 
-    Args:
-        shape, dtype: of all of them; the counter is a scalar.
-        trainable: False makes none of them trainable; otherwise gamma and beta are.
-        **by_name: arguments of `tf.get_variable`, each a mapping from a variable's name
-            to its value.
+    Gamma and beta are trainable unless `trainable` is False; the counter is a scalar. Each
+    of `by_role` is an argument of `tf.get_variable`, by what the variable is called in a
+    layer of one bank.
     """
-
-    def make(name, initializer):
-        role = name.rpartition("/")[2]
-        return tf.get_variable(
-            name,
-            [] if role == COUNTER else shape,
-            dtype,
-            initializer,
-            trainable=role in LEARNED and trainable is not False,
-            **({} if role in LEARNED else OF_STATISTICS),
-            **{option: (values or {}).get(role) for option, values in by_name.items()},
-        )
-
-    return make
+    role = name.rpartition("/")[2]
+    return tf.get_variable(
+        name,
+        [] if role == COUNTER else shape,
+        dtype,
+        initializer,
+        trainable=role in LEARNED and trainable is not False,
+        collections=collections,
+        **({} if role in LEARNED else OF_STATISTICS),
+        **{option: (values or {}).get(role) for option, values in by_role.items()},
+    )

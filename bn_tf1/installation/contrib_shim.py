@@ -156,7 +156,7 @@ def _module(fullname):
     known = [old for old in _RENAMED if name == old or name.startswith(old + ".")]
     if not known:
         raise _not_there(fullname)
-    old = max(known, key=len)
+    old = max(known, key=len)  # the most particular one
     if _RENAMED[old] is None:
         if name != old:
             raise _not_there(fullname)
@@ -165,6 +165,7 @@ def _module(fullname):
     try:
         return importlib.import_module(target)
     except ModuleNotFoundError as error:
+        # Something that tf_slim itself lacks is no fault of who asks for contrib.
         if error.name != target:
             raise
         raise _not_there(fullname) from error

@@ -76,11 +76,11 @@ def _repair(layers):
 
 def _exchange(old, new):
     """Puts `new` where modules of tf_slim have `old`, and names the places."""
-    modules = [name for name in sys.modules if name.split(".")[0] == "tf_slim"]
+    # `from ... import batch_norm` has copied it into modules that tf_slim never names.
     holders = [
         name
-        for name in sorted(modules)
-        if vars(sys.modules[name]).get("batch_norm") is old
+        for name, module in sorted(sys.modules.items())
+        if name.split(".")[0] == "tf_slim" and vars(module).get("batch_norm") is old
     ]
     for name in holders:
         sys.modules[name].batch_norm = new
@@ -91,6 +91,7 @@ def _works(batch_norm):
     normalization = importlib.import_module("tensorflow.python.layers.normalization")
     if vars(normalization).get("BatchNormalization") is BatchNormalization:
         return False  # It is this library's repair that would make it work.
+    # Tried out, since no version number tells: tf_keras may make it work.
     with tf.Graph().as_default():
         try:
             for shape in _PROBES:

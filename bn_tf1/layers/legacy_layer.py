@@ -26,8 +26,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import names_here
+from bn_tf1.control_flow import ancestors
 from bn_tf1.drop_in import add_to_collection, as_list, parts
-from bn_tf1.train_step.train_op import ancestors
 
 # A tuple, so that `export_meta_graph` does not try to write it (see calls.py).
 _NAME_COUNTS_KEY = ("bn_tf1_layer_name_counts",)
@@ -70,8 +70,7 @@ class LegacyLayer:
         for unknown in kwargs:
             here = names_here(type(self).__init__).get(unknown)
             hint = f": here it is `{here}`" if here else ""
-            name = type(self).__name__
-            raise TypeError(f"{name} has no argument `{unknown}`{hint}")
+            raise TypeError(f"{type(self).__name__} has no argument `{unknown}`{hint}")
         self.trainable = trainable
         self.built = False
         self.input_spec = None
@@ -86,8 +85,6 @@ class LegacyLayer:
         if scope:
             with tf.variable_scope(scope) as captured:
                 self._scope = captured
-
-    # ------------------------------------------------------------------ being called
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> tf.Tensor:
         """Builds the layer if it is not, and applies it to `inputs`.
@@ -112,6 +109,7 @@ class LegacyLayer:
             self._check_input(inputs)
             outputs = self.call(inputs, *args, **kwargs)
         self._calls.append(_Call(inputs, outputs))
+        # Of all calls so far, each of them once, as the original does after every call.
         add_to_collection(tf.GraphKeys.UPDATE_OPS, self.updates)
         return outputs
 
@@ -136,38 +134,35 @@ class LegacyLayer:
     def _set_scope(self, scope):
         if self._scope is not None:
             return
-        if self._reuse:
-            opened = tf.variable_scope(self._base_name if scope is None else scope)
-        else:
-            opened = tf.variable_scope(scope, default_name=self._base_name)
-        with opened as captured:
+        # A default name is made unique, and so never that of the variables to reuse.
+        if scope is None and self._reuse:
+            scope = self._base_name
+        with tf.variable_scope(scope, default_name=self._base_name) as captured:
             self._scope = captured
 
     @contextlib.contextmanager
     def _entered(self):
         reuse = True if self.built else self._reuse
+        # The variables' scope is the layer's for good, and so is that of its operations:
+        # without the auxiliary scope, a second call does not make up another one.
         with tf.variable_scope(
             self._scope, reuse=reuse, auxiliary_name_scope=False
         ) as scope, tf.name_scope(scope.original_name_scope):
             yield
 
     def _check_input(self, inputs):
-        spec = self.input_spec
+        spec, shape = self.input_spec, inputs.shape
         if spec is None:
             return
-        shape = inputs.shape
-        if shape.ndims == spec.ndim and all(
-            tf.dimension_value(shape[axis]) in (size, None)
-            for axis, size in spec.axes.items()
+        sizes = spec.axes.items()
+        if shape.ndims != spec.ndim or any(
+            tf.dimension_value(shape[axis]) not in (size, None) for axis, size in sizes
         ):
-            return
-        raise ValueError(
-            f"`inputs` has shape {shape}, which is incompatible with the layer "
-            f"{self.name!r}: it was built for rank {spec.ndim} and sizes {spec.axes} "
-            "by axis"
-        )
-
-    # ------------------------------------------------------- variables, updates, losses
+            raise ValueError(
+                f"`inputs` has shape {shape}, which is incompatible with the layer "
+                f"{self.name!r}: it was built for rank {spec.ndim} and sizes {spec.axes} "
+                "by axis"
+            )
 
     def add_weight(
         self,
@@ -192,6 +187,7 @@ class LegacyLayer:
         """
         self._set_scope(None)
         trainable = trainable and self.trainable is not False
+        # Who shares a variable has its regularisation in the loss already.
         existing = set()
         if regularizer is not None:
             existing = {id(variable) for variable in tf.global_variables()}
@@ -207,7 +203,11 @@ class LegacyLayer:
             )
             made = parts(variable)
             if regularizer is not None and not any(id(v) in existing for v in made):
-                self._regularize(name, made, regularizer)
+                for part in made:
+                    with tf.name_scope(name + "/Regularizer"):
+                        loss = regularizer(part)
+                    if loss is not None:
+                        self.add_loss(loss)
         for part in made:
             # A custom getter may have overridden `trainable`.
             if trainable and part.trainable:
@@ -217,13 +217,6 @@ class LegacyLayer:
         return variable
 
     add_variable = add_weight
-
-    def _regularize(self, name, parts, regularizer):
-        for part in parts:
-            with tf.name_scope(name + "/Regularizer"):
-                loss = regularizer(part)
-            if loss is not None:
-                self.add_loss(loss)
 
     def add_update(self, updates: Any, inputs: Any = None) -> None:
         """Adds update operations to `updates`; a call brings them to `UPDATE_OPS`."""
@@ -267,21 +260,21 @@ class LegacyLayer:
 
     def get_updates_for(self, inputs: Any) -> list:
         """The updates that depend on `inputs`; for None, those on no input at all."""
-        return self._depending(self.updates, inputs)
+        return self._of(inputs, self.updates)
 
     def get_losses_for(self, inputs: Any) -> list:
         """The losses that depend on `inputs`; for None, those on no input at all."""
-        return self._depending(self.losses, inputs)
+        return self._of(inputs, self.losses)
 
-    def _depending(self, elements, inputs):
-        of_calls = inputs is None
-        sources = [call.input for call in self._calls] if of_calls else as_list(inputs)
-        sources = {tensor.op for tensor in sources}
-        return [
-            element
-            for element in elements
-            if bool(sources & ancestors([getattr(element, "op", element)])) != of_calls
-        ]
+    def _of(self, inputs, elements):
+        given = [call.input for call in self._calls] if inputs is None else inputs
+        sources = {tensor.op for tensor in as_list(given)}
+        found = []
+        for element in elements:
+            depends = sources & ancestors([getattr(element, "op", element)])
+            if bool(depends) == (inputs is not None):
+                found.append(element)
+        return found
 
     def count_params(self) -> int:
         """The number of values in all variables."""
@@ -291,8 +284,6 @@ class LegacyLayer:
                 "it first"
             )
         return sum(int(np.prod(v.shape.as_list())) for v in self.weights)
-
-    # ------------------------------------------------------------------------ its looks
 
     @property
     def name(self) -> str:
@@ -357,6 +348,7 @@ def _names(layer_class, name):
     if name and not isinstance(name, tf.VariableScope):
         return name, name
     base = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", layer_class.__name__).lower()
+    # In the graph, so that each graph begins to count anew, as the original's names do.
     counts = tf.get_collection_ref(_NAME_COUNTS_KEY)
     if not counts:
         counts.append(collections.Counter())

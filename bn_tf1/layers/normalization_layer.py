@@ -40,10 +40,10 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
-from bn_tf1.arguments import COUNTED, Arguments, check, says_how_it_is_called
+from bn_tf1.arguments import Arguments, check, says_how_it_is_called, unfit
 from bn_tf1.drop_in import (
-    checked_clipping,
     checked_mode,
+    renormalization,
     switched_or_not,
     unpartitioned,
     with_original_name,
@@ -53,6 +53,7 @@ from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import normalize_and_update
 from bn_tf1.variables import (
     COUNTER,
+    INITIALIZERS,
     LEARNED,
     OF_STATISTICS,
     LayerVariables,
@@ -230,30 +231,26 @@ class BatchNormalization(LegacyLayer):
     ):
         super().__init__(trainable=trainable, name=name, **kwargs)
         if not isinstance(axis, (numbers.Integral, list)):
-            raise TypeError(f"`axis` is {axis!r}, but must be an int or a list of ints")
+            raise unfit("axis", axis, "be an int or a list of ints", TypeError)
         self.axis = axis[:] if isinstance(axis, list) else axis
         self.momentum = momentum
         self.epsilon = epsilon
         self.center = center
         self.scale = scale
-        self.beta_initializer = _checked_initializer(
-            "beta_initializer", beta_initializer
-        )
-        self.gamma_initializer = _checked_initializer(
-            "gamma_initializer", gamma_initializer
-        )
-        self.moving_mean_initializer = _checked_initializer(
-            "moving_mean_initializer", moving_mean_initializer
-        )
-        self.moving_variance_initializer = _checked_initializer(
-            "moving_variance_initializer", moving_variance_initializer
-        )
-        self.beta_regularizer = _checked_function("beta_regularizer", beta_regularizer)
-        self.gamma_regularizer = _checked_function(
-            "gamma_regularizer", gamma_regularizer
-        )
-        self.beta_constraint = _checked_function("beta_constraint", beta_constraint)
-        self.gamma_constraint = _checked_function("gamma_constraint", gamma_constraint)
+        for key, value in {
+            "beta_initializer": beta_initializer,
+            "gamma_initializer": gamma_initializer,
+            "moving_mean_initializer": moving_mean_initializer,
+            "moving_variance_initializer": moving_variance_initializer,
+        }.items():
+            setattr(self, key, _checked_initializer(key, value))
+        for key, value in {
+            "beta_regularizer": beta_regularizer,
+            "gamma_regularizer": gamma_regularizer,
+            "beta_constraint": beta_constraint,
+            "gamma_constraint": gamma_constraint,
+        }.items():
+            setattr(self, key, _checked_function(key, value))
         self.renorm = renorm
         self.virtual_batch_size = virtual_batch_size
         self.adjustment = adjustment
@@ -264,8 +261,9 @@ class BatchNormalization(LegacyLayer):
         self.bank_affine = bank_affine
         self.fused = True if fused is None else fused
         if renorm:
-            self.renorm_clipping = checked_clipping(renorm_clipping or {})
+            self.renorm_clipping = renorm_clipping or {}
             self.renorm_momentum = renorm_momentum
+            self._renormalization()  # of keys that are not known, here and now
 
     def build(self, input_shape: Any) -> None:
         """Makes the variables for inputs of `input_shape`, whose rank is known."""
@@ -275,6 +273,7 @@ class BatchNormalization(LegacyLayer):
                 f"`inputs` has undefined rank or none: its shape is {shape}, but must "
                 "have at least one axis: call set_shape"
             )
+        # As attributes after the build, too, which the original changes in this way.
         self.axis = _checked_axes(self.axis, shape)
         self._check_virtual_batches()
         self.fused = bool(self.fused) and self._original_is_fused(shape.ndims)
@@ -282,28 +281,15 @@ class BatchNormalization(LegacyLayer):
         self.input_spec = InputSpec(ndim=shape.ndims, axes=sizes)
         variables = make_variables(
             self._variable_maker(self._parameter_shape(shape)),
-            center=self.center,
-            scale=self.scale,
-            renorm=self.renorm,
-            counts=isinstance(self.momentum, COUNTED),
-            banks=self.banks,
-            bank_affine=self.bank_affine,
-            initializers={
-                "gamma": self.gamma_initializer,
-                "beta": self.beta_initializer,
-                "moving_mean": self.moving_mean_initializer,
-                "moving_variance": self.moving_variance_initializer,
-            },
+            self._asked(),
+            self.center,
+            self.scale,
+            {role: getattr(self, f"{role}_initializer") for role in INITIALIZERS},
         )
-        self.gamma, self.beta = variables.gamma, variables.beta
-        self.moving_mean = variables.moving_mean
-        self.moving_variance = variables.moving_variance
-        if self.renorm:
-            self.moving_stddev = variables.moving_stddev
-            self.renorm_mean = variables.renorm_mean
-            self.renorm_stddev = variables.renorm_stddev
-        self.num_updates = variables.num_updates
-        self.others = variables.others
+        for role, variable in variables._asdict().items():
+            # Of the original, too, a layer without renormalisation lacks the attributes.
+            if variable is not None or role in LEARNED:
+                setattr(self, role, variable)
         self.built = True
 
     def call(
@@ -315,7 +301,21 @@ class BatchNormalization(LegacyLayer):
                 f"`inputs` has dtype {inputs.dtype.name}, but must be a float tensor"
             )
         mode = checked_mode("training", training)
-        asked = Arguments(
+        arguments = check(inputs, self._asked(mode, bank), called=_CALLED)
+        y, to_collect = normalize_and_update(
+            inputs,
+            self._layer_variables(),
+            arguments,
+            updating(arguments, self.scope_name, moves_in=True),
+            layer=self.scope_name,
+        )
+        self.add_update([operation for _, operation in to_collect])
+        return with_original_name(y, mode, fused=self.fused, kernel=arguments.kernel)
+
+    def _asked(self, mode=None, bank=None):
+        # From the attributes, each time: the original reads them so, and people set them.
+        is_unbiased = self.fused and self._bessels_correction_test_only
+        return Arguments(
             is_training=mode,
             axis=self.axis,
             decay=self.momentum,
@@ -325,27 +325,13 @@ class BatchNormalization(LegacyLayer):
             renorm=self._renormalization(),
             adjustment=self.adjustment,
             sync=self.sync,
-            ema_variance="unbiased"
-            if self.fused and self._bessels_correction_test_only
-            else "biased",
+            ema_variance="unbiased" if is_unbiased else "biased",
             update="skip" if self.trainable is False else self.update,
             kernel=self.kernel,
             bank=bank,
             banks=self.banks,
             bank_affine=self.bank_affine,
             is_foldable=self.fused,
-        )
-        arguments = check(inputs, asked, called=_CALLED)
-        normalized = normalize_and_update(
-            inputs,
-            self._layer_variables(),
-            arguments,
-            updating(arguments, self.scope_name, moves_in=True),
-            layer=self.scope_name,
-        )
-        self.add_update(normalized.to_collect)
-        return with_original_name(
-            normalized.y, mode, fused=self.fused, kernel=arguments.kernel
         )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -357,10 +343,8 @@ class BatchNormalization(LegacyLayer):
         if size is None:
             return
         if size <= 0:
-            raise ValueError(
-                f"`virtual_batch_size` is {size}, but must be a positive integer that "
-                "divides the batch"
-            )
+            must = "be a positive integer that divides the batch"
+            raise unfit("virtual_batch_size", size, must)
         if 0 in self.axis:
             raise ValueError(
                 f"`axis` is {self.axis}, but must not include 0 with "
@@ -370,6 +354,7 @@ class BatchNormalization(LegacyLayer):
             raise ValueError("`adjustment` cannot be given with `virtual_batch_size`")
 
     def _original_is_fused(self, rank):
+        # Of 1.15 on a CPU and a GPU alike: its kernel decides which variance is averaged.
         return (
             rank == 4
             and self.axis in ([1], [3])
@@ -382,6 +367,8 @@ class BatchNormalization(LegacyLayer):
         sizes = self.input_spec.axes
         kept_rank = [sizes.get(axis, 1) for axis in range(shape.ndims)]
         if self.virtual_batch_size is not None:
+            # As the original, which keeps the axis that counts the virtual batches: its
+            # checkpoints have variables of that shape.
             return kept_rank[:1] + [1] + kept_rank[1:]
         return kept_rank if len(sizes) > 1 else list(sizes.values())
 
@@ -399,6 +386,7 @@ class BatchNormalization(LegacyLayer):
                     regularizer=getattr(self, role + "_regularizer"),
                     constraint=getattr(self, role + "_constraint"),
                 )
+            # An assignment to parts, one by one, would not be one update.
             with unpartitioned(self._scope):
                 return self.add_weight(
                     name,
@@ -412,16 +400,15 @@ class BatchNormalization(LegacyLayer):
         return make
 
     def _layer_variables(self):
-        *names, others = LayerVariables._fields
-        own = (getattr(self, name, None) for name in names)
-        return LayerVariables(*own, getattr(self, others))
+        # From the attributes: people put variables of their own in their places.
+        return LayerVariables(
+            *(getattr(self, role, None) for role in LayerVariables._fields)
+        )
 
     def _renormalization(self):
         if not self.renorm:
             return None
-        return statistics.Renormalization(
-            decay=self.renorm_momentum, **self.renorm_clipping
-        )
+        return renormalization(True, self.renorm_clipping, self.renorm_momentum)
 
 
 # The other names that the module tensorflow.python.layers.normalization has.
@@ -453,16 +440,12 @@ def _checked_initializer(argument, value):
     if isinstance(value, str):
         value = getattr(tf, value.lower() + "_initializer", value)
     if value is not None and not callable(value):
-        raise ValueError(
-            f"`{argument}` is {value!r}, but must be an initializer, such as "
-            "tf.ones_initializer()"
-        )
+        must = "be an initializer, such as tf.ones_initializer()"
+        raise unfit(argument, value, must)
     return value() if isinstance(value, type) else value
 
 
 def _checked_function(argument, value):
     if value is not None and not callable(value):
-        raise ValueError(
-            f"`{argument}` is {value!r}, but must be a function of a variable, or None"
-        )
+        raise unfit(argument, value, "be a function of a variable, or None")
     return value

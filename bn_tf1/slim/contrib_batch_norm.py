@@ -55,18 +55,18 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
 from bn_tf1.arguments import (
-    COUNTED,
     Arguments,
     check,
     check_by_name,
     says_how_it_is_called,
+    unfit,
 )
 from bn_tf1.drop_in import (
     add_to_collection,
     as_list,
-    checked_clipping,
     checked_mode,
     parts,
+    renormalization,
     switched_or_not,
     unpartitioned,
     with_original_name,
@@ -74,15 +74,10 @@ from bn_tf1.drop_in import (
 from bn_tf1.moving_averages import updating
 from bn_tf1.normalization import activated, normalize_and_update
 from bn_tf1.slim.arg_scopes import obeys_arg_scopes
-from bn_tf1.variables import (
-    COUNTER,
-    INITIALIZERS,
-    LEARNED,
-    OF_STATISTICS,
-    make_variables,
-)
+from bn_tf1.variables import INITIALIZERS, LEARNED, make_variables, own_variable
 
 _UPDATE_OPS = tf.GraphKeys.UPDATE_OPS
+_MODEL_COLLECTIONS = tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES
 _CALLED = {"weights": "batch_weights"}
 _FUSED, _WEIGHTED, _LAYER = "fused", "weighted", "layer"
 _BETA_FIRST = ("beta", "gamma", "moving_mean", "moving_variance")
@@ -189,7 +184,12 @@ def batch_norm(
             `batch_weights`, `zero_debias_moving_mean` or another collection than
             UPDATE_OPS, or `reuse` without `scope`.
     """
-    _check_arguments(data_format, is_training)
+    if data_format not in ("NHWC", "NCHW"):
+        raise ValueError(
+            f"data_format has to be either NCHW or NHWC. It is {data_format!r}"
+        )
+    if is_training is None:
+        raise unfit("is_training", None, "be a bool or a bool tensor")
     mode = checked_mode("is_training", is_training)
     x = tf.convert_to_tensor(inputs)
     axis = _checked_channel_axis(x, data_format)
@@ -213,6 +213,7 @@ def batch_norm(
         )
     if updates_collections is None:
         update = "in_place"
+    # What looks like an oversight of the original is in people's frozen networks.
     if way.name == _LAYER and trainable is False:
         update = "skip"
     asked = Arguments(
@@ -222,7 +223,7 @@ def batch_norm(
         epsilon=epsilon,
         trainable=switched_or_not(trainable),
         weights=_checked_weights(batch_weights, x),
-        renorm=_renormalization(renorm, renorm_clipping, renorm_decay),
+        renorm=renormalization(renorm, renorm_clipping, renorm_decay),
         adjustment=adjustment,
         sync=sync,
         zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
@@ -243,56 +244,35 @@ def batch_norm(
     with tf.variable_scope(
         scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter
     ) as variable_scope:
-        _enter_once_more(variable_scope)
+        # As the original does, for the names of what comes after: in a scope BatchNorm,
+        # whose name it takes but for its case, `batchnorm` is then `batchnorm_1`, and that
+        # is what `tf.contrib.quantize` looks for.
+        with tf.name_scope(variable_scope.name.rpartition("/")[2]):
+            pass
         variables = make_variables(
-            _variable_maker(arguments.plan, param_regularizers or {}, trainable),
-            center=center,
-            scale=scale,
-            renorm=renorm,
-            counts=isinstance(decay, COUNTED),
-            banks=banks,
-            bank_affine=bank_affine,
-            initializers=param_initializers or {},
+            _variable_maker(variable_scope, arguments, param_regularizers),
+            arguments,
+            center,
+            scale,
+            param_initializers,
             order=_GAMMA_FIRST if way.name == _LAYER else _BETA_FIRST,
             named_by="scope",
         )
+        order = _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST
         for one_bank in (variables, *variables.others):
-            _collect_variables(
-                one_bank,
-                variables_collections,
-                _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST,
-            )
+            _collect_variables(one_bank, variables_collections, order)
         how = updating(arguments, variable_scope.name, moves_in=True)
         with unpartitioned(variable_scope):
-            normalized = normalize_and_update(
+            y, to_collect = normalize_and_update(
                 x, variables, arguments, how, layer=variable_scope.name
             )
-        _collect_updates(normalized, updates_collections)
-        y = with_original_name(normalized.y, mode, fused=way.unbiased, kernel=kernel)
+        _collect_updates(to_collect, updates_collections)
+        y = with_original_name(y, mode, fused=way.unbiased, kernel=kernel)
         if arguments.activation is not None:
             y = activated(y, arguments)
         elif activation_fn is not None:
             y = activation_fn(y)
         return _collect_output(y, outputs_collections, variable_scope.name)
-
-
-def _enter_once_more(variable_scope):
-    """As the original does, for the names of what comes after it.
-
-    In a scope BatchNorm, whose name it takes but for its case, `batchnorm` is then
-    `batchnorm_1`, and that is what `tf.contrib.quantize` looks for.
-    """
-    with tf.name_scope(variable_scope.name.rpartition("/")[2]):
-        pass
-
-
-def _check_arguments(data_format, is_training):
-    if data_format not in ("NHWC", "NCHW"):
-        raise ValueError(
-            f"data_format has to be either NCHW or NHWC. It is {data_format!r}"
-        )
-    if is_training is None:
-        raise ValueError("`is_training` is None, but must be a bool or a bool tensor")
 
 
 def _checked_channel_axis(x, data_format):
@@ -317,11 +297,14 @@ def _checked_channel_axis(x, data_format):
 
 def _name_of(activation_fn):
     """What the library calls the function, where it is one that it has."""
+    # So that the compiled kernel can have it in its pass; any other is called as it is.
     known = statistics.ACTIVATIONS.items()
     return next((name for name, own in known if own is activation_fn), None)
 
 
 def _way(rank, fused, *, special, weighted, neither):
+    # Whatever kernel runs here: where the original's is the fused one, the moving variance
+    # of people's checkpoints is the unbiased one.
     fusible = fused and rank in (2, 4) and not weighted and not neither
     if fusible and (special or rank == 2):
         return _Way(_FUSED, unbiased=True)
@@ -330,37 +313,25 @@ def _way(rank, fused, *, special, weighted, neither):
 
 def _model_variable_getter(getter, name, *arguments, **options):
     """Puts a variable into the collections of the model's variables, too."""
-    known = list(options.pop("collections", None) or [])
-    for key in (tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES):
-        if key not in known:
-            known.append(key)
-    return getter(name, *arguments, collections=known, **options)
+    known = options.pop("collections", None) or ()
+    keys = list(dict.fromkeys([*known, *_MODEL_COLLECTIONS]))
+    return getter(name, *arguments, collections=keys, **options)
 
 
-def _variable_maker(plan, regularizers, trainable):
-    collections = [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
-
-    def get(name, initializer, **options):
-        return tf.get_variable(
-            name,
-            [] if name.endswith(COUNTER) else plan.parameter_shape,
-            plan.dtype,
-            initializer,
-            collections=collections,
-            **options,
-        )
-
+def _variable_maker(scope, arguments, regularizers):
     def make(name, initializer):
-        role = name.rpartition("/")[2]
-        if role in LEARNED:
-            return get(
+        # The original keeps parts of gamma and beta apart; an update takes no parts.
+        is_whole = name.rpartition("/")[2] not in LEARNED
+        with unpartitioned(scope if is_whole else None):
+            return own_variable(
                 name,
                 initializer,
-                regularizer=regularizers.get(role),
-                trainable=trainable is not False,
+                shape=arguments.plan.parameter_shape,
+                dtype=arguments.plan.dtype,
+                trainable=arguments.trainable,
+                collections=[*_MODEL_COLLECTIONS],
+                regularizer={role: (regularizers or {}).get(role) for role in LEARNED},
             )
-        with unpartitioned(tf.get_variable_scope()):
-            return get(name, initializer, trainable=False, **OF_STATISTICS)
 
     return make
 
@@ -388,22 +359,17 @@ def _checked_weights(weights, x):
     return weights if weights.dtype.is_floating else tf.cast(weights, tf.float32)
 
 
-def _renormalization(renorm, clipping, decay):
-    if not renorm:
-        return None
-    return statistics.Renormalization(decay=decay, **checked_clipping(clipping or {}))
-
-
-def _collect_updates(normalized, collections):
+def _collect_updates(updates, collections):
     """Operations in UPDATE_OPS, tensors in other collections, as the original has."""
     for collection in as_list(collections):
-        for variable, update in zip(normalized.moving, normalized.to_collect):
+        for variable, update in updates:
             if collection != _UPDATE_OPS:
                 update = _updated(variable, update)
             tf.add_to_collection(collection, update)
 
 
 def _updated(variable, update):
+    # An assignment to a reference gives it; one to a resource gives nothing.
     if update.outputs:
         return update.outputs[0]
     with tf.name_scope(update.name + "/"), tf.control_dependencies([update]):
@@ -411,6 +377,7 @@ def _updated(variable, update):
 
 
 def _collect_output(y, collections, alias):
+    # `slim.utils.convert_collection_to_dict` names end points by it.
     if collections:
         y.aliases = getattr(y, "aliases", []) + [alias]
         tf.add_to_collections(collections, y)

@@ -99,7 +99,7 @@ def _accumulated_updates(layer, is_last):
 def _joined_with_kept(joined, is_last, kept):
     """The moments of all batches so far; what keeps them for the next step goes to `kept`."""
     parts = joint_updates.moments_of(joined)
-    variables = joined.calls[0].variables
+    variables = joined.calls[0].bank.variables
     mean, variance = variables.moving_mean.op.name, variables.moving_variance.op.name
     names = [mean + "/accumulated", variance + "/accumulated"]
     names.append(mean + "/accumulated_count")
@@ -108,6 +108,7 @@ def _joined_with_kept(joined, is_last, kept):
     ]
     before = Moments(*(variable.read_value() for variable in so_far))
     joint = joint_updates.joint_of_batches([before, *parts], joined)
+    # 0 again at the last of k: who resumes there from a checkpoint begins anew.
     kept += [
         variable.assign(
             tf.where_v2(is_last, tf.zeros_like(value), value), read_value=False
@@ -136,6 +137,7 @@ def _sum_of(variable):
 
 
 def _add(total, gradient):
+    # Row by row: a dense gradient of an embedding would be as large as that.
     if isinstance(gradient, tf.IndexedSlices):
         values = tf.cast(gradient.values, total.dtype)
         return total.scatter_add(tf.IndexedSlices(values, gradient.indices)).op

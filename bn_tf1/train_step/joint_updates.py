@@ -19,6 +19,7 @@ from typing import Callable, Iterable, NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
+from bn_tf1.normalization import conditions_of, updates_again
 from bn_tf1.records import COLLECTED_KEY, MERGED_KEY, CallUpdates
 from bn_tf1.statistics import Moments
 
@@ -54,6 +55,7 @@ def updates_of_layers(
     Raises:
         ValueError: calls that are to make one update differ in what they ask of it.
     """
+    # Each update by all of its operations: one of two would move the mean alone.
     chosen, layers = set(chosen), []
     for calls in collected_calls(graph):
         updates = []
@@ -79,7 +81,7 @@ def updates_of_layers(
 def collected_calls(graph: tf.Graph) -> list[list[CallUpdates]]:
     """For each layer its calls that have an update for a train op, oldest first."""
     return [
-        [call for call in calls if call.again is not None]
+        [call for call in calls if not call.updating.in_place]
         for calls in (graph.get_collection(COLLECTED_KEY) or [{}])[0].values()
     ]
 
@@ -102,7 +104,7 @@ def in_order(
 def merged_update(joined: Joined) -> Sequence[tf.Operation]:
     """The update by the batches of all its calls; of a single one, as that asked for it."""
     if not joined.is_merged:
-        return joined.calls[0].again()
+        return updates_again(joined.calls[0])
     with tf.name_scope("merged_update"):
         moments = joint_of_batches(moments_of(joined), joined)
     return update_by(moments, joined)
@@ -129,7 +131,8 @@ def update_by(moments: Moments, joined: Joined) -> Sequence[tf.Operation]:
     if _is_unbiased(call.arguments):
         moments = moments._replace(variance=statistics.unbiased_variance(moments))
     dtype = call.arguments.plan.dtype
-    return call.again(Moments(*(tf.cast(tensor, dtype) for tensor in moments)))
+    moments = Moments(*(tf.cast(tensor, dtype) for tensor in moments))
+    return updates_again(call, moments)
 
 
 def _check_alike(calls):
@@ -157,14 +160,15 @@ def _check_alike(calls):
 def _moments(call):
     arguments = call.arguments
     _, mean, variance, count = call.batch
+    # The layers that cannot lack values have not made their count.
     if count is None:
         count = statistics.count_of(call.x, arguments.plan.axes)
-    conditions = [c for c in call.conditions if not isinstance(c, bool)]
-    if arguments.skip_nonfinite:
-        conditions.append(tf.reduce_all(tf.is_finite(variance)))
+    conditions = conditions_of(call)
+    # Of 30 batches, each rounding of a joint float32 mean would be left in it.
     mean, variance, count = (
         tf.cast(value, tf.float64) for value in (mean, variance, count)
     )
+    # Joined are the biased ones, by N; what is joined is made unbiased as a whole.
     if _is_unbiased(arguments):
         below = statistics.degrees_of_freedom(count)
         variance *= tf.math.divide_no_nan(below, count)

@@ -8,13 +8,13 @@ that would leave one out.
 
 from __future__ import annotations
 
-import collections
 import functools
-import numbers
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Sequence
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.arguments import is_int, unfit
+from bn_tf1.control_flow import ancestors
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
 from bn_tf1.records import batch_norm_calls
 from bn_tf1.train_step import accumulation, joint_updates
@@ -85,17 +85,16 @@ def make_train_op(
             the layer is not in `ignored_layers`; calls to merge differ in what an update
             needs; or an argument is outside of what is said above.
     """
-    _check_arguments(loss, optimizer, clip_norm, accumulate_steps)
+    _check_arguments(loss, optimizer, clip_norm)
     if workers is None and not (num_examples is None and penalty is None):
         raise ValueError(
             f"`num_examples` is {num_examples!r} and `penalty` {penalty!r}, but without "
             "`workers` they must be None: add the penalty to `loss`"
         )
-    graph = loss.graph
-    are_chosen = update_ops is not None
+    _check_can_accumulate(optimizer, accumulate_steps)
+    graph, are_chosen = loss.graph, update_ops is not None
     update_ops = _operations(update_ops, graph)
-    roots = [loss.op] + update_ops
-    _check_all_updates_run(roots, graph, ignored_layers, are_chosen)
+    _check_all_updates_run([loss.op, *update_ops], graph, ignored_layers, are_chosen)
     update_ops = _without_ignored(update_ops, graph, ignored_layers)
     with graph.as_default():
         parts = loss, optimizer, variables
@@ -106,6 +105,8 @@ def make_train_op(
         apply = functools.partial(_apply, optimizer, clip_norm, global_step)
         layers = joint_updates.updates_of_layers(graph, update_ops, ignored_layers)
         if accumulate_steps == 1:
+            # After the updates: who fetches the train op has run them, and what fails in
+            # one leaves the weights as they were.
             with tf.control_dependencies(_in_order(update_ops, layers, graph)):
                 train_op = apply(pairs)
         else:
@@ -120,29 +121,24 @@ def make_train_op(
     return train_op
 
 
-def _check_arguments(loss, optimizer, clip_norm, accumulate_steps):
+def _check_arguments(loss, optimizer, clip_norm):
     if not hasattr(optimizer, "compute_gradients"):
-        raise TypeError(
-            f"`optimizer` is {optimizer!r}, but must be a tf.train.Optimizer, such as "
-            "tf.compat.v1.train.AdamOptimizer(): one of Keras cannot train a graph"
-        )
+        must = "be a tf.train.Optimizer, such as tf.compat.v1.train.AdamOptimizer(): "
+        must += "one of Keras cannot train a graph"
+        raise unfit("optimizer", optimizer, must, TypeError)
     is_scalar = isinstance(loss, tf.Tensor) and loss.shape.is_compatible_with([])
     if not is_scalar or not loss.dtype.is_floating:
-        raise ValueError(f"`loss` is {loss!r}, but must be a scalar float tensor")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"`clip_norm` is {clip_norm!r}, but must be > 0")
-    is_count = isinstance(accumulate_steps, numbers.Integral)
-    if not is_count or isinstance(accumulate_steps, bool) or accumulate_steps < 1:
-        raise ValueError(
-            f"`accumulate_steps` is {accumulate_steps!r}, but must be an int > 0: the "
-            "number of steps for one update of the weights"
-        )
-    if accumulate_steps > 1:
-        _check_can_accumulate(optimizer, accumulate_steps)
+        raise unfit("loss", loss, "be a scalar float tensor")
+    if clip_norm is not None and not clip_norm > 0:  # NaN is not, either
+        raise unfit("clip_norm", clip_norm, "be > 0")
 
 
 def _check_can_accumulate(optimizer, accumulate_steps):
-    obstacle = None
+    if not is_int(accumulate_steps):
+        must = "be an int > 0: the number of steps for one update of the weights"
+        raise unfit("accumulate_steps", accumulate_steps, must)
+    if accumulate_steps == 1:
+        return
     if isinstance(optimizer, tf.train.SyncReplicasOptimizer):
         obstacle = "a SyncReplicasOptimizer, which accumulates gradients by itself"
     elif tf.distribute.has_strategy():
@@ -150,10 +146,9 @@ def _check_can_accumulate(optimizer, accumulate_steps):
             "a strategy of tf.distribute, which applies no gradients in a condition; use "
             "`workers`, or a list of tensors in batch_norm"
         )
-    if obstacle is not None:
-        raise ValueError(
-            f"`accumulate_steps` is {accumulate_steps}, but must be 1 with {obstacle}"
-        )
+    else:
+        return
+    raise unfit("accumulate_steps", accumulate_steps, f"be 1 with {obstacle}")
 
 
 def _operations(update_ops, graph):
@@ -182,11 +177,12 @@ def _without_ignored(update_ops, graph, ignored_layers):
 
 def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
     calls = batch_norm_calls(graph)
+    known = sorted({call.name for call in calls})
     for layer in ignored_layers:
-        if layer not in {call.name for call in calls}:
+        if layer not in known:
             raise ValueError(
                 f"`ignored_layers` has {layer!r}, but the batch-norm layers of the "
-                f"graph are {sorted({call.name for call in calls})}"
+                f"graph are {known}"
             )
     # An update in a loop body or function runs with that loop or function.
     awaited = {
@@ -195,22 +191,25 @@ def _check_all_updates_run(roots, graph, ignored_layers, are_chosen):
         for op in call.updates
         if op.graph is graph and call.name not in ignored_layers
     }
+    # What runs with the loss, in place or through a user's own dependencies, is not lost.
     run = ancestors(roots)
     forgotten = set(awaited) - run
     if are_chosen:
+        # Towers share a layer, and one of them is enough to keep its statistics.
         served = {c.bank_name for c in calls if c.updates and run.issuperset(c.updates)}
         forgotten = {op for op in forgotten if awaited[op] not in served}
     if forgotten:
-        layers = collections.Counter(awaited[op] for op in forgotten)
         raise ValueError(
-            "the train op would never update the moving statistics of {}: neither "
-            "`update_ops` nor `loss` depends on {}. Pass their collection as "
+            "the train op would never update the moving statistics of "
+            f"{_names(awaited[op] for op in forgotten)}: neither `update_ops` nor `loss` "
+            f"depends on {_names(op.name for op in forgotten)}. Pass their collection as "
             "update_ops=tf.get_collection(...), or, if another train op runs them, "
-            "name the layers in `ignored_layers`".format(
-                ", ".join(repr(layer) for layer in sorted(layers)),
-                ", ".join(sorted(repr(op.name) for op in forgotten)),
-            )
+            "name the layers in `ignored_layers`"
         )
+
+
+def _names(names):
+    return ", ".join(map(repr, sorted(set(names))))
 
 
 def _in_order(update_ops, layers, graph):
@@ -226,7 +225,7 @@ def _in_order(update_ops, layers, graph):
         made.append({})
     for layer in several:
         # One for all train ops of a graph, as what is in the collection is.
-        name = layer[0].calls[0].variables.moving_mean.name
+        name = layer[0].calls[0].bank.variables.moving_mean.name
         key = name, tuple(call.operations for joined in layer for call in joined.calls)
         if key not in made[0]:
             made[0][key] = joint_updates.in_order(layer, joint_updates.merged_update)
@@ -252,7 +251,7 @@ def _check_accumulated_once(layers, graph):
     if twice:
         raise ValueError(
             "another train op of the graph accumulates the batches of "
-            f"{', '.join(map(repr, sorted(twice)))}, and both would update the moving "
+            f"{_names(twice)}, and both would update the moving "
             "statistics: name the layers in `ignored_layers` of one of the two"
         )
     graph.get_collection_ref(_ACCUMULATED).extend(names)
@@ -272,11 +271,12 @@ def _check_accumulated(loss, others, ignored_layers):
     if in_each_step:
         raise ValueError(
             "with `accumulate_steps` the moving statistics get one update by all batches, "
-            f"but those of {', '.join(map(repr, sorted(in_each_step)))} would get one in "
+            f"but those of {_names(in_each_step)} would get one in "
             'each step, as with update="in_place" or inside of a loop; use '
             'update="collection" and both operations of an update, or name the layers in '
             "`ignored_layers` to have it so"
         )
+    # No error: they may be something else than statistics, and nobody's but the user's.
     if others:
         tf.logging.warning(
             "`accumulate_steps`: each step runs %d update operations that are of no "
@@ -287,24 +287,22 @@ def _check_accumulated(loss, others, ignored_layers):
         )
 
 
-def ancestors(operations: Iterable[tf.Operation]) -> set:
-    """The operations and all that run before them."""
-    found = set(operations)
-    pending = list(found)
-    while pending:
-        op = pending.pop()
-        for earlier in [tensor.op for tensor in op.inputs] + op.control_inputs:
-            if earlier not in found:
-                found.add(earlier)
-                pending.append(earlier)
-    return found
-
-
 def _gradients(loss, optimizer, variables):
+    trainable = tf.trainable_variables()
+    trainable += tf.get_collection(tf.GraphKeys.TRAINABLE_RESOURCE_VARIABLES)
+    # TensorFlow would say "No variables to optimize.", and not what to do.
+    if variables is None and not trainable:
+        raise ValueError(
+            "there are no variables to train: no variable of the graph of `loss` is "
+            "trainable. Make some with trainable=True (a layer of ours with "
+            "`trainable=True`), or name those to train in `variables`"
+        )
+    if variables is not None and not list(variables):
+        must = "name one or more, or be None for all that are trainable"
+        raise unfit("variables", variables, must)
     pairs = optimizer.compute_gradients(loss, var_list=variables)
-    pairs = [
-        (gradient, variable) for gradient, variable in pairs if gradient is not None
-    ]
+    # Of a variable that the loss does not depend on; accumulation has no sum for these.
+    pairs = [pair for pair in pairs if pair[0] is not None]
     if not pairs:
         raise ValueError("`loss` depends on none of `variables`: no gradient to apply")
     return pairs
@@ -317,11 +315,13 @@ def _joint_gradients(loss, optimizer, variables, workers, num_examples, penalty)
     pairs = _gradients(loss * count, optimizer, variables)
     once = [None] * len(pairs)
     if penalty is not None:
+        # By itself, outside of the mean over examples, which it does not depend on.
         once = tf.gradients(penalty, [variable for _, variable in pairs])
     return workers.mean_gradients(pairs, once, count)
 
 
 def _apply(optimizer, clip_norm, global_step, pairs):
+    # After the mean over steps and workers: the bound is one of what is applied.
     if clip_norm is not None:
         gradients, trained = zip(*pairs)
         clipped, _ = tf.clip_by_global_norm(gradients, clip_norm)

@@ -346,15 +346,16 @@ def test_the_loss_must_be_a_tensor(loss):
 
 def test_no_variables():
     loss = make_loss(make_layer(trainable=False))
-    with pytest.raises(ValueError, match="[Nn]o variables"):
+    with pytest.raises(ValueError, match="[Nn]o variables") as caught:
         bn_tf1.make_train_op(loss, make_optimizer())
+    assert_says(caught, "trainable=True", "`variables`")
 
 
 def test_an_empty_list_of_variables():
     loss = make_loss(make_layer())
     with pytest.raises(ValueError) as caught:
         bn_tf1.make_train_op(loss, make_optimizer(), variables=[])
-    assert_says(caught, "variables")
+    assert_says(caught, "`variables` is []", "None")
 
 
 def test_no_gradient_for_any_variable():
