@@ -207,6 +207,7 @@ def batch_norm(
             "batch_norm builds graphs, but eager execution is on: call "
             "tf.disable_eager_execution() at the start of the program"
         )
+    # A list of arrays is one tensor, as everywhere in TensorFlow; one of tensors is towers.
     towers = ()
     if isinstance(x, (list, tuple)) and x and all(map(tf.is_tensor, x)):
         x = towers = check_towers([tf.convert_to_tensor(tower) for tower in x])

@@ -104,6 +104,7 @@ def _import_tf_slim():
 
 
 def _forget(finder):
+    # What was imported would stay importable, and so would its name.
     sys.meta_path.remove(finder)
     for name in [name for name in sys.modules if name.startswith(_CONTRIB + ".")]:
         del sys.modules[name]
@@ -173,6 +174,7 @@ def _module(fullname):
 
 def _joined(fullname, sources):
     module = _Package(fullname)
+    # Before tf_slim's, which go first where both have a name.
     if fullname == f"{_CONTRIB}.framework":
         vars(module).update(_FRAMEWORK)
     if fullname.endswith(".ops"):

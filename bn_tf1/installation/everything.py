@@ -40,6 +40,7 @@ def install(*, contrib: bool = False) -> tuple:
         ImportError: `contrib` is true and there is no tf_slim, or this TensorFlow no
             longer has the layers.
     """
+    # tf_slim first: whether its batch norm works is tried out with TensorFlow as it is.
     replaced = install_into_tf_slim() + install_every_layer()
     return replaced + (install_contrib() if contrib else ())
 

@@ -10,7 +10,8 @@ attributes that TensorFlow 1.15 documents for `tf.layers.Layer`, without Keras:
                              other scopes of that name
     a variable scope         that scope
 
-A subclass has `build(input_shape)`, which adds weights, and `call(inputs, ...)`.
+A subclass has `build(input_shape)`, which adds weights and sets `built`, and
+`call(inputs, ...)`.
 
 Source: the documentation of `tf.layers`, TensorFlow 1.15.
 """
@@ -67,6 +68,7 @@ class LegacyLayer:
     ):
         scope = kwargs.pop("_scope", None)
         self._reuse = kwargs.pop("_reuse", None)
+        # What is left is known to neither this class nor the subclass.
         for unknown in kwargs:
             here = names_here(type(self).__init__).get(unknown)
             hint = f": here it is `{here}`" if here else ""
@@ -76,12 +78,14 @@ class LegacyLayer:
         self.input_spec = None
         self._dtype = None if dtype is None else tf.as_dtype(dtype)
         self._base_name, self._name = _names(type(self), name)
+        # Kept apart from the variables' own flags: `trainable` may be set later, for all.
         self._trainable_weights = []
         self._non_trainable_weights = []
         self._updates = []
         self._losses = []
         self._calls = []
         self._scope = None
+        # A name is a scope below the one of the constructor, wherever the first call is.
         if scope:
             with tf.variable_scope(scope) as captured:
                 self._scope = captured
@@ -103,6 +107,7 @@ class LegacyLayer:
         inputs = tf.convert_to_tensor(inputs)
         self._set_scope(kwargs.pop("scope", None))
         with self._entered():
+            # Its first inputs say what was not said: their dtype, and the number of channels.
             if not self.built:
                 self._dtype = self._dtype or inputs.dtype.base_dtype
                 self.build(inputs.shape)
@@ -117,20 +122,6 @@ class LegacyLayer:
         """The same as calling the layer."""
         return self(inputs, *args, **kwargs)
 
-    def build(self, input_shape: Any) -> None:
-        """Makes the variables for inputs of `input_shape`."""
-        self.built = True
-
-    def call(self, inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
-        """The output for `inputs`."""
-        raise NotImplementedError(f"{type(self).__name__} has no `call`")
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the output for inputs of `input_shape`."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no `compute_output_shape`"
-        )
-
     def _set_scope(self, scope):
         if self._scope is not None:
             return
@@ -142,6 +133,7 @@ class LegacyLayer:
 
     @contextlib.contextmanager
     def _entered(self):
+        # A second call shares what the first has made, whatever the caller's scope says.
         reuse = True if self.built else self._reuse
         # The variables' scope is the layer's for good, and so is that of its operations:
         # without the auxiliary scope, a second call does not make up another one.
@@ -221,6 +213,7 @@ class LegacyLayer:
     def add_update(self, updates: Any, inputs: Any = None) -> None:
         """Adds update operations to `updates`; a call brings them to `UPDATE_OPS`."""
         del inputs  # `get_updates_for` sees it in the graph.
+        # A function, as Keras's layers give it, makes the operation when it is called.
         for update in as_list(updates):
             update = update() if callable(update) else update
             self._updates.append(getattr(update, "op", update))
@@ -270,6 +263,7 @@ class LegacyLayer:
         given = [call.input for call in self._calls] if inputs is None else inputs
         sources = {tensor.op for tensor in as_list(given)}
         found = []
+        # Without inputs: what depends on none, such as the regularisation of a variable.
         for element in elements:
             depends = sources & ancestors([getattr(element, "op", element)])
             if bool(depends) == (inputs is not None):

@@ -195,7 +195,8 @@ class BatchNormalization(LegacyLayer):
         RuntimeError: eager execution is on.
     """
 
-    # Code that compares kernels sets this to False, to feed the biased variance always.
+    # Code that compares kernels sets this to False, to feed the biased variance always; the
+    # original has it under this name.
     _bessels_correction_test_only = True
 
     def __init__(
@@ -232,6 +233,7 @@ class BatchNormalization(LegacyLayer):
         super().__init__(trainable=trainable, name=name, **kwargs)
         if not isinstance(axis, (numbers.Integral, list)):
             raise unfit("axis", axis, "be an int or a list of ints", TypeError)
+        # A copy: `build` makes the axes positive, and the caller's list may be for others.
         self.axis = axis[:] if isinstance(axis, list) else axis
         self.momentum = momentum
         self.epsilon = epsilon
@@ -340,6 +342,7 @@ class BatchNormalization(LegacyLayer):
 
     def _check_virtual_batches(self):
         size = self.virtual_batch_size
+        # When it is built, as in the original: the axes are known only then.
         if size is None:
             return
         if size <= 0:
@@ -373,37 +376,26 @@ class BatchNormalization(LegacyLayer):
         return kept_rank if len(sizes) > 1 else list(sizes.values())
 
     def _variable_maker(self, shape):
+        # float32 for half-precision inputs: a float16 average stands still.
         dtype = statistics.statistics_dtype(self._dtype or tf.float32)
 
         def make(name, initializer):
             role = name.rpartition("/")[2]
+            scope, options = self._scope, {"trainable": False, **OF_STATISTICS}
             if role in LEARNED:
-                return self.add_weight(
-                    name,
-                    shape,
-                    dtype,
-                    initializer,
-                    regularizer=getattr(self, role + "_regularizer"),
-                    constraint=getattr(self, role + "_constraint"),
-                )
-            # An assignment to parts, one by one, would not be one update.
-            with unpartitioned(self._scope):
-                return self.add_weight(
-                    name,
-                    [] if role == COUNTER else shape,
-                    dtype,
-                    initializer,
-                    trainable=False,
-                    **OF_STATISTICS,
-                )
+                # Of these the original's may be in parts; an update takes no parts.
+                scope = None
+                kinds = ("regularizer", "constraint")
+                options = {kind: getattr(self, f"{role}_{kind}") for kind in kinds}
+            sizes = [] if role == COUNTER else shape
+            with unpartitioned(scope):
+                return self.add_weight(name, sizes, dtype, initializer, **options)
 
         return make
 
     def _layer_variables(self):
-        # From the attributes: people put variables of their own in their places.
-        return LayerVariables(
-            *(getattr(self, role, None) for role in LayerVariables._fields)
-        )
+        own = (getattr(self, role, None) for role in LayerVariables._fields)
+        return LayerVariables(*own)
 
     def _renormalization(self):
         if not self.renorm:
@@ -437,6 +429,7 @@ def _checked_axes(axis, shape):
 
 def _checked_initializer(argument, value):
     """An initializer, also if it is given by its name or by its class."""
+    # Keras's configurations have names, and its users classes.
     if isinstance(value, str):
         value = getattr(tf, value.lower() + "_initializer", value)
     if value is not None and not callable(value):

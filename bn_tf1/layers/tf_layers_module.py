@@ -50,6 +50,7 @@ def install_every_layer() -> tuple:
         ImportError: this TensorFlow no longer carries the other layers.
     """
     replaced = _fill(_BATCH_NORMS)
+    # One for all: they come from one module of Keras's, and are there or not together.
     if not works(tf.layers, "conv2d"):
         replaced += _fill(_carried_layers())
     return replaced + _repair_normalization()
@@ -76,6 +77,7 @@ def _carried_layers():
 
 def _fill(layers):
     missing = {n: layer for n, layer in layers.items() if not works(tf.layers, n)}
+    # Only then: the import below is not without effects.
     if missing:
         shown, imported = tf.layers, _imported()
         for name, layer in missing.items():

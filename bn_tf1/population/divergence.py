@@ -159,6 +159,7 @@ def divergence(
             )
             for (name, _, _), old, new in zip(found, moving, averaged)
         ]
+        # Without a metric there is no damage to rank by, only how far they are apart.
         if metric is None:
             return Divergence(tuple(sorted(apart, key=_rank, reverse=True)))
 
@@ -168,6 +169,7 @@ def divergence(
 
         def of_statistics(statistics):
             values = [value for pair in statistics for value in pair]
+            # Into the variables themselves: every library's inference mode reads those.
             write(session, dict(zip(cells, values)))
             return of_batches(inference)
 
@@ -196,6 +198,7 @@ def _averaged(session, layers, feeds, training):
     """The mean of the batches' means, and of their variances, for each layer."""
     fetches = [[_fetches(call) for call in calls] for _, _, calls in layers]
     runs = [[] for _ in layers]
+    # All layers in one run: dropout and other noise is then the same for all of them.
     for feed in feeds:
         for found, calls in zip(runs, session.run(fetches, {**feed, **training})):
             found += [
@@ -216,6 +219,7 @@ def _averaged(session, layers, feeds, training):
 def _fetches(call):
     """The statistics of a batch; of one of several banks, whether the run is for it, too."""
     is_chosen = getattr(call, "is_chosen", None)
+    # What a run for another bank gives are the statistics of that one's data.
     switch = [] if is_chosen is None else [is_chosen]
     return [call.batch_mean, call.batch_variance, *switch]
 

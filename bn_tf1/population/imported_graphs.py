@@ -151,6 +151,7 @@ def recalibrate_graph(
     network = _Network(graph, source, ema, examples)
     try:
         report = network.recalibrated(exact, watch)
+    # Somebody's graph may fail in a hundred ways: in one line, with the file's name.
     except tf.errors.OpError as error:
         raise ValueError(f"{graph} cannot be run: {first_line(error)}") from error
     write_recalibrated(destination, source, report.values(), graph=graph, ema=ema)
@@ -242,6 +243,7 @@ class _Network:
 
     def _batches(self, graph):
         arrays = {}
+        # A dataset file has labels, too, which inference does not take.
         for name, array in self._examples.arrays.items():
             if node_name(name) in self._graph.nodes:  # others are not needed
                 tensor = graph.get_tensor_by_name(_tensor(name))

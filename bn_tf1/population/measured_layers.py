@@ -25,7 +25,6 @@ from bn_tf1.population.probes import (
     of_input,
     of_statistics,
     size_of,
-    with_switch,
 )
 from bn_tf1.population.variable_cells import Cell, cell_of
 from bn_tf1.records import BatchNormCall, batch_norm_calls
@@ -263,29 +262,29 @@ class _Recognised:
             return MeasuredCall(None, None, what)
         if is_weighted(self._view, call.mean):
             return MeasuredCall(None, None, WEIGHTED)
-        mean, variance, unbiased, branch = self._statistics(call)
+        mean, variance, unbiased, switch = self._statistics(call)
         is_known = mean is not None and variance is not None
         if not is_known or self._channels not in (mean.shape.num_elements(), None):
             return MeasuredCall(source(), source)
         probe = of_statistics(mean, variance, size=size_of(x), unbiased=unbiased)
-        if branch is not None:
-            probe = with_switch(probe, mean, branch)
+        if switch is not None:
+            probe = probe._replace(switch=switch[0], when=switch[1])
         return MeasuredCall(probe, source)
 
     def _statistics(self, call):
-        """(mean, variance, whether it is unbiased, the branch of a condition)."""
+        """(mean, variance, whether it is unbiased, how a condition tells its branch)."""
         if call.kind != "fused":
-            mean, branch = self._tensor(call.mean), self._branch(call.mean)
-            return mean, self._tensor(call.variance), False, branch
-        mean, branch = self._out_of(reference_to(call.node, 1))
+            mean, variance = self._tensor(call.mean), self._tensor(call.variance)
+            return mean, variance, False, self._switch(call.mean)
+        mean, switch = self._out_of(reference_to(call.node, 1))
         variance, _ = self._out_of(reference_to(call.node, 2))
         factor = self._view.attribute(call.node, "exponential_avg_factor")
-        if branch is not None and factor is not None and factor.f < 1:
+        if switch is not None and factor is not None and factor.f < 1:
             mean = None  # averaged, and the batch's does not leave the branch
-        return mean, variance, branch is not None, branch
+        return mean, variance, switch is not None, switch
 
     def _out_of(self, reference):
-        """(a tensor with the value of `reference`, the branch of its condition if any)."""
+        """(a tensor with the value of `reference`, as `_switch` if it is in a branch)."""
         tensor = self._tensor(reference)
         if tensor is not None:
             return tensor, None
@@ -294,17 +293,21 @@ class _Recognised:
         for consumer in self._view.consumers(node_of(reference)):
             inputs = self._view.inputs[consumer]
             if self._view.ops[consumer] == "Merge" and reference in inputs:
-                return self._tensor(reference_to(consumer)), inputs.index(reference)
+                taken = self._tensor(reference_to(consumer, 1)), inputs.index(reference)
+                return self._tensor(reference_to(consumer)), taken
         return None, None
 
-    def _branch(self, reference):
-        """Which input of the condition that `reference` comes out of is the batch's."""
+    def _switch(self, reference):
+        """(a tensor, its value) that tell the batch's branch; None out of no condition."""
+        # Of control flow v1 alone: what a cond of v2 took, no operation tells.
         for _ in range(8):
             node = node_of(reference)
             if self._view.ops[node] == "Merge":
                 ways = [leaves(self._view, r) for r in self._view.inputs[node]]
                 of_batch = [bool(w.reductions or w.statistics) for w in ways]
-                return of_batch.index(True) if sum(of_batch) == 1 else None
+                if sum(of_batch) != 1:
+                    return None
+                return self._tensor(reference_to(node, 1)), of_batch.index(True)
             earlier = same_values(self._view, reference)
             if len(earlier) != 1:
                 break

@@ -58,6 +58,8 @@ class Passes(NamedTuple):
             inputs = [[call.input() for call in layer.calls] for layer in layers]
         pools = self._pools("statistics", layers, training, {})
         if exact:
+            # Those of the first pass stand in for what is not final yet; a layer sees only
+            # those before it, which are.
             known = [pool.statistics for pool in pools]
             for i, layer in enumerate(layers):
                 name = f"layer {i + 1} of {len(layers)}"
@@ -85,6 +87,7 @@ class Passes(NamedTuple):
         )
         # Counted here: neither an iterator nor an input pipeline tells how many it has.
         count = 0
+        # Not one more is taken than is used: an input pipeline may be trained on afterwards.
         feeds = itertools.islice(iter(self.batches), self.num_batches)
         for feed in self.watch(feeds, of):
             try:

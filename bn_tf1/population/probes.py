@@ -24,7 +24,6 @@ from bn_tf1.population.pooling import BatchStatistics, PooledStatistics
 
 # A tuple, as in `records`: what has a string for a key is written with the graph.
 _MADE_KEY = ("bn_tf1_population_probes",)
-_SAME = ("Identity", "Reshape", "Squeeze", "Cast", "StopGradient", "ExpandDims")
 
 
 class Probe(NamedTuple):
@@ -64,6 +63,7 @@ class Probe(NamedTuple):
         return self.read(values[: len(self.fetches)])
 
 
+# Of no values, and so of no channels: a pool takes nothing of it.
 _OF_ANOTHER_BANK = BatchStatistics(0.0, PooledStatistics(np.zeros([0]), np.zeros([0])))
 
 
@@ -85,19 +85,6 @@ def of_statistics(
         return BatchStatistics(count, found)
 
     return Probe((mean, variance, size), read)
-
-
-def with_switch(probe: Probe, chosen: tf.Tensor, branch: int) -> Probe:
-    """`probe`, which knows that `chosen`, or what it copies, comes from a condition.
-
-    The batch statistics are in its `branch`: 1 where its predicate is true.
-    """
-    op = chosen.op
-    while op.type in _SAME:
-        op = op.inputs[0].op
-    if op.type == "Merge":
-        return probe._replace(switch=op.outputs[1], when=branch)
-    return probe
 
 
 def _of_fused(mean, variance):
@@ -159,6 +146,7 @@ def _in_numpy(values, axes):
     if len(values) > 1:
         weights = np.float64(values[1])
         weights = weights.reshape(weights.shape + (1,) * (x.ndim - weights.ndim))
+    # In float64, which costs nothing beside fetching the whole input.
     weights = np.broadcast_to(weights, x.shape)
     count = weights.sum(axes, keepdims=True)
     divisor = count if np.any(count) else np.ones_like(count)

@@ -31,6 +31,7 @@ def sources_of(checkpoint: Checkpoint, *, ema: bool) -> dict[str, str]:
     Raises:
         ValueError: `ema` is true, but there are no shadows.
     """
+    # The shadows stay where they are: training can go on from what is written.
     sources = {name: name for name in checkpoint.shapes}
     if ema:
         try:
@@ -43,6 +44,7 @@ def sources_of(checkpoint: Checkpoint, *, ema: bool) -> dict[str, str]:
 
 def check_free(destination: str) -> None:
     """Raises CheckpointError unless a checkpoint and its graph can be made there."""
+    # Before hours of measuring, and not when they are over.
     check_new(destination)
     if os.path.exists(destination + ".meta"):
         raise CheckpointError(f"{destination}.meta exists, and nothing is written over")

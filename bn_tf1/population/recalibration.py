@@ -173,6 +173,8 @@ def recalibrate(
     # What was asked for must be measured; of what was found, some may be left out.
     if skipped and (layers is not None or not measured):
         raise ValueError("; ".join(f"layer {n!r}: {why}" for n, why in skipped.items()))
+    # Each layer behind the final statistics of those before it: the graph's order, and not
+    # that in which somebody named them.
     if exact:
         measured = in_order(measured)
     passes = Passes(session, batches, num_batches, watch or unwatched)
@@ -180,6 +182,7 @@ def recalibrate(
     if inference is not None:
         _check_switchable(measured)
 
+        # The variables have them when the network reads them; at the end they stay there.
         def give(statistics):
             _write(session, measured, statistics)
             return inference
@@ -195,6 +198,7 @@ def _fed_by(batches, graph):
     first = next(iterator, None)
     if first is None:
         raise ValueError("`batches` is empty, but must have at least one batch")
+    # An iterator has lost the one that was looked at.
     if iterator is batches:
         batches = itertools.chain([first], iterator)
     keys = [graph.as_graph_element(key, allow_operation=False) for key in first]

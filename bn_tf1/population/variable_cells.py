@@ -123,6 +123,7 @@ def lack_of_values_told() -> Iterator[None]:
     try:
         yield
     except tf.errors.FailedPreconditionError as error:
+        # TensorFlow's error has the name in its words alone, and those by kind of variable.
         found = _UNINITIALIZED.search(error.message)
         if found is None:
             raise
@@ -138,6 +139,7 @@ def kept(
     session: tf.Session, cells: Iterable[Cell], *, after_an_error_only: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
     """The values of `cells` by name, which are put back at the end, come what may."""
+    # In NumPy and not in copies in the graph, to which nothing is added.
     cells = list(cells)
     with lack_of_values_told():
         values = session.run([cell.value for cell in cells])
@@ -148,7 +150,7 @@ def kept(
 
     try:
         yield saved
-    except BaseException:  # an interrupt, too
+    except BaseException:  # an interrupt, too: half a recalibration is worse than none
         put_back()
         raise
     if not after_an_error_only:

@@ -35,6 +35,7 @@ def obeys_arg_scopes(function: Callable) -> Callable:
 
 def _scoped_arguments():
     found: dict = {}
+    # Not imported here: a scope can only have been opened by who has the library.
     for scopes, layers in _LIBRARIES:
         if scopes in sys.modules and layers in sys.modules:
             original = sys.modules[layers].batch_norm

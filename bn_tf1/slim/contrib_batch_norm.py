@@ -49,7 +49,7 @@ documentation of `tf.contrib.layers`, TensorFlow 1.15.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
@@ -83,18 +83,6 @@ _FUSED, _WEIGHTED, _LAYER = "fused", "weighted", "layer"
 _BETA_FIRST = ("beta", "gamma", "moving_mean", "moving_variance")
 _GAMMA_FIRST = ("gamma", "beta", "moving_mean", "moving_variance")
 _STATISTICS_FIRST = ("moving_mean", "moving_variance", "beta", "gamma")
-
-
-class _Way(NamedTuple):
-    """The way that the original would take, and what depends on it.
-
-    Attributes:
-        name: `_FUSED`, `_WEIGHTED` or `_LAYER`.
-        unbiased: whether the unbiased variance enters the moving average.
-    """
-
-    name: str
-    unbiased: bool
 
 
 @says_how_it_is_called
@@ -188,24 +176,26 @@ def batch_norm(
         raise ValueError(
             f"data_format has to be either NCHW or NHWC. It is {data_format!r}"
         )
+    # None is False for a layer of tf.layers; here, where True is the default, a mistake.
     if is_training is None:
         raise unfit("is_training", None, "be a bool or a bool tensor")
     mode = checked_mode("is_training", is_training)
     x = tf.convert_to_tensor(inputs)
     axis = _checked_channel_axis(x, data_format)
-    way = _way(
+    way, is_unbiased = _way(
         x.shape.ndims,
         fused is None or fused,
         special=bool(zero_debias_moving_mean) or updates_collections != _UPDATE_OPS,
         weighted=batch_weights is not None,
         neither=renorm or adjustment is not None,
     )
-    if renorm and way.name != _LAYER:
+    if renorm and way != _LAYER:
         raise ValueError(
             "`renorm` is True, but must be False with `batch_weights`, "
             "`zero_debias_moving_mean` or `updates_collections` other than "
             f"{_UPDATE_OPS!r}"
         )
+    # Two words for one thing: neither is to be left out without a word.
     if update != "collection" and updates_collections != _UPDATE_OPS:
         raise ValueError(
             f"`update` is {update!r}, but must be 'collection' with `updates_collections` "
@@ -214,7 +204,7 @@ def batch_norm(
     if updates_collections is None:
         update = "in_place"
     # What looks like an oversight of the original is in people's frozen networks.
-    if way.name == _LAYER and trainable is False:
+    if way == _LAYER and trainable is False:
         update = "skip"
     asked = Arguments(
         is_training=mode,
@@ -227,20 +217,20 @@ def batch_norm(
         adjustment=adjustment,
         sync=sync,
         zero_debias=("moving_mean",) if zero_debias_moving_mean else (),
-        ema_variance="unbiased" if way.unbiased else "biased",
+        ema_variance="unbiased" if is_unbiased else "biased",
         update=update,
         kernel=kernel,
         activation=_name_of(activation_fn),
         bank=bank,
         banks=banks,
         bank_affine=bank_affine,
-        is_foldable=way.unbiased,
+        is_foldable=is_unbiased,
     )
     arguments = check(x, asked, called=_CALLED)
     check_by_name("param_initializers", param_initializers, INITIALIZERS)
-    # The original leaves regularizers of the statistics unread.
+    # The original leaves regularizers of the statistics unread: no error, but no effect.
     check_by_name("param_regularizers", param_regularizers, INITIALIZERS)
-    getter = None if way.name == _FUSED else _model_variable_getter
+    getter = None if way == _FUSED else _model_variable_getter
     with tf.variable_scope(
         scope, "BatchNorm", [x], reuse=reuse, custom_getter=getter
     ) as variable_scope:
@@ -255,10 +245,10 @@ def batch_norm(
             center,
             scale,
             param_initializers,
-            order=_GAMMA_FIRST if way.name == _LAYER else _BETA_FIRST,
+            order=_GAMMA_FIRST if way == _LAYER else _BETA_FIRST,
             named_by="scope",
         )
-        order = _STATISTICS_FIRST if way.name == _LAYER else _BETA_FIRST
+        order = _STATISTICS_FIRST if way == _LAYER else _BETA_FIRST
         for one_bank in (variables, *variables.others):
             _collect_variables(one_bank, variables_collections, order)
         how = updating(arguments, variable_scope.name, moves_in=True)
@@ -267,7 +257,8 @@ def batch_norm(
                 x, variables, arguments, how, layer=variable_scope.name
             )
         _collect_updates(to_collect, updates_collections)
-        y = with_original_name(y, mode, fused=way.unbiased, kernel=kernel)
+        # Before the activation: what the original's layer is called comes before it, too.
+        y = with_original_name(y, mode, fused=is_unbiased, kernel=kernel)
         if arguments.activation is not None:
             y = activated(y, arguments)
         elif activation_fn is not None:
@@ -303,12 +294,13 @@ def _name_of(activation_fn):
 
 
 def _way(rank, fused, *, special, weighted, neither):
-    # Whatever kernel runs here: where the original's is the fused one, the moving variance
-    # of people's checkpoints is the unbiased one.
-    fusible = fused and rank in (2, 4) and not weighted and not neither
+    """The way that the original would take, and whether it averages the unbiased variance."""
+    # Whatever kernel runs here: where the original's would be the fused one, the moving
+    # variance of people's checkpoints is the unbiased one.
+    fusible = bool(fused) and rank in (2, 4) and not (weighted or neither)
     if fusible and (special or rank == 2):
-        return _Way(_FUSED, unbiased=True)
-    return _Way(_WEIGHTED if special or weighted else _LAYER, unbiased=fusible)
+        return _FUSED, True
+    return (_WEIGHTED if special or weighted else _LAYER), fusible
 
 
 def _model_variable_getter(getter, name, *arguments, **options):
@@ -355,6 +347,7 @@ def _checked_weights(weights, x):
             f"`batch_weights` has shape {weights.shape}, but must have one value for "
             f"each example of `inputs`, {x.shape[:1]}"
         )
+    # Whole numbers, such as a mask of 0 and 1, count as what they are.
     weights.set_shape(x.shape[:1])
     return weights if weights.dtype.is_floating else tf.cast(weights, tf.float32)
 
@@ -372,6 +365,7 @@ def _updated(variable, update):
     # An assignment to a reference gives it; one to a resource gives nothing.
     if update.outputs:
         return update.outputs[0]
+    # Under the update's own name, by which people find it.
     with tf.name_scope(update.name + "/"), tf.control_dependencies([update]):
         return variable.read_value()
 

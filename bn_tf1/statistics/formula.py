@@ -51,10 +51,7 @@ def normalize(
 
     # x - mean is exact for near numbers (Sterbenz); x * scale - mean * scale is not.
     y = tf.cast(x, mean.dtype) - along(mean, x.shape, axes)
-    y *= along(scale, x.shape, axes)
-    if beta is not None:
-        y += along(beta, x.shape, axes)
-    return tf.cast(y, x.dtype)
+    return tf.cast(scale_and_shift(y, scale, beta, axes=axes), x.dtype)
 
 
 def normalize_constant(

@@ -131,6 +131,7 @@ def _gradients_of_gradients(operation, ddx, ddgamma, ddbeta, *_):
     inputs = [tf.identity(tensor) for tensor in operation.inputs[4:]]
     x, dy, mean, variance, gamma, *weighting = inputs
     weights, count = weighting or (None, count_of(x, axes))
+    # TensorFlow differentiates these once more by itself: of every order from here on.
     slopes = _by_hand(
         channels_for_arithmetic(x, axes),
         x,

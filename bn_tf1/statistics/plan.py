@@ -262,6 +262,7 @@ def _size(sizes):
     A larger one than most are: several operations lose more on what is large after all
     than they win on what is small.
     """
+    # An unknown batch is the rule, and one of a common size decides better than none.
     batch, *others = sizes
     if None in others:
         return _LARGE - 1  # neither small nor large, as far as is known
@@ -336,6 +337,7 @@ def _layout(shape, sizes, axes):
             return Channels(shape, axes) if last is None else Last(shape, axes, last)
         middle = _sizes_middle(sizes, axes)
         return Channels(shape, axes) if middle is None else Middle(shape, axes, middle)
+    # The two axes of ghost batches; others of several, with sizes between them, are rare.
     if is_last and len(axes) == 2:
         between = _sizes_between(sizes, axes)
         leading = for_reshape([product(sizes[: axes[0]])])
