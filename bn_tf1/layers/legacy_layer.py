@@ -146,6 +146,7 @@ class LegacyLayer:
         spec, shape = self.input_spec, inputs.shape
         if spec is None:
             return
+        # A size that is not known may fit: then a run tells.
         sizes = spec.axes.items()
         if shape.ndims != spec.ndim or any(
             tf.dimension_value(shape[axis]) not in (size, None) for axis, size in sizes
@@ -177,6 +178,7 @@ class LegacyLayer:
             trainable: whether the variable is trainable, if the layer is.
             **options: for `tf.get_variable`.
         """
+        # `build` may be called by itself, before any call has made the scope.
         self._set_scope(None)
         trainable = trainable and self.trainable is not False
         # Who shares a variable has its regularisation in the loss already.
@@ -193,6 +195,7 @@ class LegacyLayer:
                 constraint=constraint,
                 **options,
             )
+            # An optimizer, and so its collections, know of parts alone.
             made = parts(variable)
             if regularizer is not None and not any(id(v) in existing for v in made):
                 for part in made:
@@ -226,6 +229,7 @@ class LegacyLayer:
 
     @property
     def trainable_weights(self) -> list:
+        # Of a layer that is frozen later, as well: the graph's collection keeps what it has.
         return [] if self.trainable is False else list(self._trainable_weights)
 
     @property

@@ -304,6 +304,8 @@ class BatchNormalization(LegacyLayer):
             )
         mode = checked_mode("training", training)
         arguments = check(inputs, self._asked(mode, bank), called=_CALLED)
+        # In a branch or a loop its updates run with the output: the original's silently stop
+        # the train op, or are never run.
         y, to_collect = normalize_and_update(
             inputs,
             self._layer_variables(),

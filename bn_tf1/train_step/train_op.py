@@ -83,7 +83,8 @@ def make_train_op(
         ValueError: the step would not run an update that `batch_norm` made in the
             graph of `loss`, or, with `accumulate_steps`, would run one in each step, and
             the layer is not in `ignored_layers`; calls to merge differ in what an update
-            needs; or an argument is outside of what is said above.
+            needs; there is no variable to train, or `loss` depends on none; or an
+            argument is outside of what is said above.
     """
     _check_arguments(loss, optimizer, clip_norm)
     if workers is None and not (num_examples is None and penalty is None):
