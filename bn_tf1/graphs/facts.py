@@ -6,7 +6,7 @@ from typing import Iterable
 
 from bn_tf1.checkpoints.reader_writer import OBJECT_GRAPH
 from bn_tf1.graphs.layer_analysis import Analysis, GraphLayer, analyse, find_folded
-from bn_tf1.graphs.node_values import constant, origin, variable_name, variables_of
+from bn_tf1.graphs.node_values import constant_at, variable_name, variables_of
 from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.training_nodes import Conditions, find_training, is_gradient
 from bn_tf1.graphs.update_operations import statistics_of
@@ -57,13 +57,12 @@ class Facts:
 
     def runs_in_training(self, call: Normalization) -> bool:
         """Whether a training step runs `call`, or the statistics that it takes."""
-        nodes = {call.node, node_of(call.x)}
+        nodes = {call.node}
         if call.kind == "composed":
             for sources in statistics_of(self.view, call).values():
+                # Those of a fused kernel are references, which are larger.
                 nodes |= {node for node in sources if node < len(self.view)}
-            nodes.discard(node_of(call.x))
-        else:
-            nodes.discard(node_of(call.x))
+        nodes.discard(node_of(call.x))
         return any(self.training.runs[node] for node in nodes)
 
     def writes(self, layer: Analysis, variable: int) -> list[int]:
@@ -102,13 +101,9 @@ class Facts:
 
     def is_saved_by_object(self) -> bool:
         """Whether a saver saves objects with all their variables, and no list of them."""
-        for node in self.saves():
-            names = constant(
-                self.view, node_of(origin(self.view, self.view.inputs[node][1]))
-            )
-            if names is not None and OBJECT_GRAPH.encode() in names.ravel().tolist():
-                return True
-        return False
+        names = [constant_at(self.view, self.view.inputs[n][1]) for n in self.saves()]
+        key = OBJECT_GRAPH.encode()
+        return any(n is not None and key in n.ravel().tolist() for n in names)
 
     def saves(self) -> list[int]:
         """The operations that save variables."""
@@ -120,22 +115,16 @@ class Facts:
 
     def saves_of_saver(self) -> list[int]:
         """Those of the saver that is described beside the graph; may be none."""
-        if self.view.saver is None:
-            return []
-        node = self.view.find(self.view.saver.save_tensor_name)
-        if node is None:
-            return []
-        earlier = ancestors(self.view, [node])
-        return [save for save in self.saves() if earlier[save]]
+        saver = self.view.saver
+        earlier = self.view.needed([] if saver is None else [saver.save_tensor_name])
+        return [save for save in self.saves() if earlier and earlier[save]]
 
 
 def _served(view):
-    names = [
+    # A signature for training may be there beside those that are served.
+    return view.needed(
         name
         for key, outputs in sorted(view.signatures.items())
         if "train" not in key
         for name in outputs
-    ]
-    nodes = [view.find(name) for name in names]
-    nodes = [node for node in nodes if node is not None]
-    return ancestors(view, nodes) if nodes else None
+    )

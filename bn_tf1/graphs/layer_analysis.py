@@ -13,7 +13,7 @@ name, and nothing else.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 from bn_tf1.checkpoints.dialects import DIALECTS, ROLES, STATISTICS, bank_of, join
 from bn_tf1.graphs.node_values import (
@@ -34,7 +34,7 @@ from bn_tf1.graphs.update_operations import (
     other_writes,
     statistics_of,
 )
-from bn_tf1.graphs.view import GraphView, node_of
+from bn_tf1.graphs.view import GraphView, node_of, reached
 
 # Scopes that TensorFlow's own functions make, below the name of the layer.
 _INNER_SCOPE = re.compile(
@@ -76,15 +76,15 @@ class GraphLayer(NamedTuple):
     name: str
     kind: str
     op: str
-    gamma: str | None
-    beta: str | None
-    moving_mean: str | None
-    moving_variance: str | None
-    decay: float | None
-    epsilon: float | None
-    layout: str
-    mode: str
-    node: str
+    gamma: str | None = None
+    beta: str | None = None
+    moving_mean: str | None = None
+    moving_variance: str | None = None
+    decay: float | None = None
+    epsilon: float | None = None
+    layout: str = ""
+    mode: str = "unknown"
+    node: str = ""
     is_rectified: bool = False
     channels: int | None = None
 
@@ -123,23 +123,25 @@ def analyse(view: GraphView, conditions: Conditions) -> list[Analysis]:
     for update in find_updates(view, calls):
         for source in update.sources:
             updates.setdefault(source, []).append(update)
-    by_name = _variables_by_name(view)
+    by_name: dict[str, list[int]] = {}
+    for node, op in enumerate(view.ops):
+        if op in VARIABLES:
+            by_name.setdefault(variable_name(view, node), []).append(node)
     resolved = [_roles(view, call, updates, by_name) for call in calls]
+    statistics = {n for roles in resolved for r in STATISTICS for n in roles[r]}
+    # One pass over the graph for all layers.
+    writes = other_writes(view, statistics)
     found = []
     for members in _groups(view, calls, resolved):
         analysis = _analysis(
-            view, [calls[i] for i in members], [resolved[i] for i in members], updates
+            view,
+            [calls[i] for i in members],
+            [resolved[i] for i in members],
+            updates,
+            writes,
         )
         if analysis is not None:
             found.append(analysis)
-    return _with_writes(view, found)
-
-
-def _variables_by_name(view):
-    found: dict[str, list[int]] = {}
-    for node, op in enumerate(view.ops):
-        if op in VARIABLES:
-            found.setdefault(variable_name(view, node), []).append(node)
     return found
 
 
@@ -247,42 +249,41 @@ def _beside(view, found, role, by_name):
 
 def _groups(view, calls, resolved):
     """Lists of indices of calls that share a variable, or a scope without variables."""
-    group_of: dict[object, int] = {}
-    parents = list(range(len(calls)))
+    first: dict[object, int] = {}
+    joined: list[set[int]] = [set() for _ in calls]
 
-    def root(i):
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
-        return i
+    def share(i, keys):
+        for key in keys:
+            other = first.setdefault(key, i)
+            joined[i].add(other)
+            joined[other].add(i)
 
-    without_statistics = set()
-    for i, roles in enumerate(resolved):
-        statistics = roles["moving_mean"] + roles["moving_variance"]
-        for key in statistics:
-            parents[root(i)] = root(group_of.setdefault(key, i))
-        if not statistics:
-            without_statistics.add(i)
-    for i, roles in enumerate(resolved):
-        for key in roles["gamma"] + roles["beta"]:
-            if i not in without_statistics:
-                group_of.setdefault(key, i)
-    for i in sorted(without_statistics):
-        parameters = list(resolved[i]["gamma"] + resolved[i]["beta"])
-        for key in parameters or [_scope_of_node(view, calls[i].node)]:
-            parents[root(i)] = root(group_of.setdefault(key, i))
-    groups: dict[int, list[int]] = {}
+    statistics = [roles["moving_mean"] + roles["moving_variance"] for roles in resolved]
+    parameters = [roles["gamma"] + roles["beta"] for roles in resolved]
+    for i, keys in enumerate(statistics):
+        share(i, keys)
+    # A gamma alone joins no two layers whose statistics differ, as those of two domains.
+    for i, keys in enumerate(parameters):
+        for key in keys if statistics[i] else ():
+            first.setdefault(key, i)
+    for i, keys in enumerate(parameters):
+        if not statistics[i]:
+            share(i, keys or [_scope_of_node(view, calls[i].node)])
+    seen: set[int] = set()
     for i in range(len(calls)):
-        groups.setdefault(root(i), []).append(i)
-    return sorted(groups.values())
+        if i not in seen:
+            group = reached([i], joined.__getitem__)
+            seen |= group
+            yield sorted(group)
 
 
-def _analysis(view, calls, resolved, updates):
+def _analysis(view, calls, resolved, updates, writes):
     variables = {
         role: sorted({node for roles in resolved for node in roles[role]})
         for role in ROLES
     }
-    if not any(variables.values()) and not _is_surely_one(view, calls):
+    # Arithmetic alone, without any variable, may be some other standardisation.
+    if not any(variables.values()) and all(call.kind != "fused" for call in calls):
         return None
     nodes = set(variables["moving_mean"] + variables["moving_variance"])
     sources = frozenset().union(
@@ -298,6 +299,7 @@ def _analysis(view, calls, resolved, updates):
         for role, nodes in variables.items()
     }
     decays = [update.decay for update in own if update.decay is not None]
+    modes = {call.mode for call in calls}
     # Those that compute statistics say more of a layer than those that take them.
     first = next((call for call in calls if call.mode != "inference"), calls[0])
     layer = GraphLayer(
@@ -307,7 +309,7 @@ def _analysis(view, calls, resolved, updates):
         decay=decays[0] if decays else None,
         epsilon=first.epsilon,
         layout=next((call.layout for call in calls if call.layout), ""),
-        mode=_common_mode(calls),
+        mode=modes.pop() if len(modes) == 1 else "switched",
         node=view.names[first.node],
         # What computes a gradient may look like the layer, and is none of its calls.
         is_rectified=all(
@@ -316,7 +318,8 @@ def _analysis(view, calls, resolved, updates):
         channels=_channels(view, variables),
         **names,
     )
-    return Analysis(layer, tuple(calls), variables, own, {})
+    own_writes = {node: writes[node] for node in sorted(nodes) if node in writes}
+    return Analysis(layer, tuple(calls), variables, own, own_writes)
 
 
 def _channels(view, variables):
@@ -342,16 +345,6 @@ def _size_of(view, node):
     return count if count >= 0 else None
 
 
-def _is_surely_one(view, calls):
-    """Arithmetic alone, without any variable, may be some other standardisation."""
-    return any(call.kind == "fused" for call in calls)
-
-
-def _common_mode(calls):
-    modes = {call.mode for call in calls}
-    return modes.pop() if len(modes) == 1 else "switched"
-
-
 def _layer_name(view, names, node):
     """The scope that the variables share; without one, that of the node."""
     if any(name and _FROZEN_READ.search(name) for name in names.values()):
@@ -361,54 +354,18 @@ def _layer_name(view, names, node):
         known = [names[role] for role in roles if names[role]]
         scopes = [name.rpartition("/")[0] for name in known]
         if scopes and all(scopes):
-            return _layer_scope(scopes[0])
-    scope = _scope_of_node(view, node)
-    if scope:
-        return scope
+            # Without what an average adds: tensorpack's bn/mean/EMA, bn/moments/Squeeze/...
+            scope = re.sub(r"/(mean|variance)$", "", scopes[0])
+            return re.sub(r"/moments(_\d+)?/\w+$", "", scope) or scope
     known = [name for name in names.values() if name]
-    return known[0] if known else view.names[node]
+    return _scope_of_node(view, node) or (known or [view.names[node]])[0]
 
 
 def _scope_of_node(view, node):
-    name = view.names[node].rpartition(":")[2]
-    scope, _, leaf = name.rpartition("/")
-    if not scope and not _INNER_SCOPE.match(leaf):
-        return ""
-    return _inner_scope_removed(scope)
-
-
-def _inner_scope_removed(scope):
-    parts = scope.split("/")
+    parts = view.names[node].rpartition(":")[2].split("/")[:-1]
     while parts and _INNER_SCOPE.match(parts[-1]):
         parts.pop()
     return "/".join(parts)
-
-
-def _layer_scope(scope):
-    """Without what an average adds: tensorpack's bn/mean/EMA, bn/moments/Squeeze/..."""
-    scope = re.sub(r"/(mean|variance)$", "", scope)
-    return re.sub(r"/moments(_\d+)?/\w+$", "", scope) or scope
-
-
-def _with_writes(view: GraphView, found: Sequence[Analysis]) -> list[Analysis]:
-    statistics = [
-        node
-        for analysis in found
-        for role in STATISTICS
-        for node in analysis.variables[role]
-    ]
-    writes = other_writes(view, statistics)
-    return [
-        analysis._replace(
-            writes={
-                node: writes[node]
-                for role in STATISTICS
-                for node in analysis.variables[role]
-                if node in writes
-            }
-        )
-        for analysis in found
-    ]
 
 
 # -------------------------------------------------------------------------------- folded
@@ -421,31 +378,12 @@ def find_folded(view: GraphView) -> list[GraphLayer]:
         if op not in _FOLDED_OPS or len(view.inputs[node]) != 2:
             continue
         bias = node_of(view.inputs[node][1])
-        if not (_is_vector(view, bias) and _was_batch_norm(view, node, bias)):
+        name, beta = view.names[node], view.names[bias]
+        # Nothing but a name tells a folded layer from any other bias.
+        if not any(map(_FOLDED.search, (name, beta))) or view.ops[bias] != "Const":
             continue
-        name = _scope_of_node(view, node) or view.names[node]
-        found.append(
-            GraphLayer(
-                name=name,
-                kind="folded",
-                op=op,
-                gamma=None,
-                beta=view.names[bias],
-                moving_mean=None,
-                moving_variance=None,
-                decay=None,
-                epsilon=None,
-                layout="",
-                mode="inference",
-                node=view.names[node],
-            )
-        )
+        if constant_size(view, bias) not in (1, None):
+            scope = _scope_of_node(view, node) or name
+            layer = GraphLayer(scope, "folded", op, beta=beta, node=name)
+            found.append(layer._replace(mode="inference"))
     return found
-
-
-def _is_vector(view, node):
-    return view.ops[node] == "Const" and constant_size(view, node) not in (1, None)
-
-
-def _was_batch_norm(view, node, bias):
-    return any(_FOLDED.search(view.names[n]) for n in (node, bias))

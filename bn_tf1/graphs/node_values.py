@@ -10,18 +10,14 @@ that ends for want of steps says so, and is then taken for "unknown".
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import Any, NamedTuple
+from typing import Any, Container, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.graphs.view import (
-    GraphView,
-    node_of,
-    port_of,
-    reference_to,
-)
+from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to
 
 VARIABLES = frozenset(["Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable"])
 ASSIGNMENTS = frozenset(
@@ -57,10 +53,13 @@ AccumulateNV2 MulNoNan Xdivy StridedSlice Slice Split SplitV
 """
 _ARITHMETIC = frozenset(_ARITHMETIC_NAMES.split())
 # Numbers that say how much data there is, not what it is.
-_SIZES_NAMES = """
-Shape ShapeN Size Rank Prod Fill ZerosLike OnesLike Range BroadcastGradientArgs NoOp
-"""
-_SIZES = frozenset(_SIZES_NAMES.split())
+_SIZES = frozenset(
+    ["Shape", "ShapeN", "Size", "Rank", "Prod", "Fill", "ZerosLike", "OnesLike"]
+    + ["Range", "BroadcastGradientArgs", "NoOp"]
+)
+_FUSED = re.compile(
+    r"(_?(Mkl)?(Native)?FusedBatchNorm(V\d+)?(Ex)?|BnTf1CompiledBatchNorm)$"
+)
 _BOOL = tf.bool.as_datatype_enum
 _PARTITION = re.compile(r"/part_\d+$")
 _MAX_CONSTANT = 1 << 16
@@ -90,11 +89,6 @@ class Leaves(NamedTuple):
 def is_fused(op: str) -> bool:
     """Whether `op` is a fused batch norm, of any version and rewriting."""
     return _FUSED.match(op) is not None
-
-
-_FUSED = re.compile(
-    r"(_?(Mkl)?(Native)?FusedBatchNorm(V\d+)?(Ex)?|BnTf1CompiledBatchNorm)$"
-)
 
 
 def written_value(view: GraphView, node: int) -> int | None:
@@ -160,6 +154,16 @@ def origin(view: GraphView, reference: int) -> int:
     for _ in range(_STEPS):
         earlier = same_values(view, reference)
         if not earlier:
+            break
+        reference = earlier[0]
+    return reference
+
+
+def only_origin(view: GraphView, reference: int, but: Container[str] = ()) -> int:
+    """As `origin`, up to where ways part or an operation of `but` stands."""
+    for _ in range(_STEPS):
+        earlier = same_values(view, reference)
+        if len(earlier) != 1 or view.ops[node_of(reference)] in but:
             break
         reference = earlier[0]
     return reference
@@ -265,9 +269,14 @@ def constant(view: GraphView, node: int) -> Any:
         return None  # contents that do not fit the shape, or an unknown dtype
 
 
+def constant_at(view: GraphView, reference: int) -> Any:
+    """As `constant`, of what `reference` is a copy of."""
+    return constant(view, node_of(origin(view, reference)))
+
+
 def integers(view: GraphView, reference: int) -> tuple[int, ...] | None:
     """The constant integers that `reference` stands for, or None."""
-    array = constant(view, node_of(origin(view, reference)))
+    array = constant_at(view, reference)
     if array is None or array.dtype.kind not in "iu" or array.size > 64:
         return None
     return tuple(int(number) for number in np.ravel(array))
@@ -335,12 +344,13 @@ def _scalar_result(view, node, depth, known):
 
 
 _SCALAR_ARITHMETIC = {
-    "Add": lambda a, b: a + b,
-    "AddV2": lambda a, b: a + b,
+    "Add": operator.add,
+    "AddV2": operator.add,
+    # 1 - 0.99 is to be the 0.01 that a program may have written as well.
     "Sub": lambda a, b: round(a - b, 12),
-    "Mul": lambda a, b: a * b,
-    "RealDiv": lambda a, b: a / b,
-    "Div": lambda a, b: a / b,
+    "Mul": operator.mul,
+    "RealDiv": operator.truediv,
+    "Div": operator.truediv,
     "Minimum": min,
     "Maximum": max,
 }

@@ -22,8 +22,8 @@ from bn_tf1.graphs.node_values import (
     REDUCTIONS,
     constant,
     leaves,
+    only_origin,
     origin,
-    same_values,
     variables_of,
     written_value,
 )
@@ -36,6 +36,7 @@ from bn_tf1.graphs.view import (
     descendants,
     node_of,
     port_of,
+    reached,
 )
 
 _APPLY = re.compile(r"(Resource)?(Sparse)?Apply[A-Z]|ResourceSparseApply[A-Z]")
@@ -80,7 +81,8 @@ def find_training(view: GraphView) -> Training:
     # The operations of a function that change something run whenever it is called.
     for body, callers in view.callers.items():
         if any(runs[caller] for caller in callers):
-            _run_body(view, view.bodies[body], runs)
+            for node in _run_by_a_call(view, view.bodies[body], runs):
+                runs[node] = 1
     trained = set()
     for node in applies:
         trained.update(variables_of(view, view.inputs[node][0]))
@@ -115,17 +117,14 @@ def is_gradient(view: GraphView, node: int) -> bool:
     return op not in REDUCTIONS and bool(is_named)
 
 
-def _run_body(view, body, runs):
-    pending = [
-        node
-        for node in range(body.first, body.end)
-        if view.ops[node] in ASSIGNMENTS and not runs[node]
-    ]
-    while pending:
-        node = pending.pop()
-        if body.first <= node < body.end and not runs[node]:
-            runs[node] = 1
-            pending.extend(view.runs_before(node))
+def _run_by_a_call(view, body, runs):
+    inside = range(body.first, body.end)
+
+    def is_new(node):
+        return node in inside and not runs[node]
+
+    changing = [n for n in inside if view.ops[n] in ASSIGNMENTS and is_new(n)]
+    return reached(changing, lambda node: filter(is_new, view.runs_before(node)))
 
 
 class Conditions:
@@ -159,10 +158,7 @@ class Conditions:
 
     def is_never(self, node: int) -> bool:
         """Whether a predicate is constant such that `node` never runs."""
-        return any(
-            flag is not None and flag != bool(branch)
-            for flag, branch in self._flags(node)
-        )
+        return any(flag not in (None, branch) for flag, branch in self._flags(node))
 
     def is_conditional(self, node: int) -> bool:
         """Whether a predicate that is not constant decides if `node` runs."""
@@ -181,10 +177,9 @@ class Conditions:
             (_default_flag(self._view, predicate), bool(branch))
             for predicate, branch in conditions
         ]
-        if any(flag is not None and flag != branch for flag, branch in flags):
+        if any(flag not in (None, branch) for flag, branch in flags):
             return False
-        is_known = flags and all(flag is not None for flag, _ in flags)
-        return True if is_known else None
+        return True if flags and all(f is not None for f, _ in flags) else None
 
     def _called_for(self, node):
         """(predicate, branch) of the `If` that the body of `node` is a branch of."""
@@ -198,14 +193,13 @@ class Conditions:
 
     def in_called_body(self, node: int) -> bool:
         """Whether `node` is in a branch or a loop of control flow v2."""
-        return self._view.body_of(node) in self._bodies or any(
-            self._view.ops[caller] in LOOPS
-            for caller in self._view.callers.get(self._view.body_of(node), ())
-        )
+        body = self._view.body_of(node)
+        callers = self._view.callers.get(body, ())
+        return body in self._bodies or any(self._view.ops[c] in LOOPS for c in callers)
 
     def _flags(self, node):
         for predicate, branch in self.of(node):
-            yield constant_flag(self._view, predicate), branch
+            yield constant_flag(self._view, predicate), bool(branch)
 
 
 def constant_flag(view: GraphView, reference: int) -> bool | None:
@@ -225,34 +219,18 @@ def _default_flag(view, reference):
 
 def _predicate(view, reference):
     """Where a bool comes from; what can be fed is no copy of its default."""
-    for _ in range(_STEPS):
-        earlier = same_values(view, reference)
-        if len(earlier) != 1 or view.ops[node_of(reference)] == _DEFAULT:
-            break
-        reference = earlier[0]
-    return reference
+    return only_origin(view, reference, but=(_DEFAULT,))
 
 
 def _conditional_bodies(view):
     """The functions that only run as a branch."""
-    found: set[int] = set()
-    pending = [
+    return view.called_from(
         body
         for node, called in view.called.items()
         if view.ops[node] in BRANCHES
-        and constant_flag(view, view.inputs[node][0] if view.inputs[node] else 0)
-        is None
+        and constant_flag(view, view.inputs[node][0]) is None
         for body in called
-    ]
-    inside: dict[int, set[int]] = {}
-    for node, called in view.called.items():
-        inside.setdefault(view.body_of(node), set()).update(called)
-    while pending:
-        body = pending.pop()
-        if body not in found:
-            found.add(body)
-            pending.extend(inside.get(body, ()))
-    return found
+    )
 
 
 def _is_pivot(view, node):

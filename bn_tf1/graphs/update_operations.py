@@ -11,13 +11,14 @@ The decay is the factor of the old value in the new one, whatever the way it is 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Container, NamedTuple, Sequence
 
-from bn_tf1.checkpoints.dialects import find_slot
+from bn_tf1.checkpoints.dialects import STATISTICS, find_slot
 from bn_tf1.graphs.node_values import (
     LOCKED_AVERAGES,
     Leaves,
     leaves,
+    only_origin,
     same_values,
     scalars,
     variable_name,
@@ -25,7 +26,7 @@ from bn_tf1.graphs.node_values import (
     written_value,
 )
 from bn_tf1.graphs.recognition.normalizations import Normalization
-from bn_tf1.graphs.view import GraphView, node_of, port_of
+from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to
 
 _DEPTH = 16
 _VALUES = 8
@@ -58,11 +59,8 @@ def statistics_of(
     """The batch statistics of a normalisation by role, as `Update.sources` has them."""
     mean, variance = normalization.mean_leaves, normalization.variance_leaves
     if normalization.kind == "fused":
-        first = normalization.node << 16
-        return {
-            "moving_mean": frozenset([first | 1]),
-            "moving_variance": frozenset([first | 2]),
-        }
+        outputs = (reference_to(normalization.node, port) for port in (1, 2))
+        return {role: frozenset([output]) for role, output in zip(STATISTICS, outputs)}
     means = mean.reductions | mean.statistics
     return {
         "moving_mean": means,
@@ -79,30 +77,26 @@ def find_updates(
         for role, sources in statistics_of(view, normalization).items():
             roles.update(dict.fromkeys(sources, role))
     found = []
-    for node in range(len(view)):
-        value = written_value(view, node)
-        if value is None:
-            continue
-        variables = variables_of(view, view.inputs[node][0])
-        if not variables:
-            continue
-        written = leaves(view, value)
-        sources = _known_sources(view, written, roles)
+    for node, value, (variable, *_) in _writes(view):
+        sources = _known_sources(view, leaves(view, value), roles)
         if sources:
             # A biased variance in the form E[x^2] - E[x]^2 is made of both.
             is_mean = {roles[source] for source in sources} == {"moving_mean"}
-            name = variable_name(view, variables[0])
-            found.append(
-                Update(
-                    node,
-                    variables[0],
-                    "moving_mean" if is_mean else "moving_variance",
-                    sources,
-                    decay_of(view, node, variables[0]),
-                    name.rpartition("/")[2] == "biased",
-                )
-            )
+            role = "moving_mean" if is_mean else "moving_variance"
+            is_biased = variable_name(view, variable).rpartition("/")[2] == "biased"
+            decay = decay_of(view, node, variable)
+            found.append(Update(node, variable, role, sources, decay, is_biased))
     return found
+
+
+def _writes(view):
+    """(operation, reference to what it writes, variables) of all that write some."""
+    for node in range(len(view)):
+        value = written_value(view, node)
+        if value is not None:
+            variables = variables_of(view, view.inputs[node][0])
+            if variables:
+                yield node, value, variables
 
 
 def _known_sources(view, written: Leaves, roles):
@@ -119,25 +113,21 @@ def debiased_variable(name: str, variables: Sequence[str]) -> str | None:
     return slot.variable if slot is not None else None
 
 
-def other_writes(view: GraphView, variables: Sequence[int]) -> dict[int, list[int]]:
+def other_writes(view: GraphView, variables: Container[int]) -> dict[int, list[int]]:
     """By variable, operations that change it, in this or any other way."""
-    wanted = set(variables)
     found: dict[int, list[int]] = {}
-    for node in range(len(view)):
-        value = written_value(view, node)
-        if value is None:
-            continue
-        for variable in variables_of(view, view.inputs[node][0]):
-            if variable in wanted and _is_update(view, node):
+    for node, value, written in _writes(view):
+        for variable in written:
+            if variable in variables and _is_update(view, node, value):
                 found.setdefault(variable, []).append(node)
     return found
 
 
-def _is_update(view, node):
+def _is_update(view, node, value):
     """Initial values and restored ones are no updates."""
     if "Add" in view.ops[node] or "Sub" in view.ops[node]:
         return True
-    written = leaves(view, written_value(view, node))
+    written = leaves(view, value)
     return bool(written.variables or written.reductions or written.statistics)
 
 
@@ -166,11 +156,7 @@ def decay_of(view: GraphView, node: int, variable: int) -> float | None:
 
 def _fused_decay(view, reference):
     """The kernel's own average: its output is what is assigned."""
-    while True:
-        earlier = same_values(view, reference)
-        if len(earlier) != 1:
-            break
-        reference = earlier[0]
+    reference = only_origin(view, reference)
     factor = view.attribute(node_of(reference), "exponential_avg_factor")
     if factor is None or not port_of(reference) or factor.f == 1.0:
         return None

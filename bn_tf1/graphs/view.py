@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, TypeVar
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -26,10 +26,13 @@ from bn_tf1.formats.wire_format import by_number, bytes_in
 from bn_tf1.graphs.reading.graph_files import load_graph_file
 from bn_tf1.graphs.reading.partial_parsing import (
     Function,
+    FunctionDef,
     Graph,
     GraphTooLargeError,
     parsed_graph,
 )
+
+_Item = TypeVar("_Item")
 
 # A few functions that many nodes call have edges as the product of both.
 MAX_CALL_EDGES = 4_000_000
@@ -44,25 +47,15 @@ _PORTS = {
     "output_true": 1,
     "value_index": 1,
 }
-# Where the arguments of the called function begin among the inputs of a call.
-_CALLS = {
-    "PartitionedCall": 0,
-    "StatefulPartitionedCall": 0,
-    "TPUPartitionedCall": 0,
-    "XlaLaunch": 0,
-    "If": 1,
-    "StatelessIf": 1,
-    "_If": 1,
-    "Case": 1,
-    "StatelessCase": 1,
-    "RemoteCall": 1,
-    "While": 0,
-    "StatelessWhile": 0,
-    "_While": 0,
-}
 BRANCHES = ("If", "StatelessIf", "_If", "Case", "StatelessCase")
 LOOPS = ("While", "StatelessWhile", "_While")
-
+_PLAIN_CALLS = ["PartitionedCall", "StatefulPartitionedCall", "TPUPartitionedCall"]
+# Where the arguments of the called function begin among the inputs of a call: first come
+# a predicate, the index of a `Case` or the device of a `RemoteCall`.
+_CALLS = {
+    **dict.fromkeys((*_PLAIN_CALLS, "XlaLaunch", *LOOPS), 0),
+    **dict.fromkeys((*BRANCHES, "RemoteCall"), 1),
+}
 
 # How many inputs the checks count on. A node of a damaged graph that has fewer is no
 # such operation: it keeps its place under another name.
@@ -78,7 +71,7 @@ _ARITY = {
         2,
     ),
     **dict.fromkeys(["Range", "Select", "SelectV2"], 3),
-    **dict.fromkeys(["If", "StatelessIf", "_If", "Case", "StatelessCase"], 1),
+    **dict.fromkeys(BRANCHES, 1),
 }
 _DAMAGED = "_Damaged"
 
@@ -100,16 +93,6 @@ class Body(NamedTuple):
     arguments: tuple[int, ...]
     returns: tuple[int, ...]
     controls: tuple[int, ...]
-
-
-class _Scope(NamedTuple):
-    """What a `Body` is made from: its name, NodeDefs, and names of nodes in it."""
-
-    name: str
-    nodes: Sequence[Any]
-    arguments: list[str]
-    returns: dict[str, str]
-    controls: dict[str, str]
 
 
 class GraphView:
@@ -179,22 +162,30 @@ class GraphView:
         except ValueError:
             return None
 
+    def needed(self, names: Iterable[str]) -> bytearray | None:
+        """1 for each node that the tensors `names` need; None if it has none of them."""
+        nodes = [node for node in map(self.find, names) if node is not None]
+        return ancestors(self, nodes) if nodes else None
+
+    def called_from(self, bodies: Iterable[int]) -> set[int]:
+        """The indices of `bodies` and of those that they call, by others or not."""
+        calls: dict[int, set[int]] = {}
+        for node, called in self.called.items():
+            calls.setdefault(self.body_of(node), set()).update(called)
+        return reached(bodies, lambda body: calls.get(body, ()))
+
     def body_of(self, node: int) -> int:
         """The index of the body that `node` is in."""
         return int(np.searchsorted(self._firsts, node, side="right")) - 1
 
     def attribute(self, node: int, name: str) -> Any:
         """The AttrValue `name` of `node`, or None."""
-        definition = self._definition(node)
-        if definition is None or name not in definition.attr:
-            return None
-        return definition.attr[name]
-
-    def _definition(self, node):
-        """The NodeDef; None for `_Arg`, `_Ret` and `_Controls` (many control inputs)."""
         first, definitions = self._sources[self.body_of(node)]
+        # `_Arg`, `_Ret` and `_Controls` (many control inputs) have no NodeDef.
         if first <= node < first + len(definitions):
-            return definitions[node - first]
+            attributes = definitions[node - first].attr
+            if name in attributes:  # a map of messages makes what is asked for
+                return attributes[name]
         return None
 
     def consumers(self, node: int, most: int | None = None) -> Sequence[int]:
@@ -223,39 +214,34 @@ class GraphView:
             yield from self.bodies[body].controls
 
     def _add_bodies(self, graph):
-        known = {}
-        for index, function in enumerate(graph.functions, 1):
-            known[function.definition.signature.name] = index
-        known.pop("", None)
-        self._add_body(_Scope("", graph.nodes, [], {}, {}), known)
-        for function in graph.functions:
-            self._add_body(_scope_of(function), known)
+        bodies = [Function(FunctionDef(), graph.nodes), *graph.functions]
+        names = [function.definition.signature.name for function in bodies]
+        known = {name: index for index, name in enumerate(names) if name}
+        for function in bodies:
+            self._add_body(function.definition, function.nodes, known)
         self._firsts = np.array([body.first for body in self.bodies])
 
-    def _add_body(self, scope, known):
-        first = len(self.names)
-        prefix = scope.name + ":" if scope.name else ""
+    def _add_body(self, definition, nodes, known):
+        name, first = definition.signature.name, len(self.names)
+        prefix = name + ":" if name else ""
         ids = {}
-        for argument in scope.arguments:
-            ids[argument] = self._add(prefix + argument, "_Arg")
-        self._add_nodes(scope.nodes, prefix, ids, known)
+        for argument in definition.signature.input_arg:
+            ids[argument.name] = self._add(prefix + argument.name, "_Arg")
+        arguments = tuple(ids[a.name] for a in definition.signature.input_arg)
+        self._add_nodes(nodes, prefix, ids, known)
         returned = []
-        for key, source in scope.returns.items():
+        # By name: a damaged signature may have one twice.
+        for key in dict.fromkeys(a.name for a in definition.signature.output_arg):
+            source = definition.ret.get(key, "")
             node = self._add(prefix + key, "_Ret")
             self.inputs[node] = _references([source], ids)
             if source and not self._is_given(source, self.inputs[node]):
-                self.unanswered.append(f"{scope.name}: {key} = {source}")
+                self.unanswered.append(f"{name}: {key} = {source}")
             returned.append(node)
-        self.bodies.append(
-            Body(
-                scope.name,
-                first,
-                len(self.names),
-                tuple(ids[argument] for argument in scope.arguments),
-                tuple(returned),
-                tuple(ids[node] for node in scope.controls.values() if node in ids),
-            )
-        )
+        awaited = definition.control_ret.values()
+        controls = tuple(ids[node] for node in awaited if node in ids)
+        end = len(self.names)
+        self.bodies.append(Body(name, first, end, arguments, tuple(returned), controls))
 
     def _add_nodes(self, definitions, prefix, ids, known):
         start = len(self.names)
@@ -330,21 +316,19 @@ class GraphView:
             given = self.inputs[node][start:] if start is not None else ()
             again = _returned(self, called) if op in LOOPS else ()
             for index in called:
-                edges += _edges_of(self.bodies[index])
+                body = self.bodies[index]
+                edges += 1 + len(body.arguments + body.returns + body.controls)
                 if edges > MAX_CALL_EDGES:
                     raise GraphTooLargeError(
                         "the calls of functions take and give more than "
                         f"{MAX_CALL_EDGES} values, and no more are examined"
                     )
                 self.callers.setdefault(index, []).append(node)
-                self._join(given, index, joined)
-                self._join(again, index, joined)
+                for references in (given, again):
+                    for argument, reference in zip(body.arguments, references):
+                        joined.setdefault(argument, []).append(reference)
         for argument, references in joined.items():
             self.inputs[argument] = tuple(dict.fromkeys(references))
-
-    def _join(self, references, body, joined):
-        for argument, reference in zip(self.bodies[body].arguments, references):
-            joined.setdefault(argument, []).append(reference)
 
 
 def read_graph(path: str) -> GraphView:
@@ -375,7 +359,11 @@ def view_of(graph: Any) -> GraphView:
     if isinstance(graph, tf.Graph):
         view = GraphView(parsed_graph(graph.as_graph_def(add_shapes=True)))
         view.collections = {
-            key: [item.name for item in graph.get_collection(key) if _has_name(item)]
+            key: [
+                item.name
+                for item in graph.get_collection(key)
+                if isinstance(getattr(item, "name", None), str)
+            ]
             for key in graph.get_all_collection_keys()
             if isinstance(key, str)
         }
@@ -428,16 +416,28 @@ def _closure(size, nodes, next_to):
     return found
 
 
-def _scope_of(function: Function) -> _Scope:
-    signature = function.definition.signature
-    returns = function.definition.ret
-    return _Scope(
-        signature.name,
-        function.nodes,
-        [argument.name for argument in signature.input_arg],
-        {a.name: returns.get(a.name, "") for a in signature.output_arg},
-        dict(getattr(function.definition, "control_ret", {})),
-    )
+def reached(
+    starts: Iterable[_Item],
+    further: Callable[[_Item], Iterable[_Item]],
+    most: int | None = None,
+) -> set[_Item]:
+    """`starts` and all that is come to from them by way of `further`.
+
+    Args:
+        starts: nodes, references or names.
+        further: gives what is one step from one of them.
+        most: how many of them to ask how it goes on; None for all.
+    """
+    found = set(starts)
+    pending = list(found)
+    asked = 0
+    while pending and asked != most:
+        asked += 1
+        for item in further(pending.pop()):
+            if item not in found:
+                found.add(item)
+                pending.append(item)
+    return found
 
 
 def _described_variables(descriptions):
@@ -447,10 +447,6 @@ def _described_variables(descriptions):
         return [name.decode("utf-8") for name in names]
     except ValueError:
         return []  # of somebody's own, or damaged; a UnicodeDecodeError is one
-
-
-def _has_name(item):
-    return isinstance(getattr(item, "name", None), str)
 
 
 def _collections(meta):
@@ -509,11 +505,6 @@ def _called_functions(definition, bodies):
         elif kind == "list":
             called += [function.name for function in value.list.func]
     return tuple(dict.fromkeys(bodies[name] for name in called if name in bodies))
-
-
-def _edges_of(body):
-    """How many edges one call of `body` adds, to it and out of it."""
-    return 1 + len(body.arguments) + len(body.returns) + len(body.controls)
 
 
 def _returned(view, called):

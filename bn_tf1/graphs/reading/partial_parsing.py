@@ -34,7 +34,7 @@ _NODE_DEF = 3
 _KEPT_BYTES = 1 << 19
 
 _NodeDef = tf.NodeDef
-_FunctionDef = type(tf.GraphDef().library.function.add())
+FunctionDef = type(tf.GraphDef().library.function.add())  # it has no public name
 
 
 class GraphTooLargeError(ValueError):
@@ -202,7 +202,7 @@ def _function(parser, message):
     for field in fields_in(parser.data, message, _NODE_DEF):
         nodes.add(field)
     rest = rest_of(parser.data, message, _NODE_DEF)
-    return Function(parse(_FunctionDef, rest, message.content), nodes)
+    return Function(parse(FunctionDef, rest, message.content), nodes)
 
 
 def _check_size(nodes, functions):

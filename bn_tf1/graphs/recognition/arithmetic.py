@@ -11,7 +11,7 @@ data and a mean. Neither is taken for a batch norm.
 from __future__ import annotations
 
 from bn_tf1.graphs.node_values import (
-    constant,
+    constant_at,
     constant_size,
     leaves,
     origin,
@@ -130,11 +130,8 @@ def _offset(view, addition):
             return view.inputs[node][0]
         if view.ops[node] in ("Add", "AddV2"):
             for operand in view.inputs[node]:
-                source = origin(view, operand)
-                if (
-                    variables_of(view, operand)
-                    or constant(view, node_of(source)) is not None
-                ):
+                is_constant = constant_at(view, operand) is not None
+                if is_constant or variables_of(view, operand):
                     return operand
     return None
 

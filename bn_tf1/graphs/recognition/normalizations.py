@@ -22,9 +22,11 @@ from bn_tf1.graphs.view import GraphView
 
 def find_normalizations(view: GraphView) -> list[Normalization]:
     """All places of `view` where a batch norm normalises, in the order of the nodes."""
-    examined = _examined_bodies(view)
+    # A SavedModel of Keras also holds functions that only Python code would call. Where the
+    # graph calls none at all, they are what there is.
+    called = view.called_from([0])
     found, own, inner = [], [], set()
-    for body in examined:
+    for body in sorted(called) if len(called) > 1 else range(len(view.bodies)):
         for node in range(view.bodies[body].first, view.bodies[body].end):
             op = view.ops[node]
             if op in ROOTS:
@@ -45,32 +47,10 @@ def find_normalizations(view: GraphView) -> list[Normalization]:
     # The arithmetic below one of ours, and that of its gradient, takes its statistics; a
     # kernel may compute the output for the moments that were composed, or a gradient.
     variances = {origin(view, match.variance) for match in own}
-    return [
-        match
-        for match in found
-        if match in own or not (match.node in inner or _takes(view, match, variances))
-    ]
 
+    def is_part(match):
+        is_composed = match.kind == "composed" and match.variance is not None
+        takes_one = is_composed and origin(view, match.variance) in variances
+        return match.node in inner or takes_one
 
-def _takes(view, match, variances):
-    is_composed = match.kind == "composed" and match.variance is not None
-    return is_composed and origin(view, match.variance) in variances
-
-
-def _examined_bodies(view):
-    """The graph and the functions that it leads to; all, if it calls none.
-
-    A SavedModel of Keras also holds functions that only Python code would call.
-    """
-    reached, pending = {0}, [0]
-    calls: dict[int, set[int]] = {}
-    for node, called in view.called.items():
-        calls.setdefault(view.body_of(node), set()).update(called)
-    if not calls.get(0):
-        return range(len(view.bodies))
-    while pending:
-        for body in calls.get(pending.pop(), ()):
-            if body not in reached:
-                reached.add(body)
-                pending.append(body)
-    return sorted(reached)
+    return [match for match in found if match in own or not is_part(match)]

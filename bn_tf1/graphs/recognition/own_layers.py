@@ -9,13 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bn_tf1.graphs.node_values import (
-    constant,
-    is_fused,
-    leaves,
-    origin,
-    static_shape,
-)
+from bn_tf1.graphs.node_values import constant_at, is_fused, leaves, static_shape
 from bn_tf1.graphs.recognition.batch_statistics import layout_of, through_casts
 from bn_tf1.graphs.recognition.normalization_match import Normalization
 from bn_tf1.graphs.view import GraphView, node_of
@@ -43,7 +37,7 @@ def _own_gradient(view: GraphView, node: int) -> tuple[str, Any, int] | None:
         return old.group(1), (float(old.group(3)), *axes), outputs[old.group(1)]
     if name not in outputs or len(inputs) <= outputs[name]:
         return None
-    settings = constant(view, node_of(origin(view, inputs[outputs[name]])))
+    settings = constant_at(view, inputs[outputs[name]])
     if settings is None or settings.dtype.kind != "f" or settings.ndim != 1:
         return None
     return name, tuple(settings), outputs[name] + 1

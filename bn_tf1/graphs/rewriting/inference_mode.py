@@ -16,7 +16,7 @@ from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.rewriting.dead_branches import resolve
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
 from bn_tf1.graphs.training_nodes import Conditions, is_gradient
-from bn_tf1.graphs.view import GraphView, ancestors, node_of, reference_to
+from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
 PLACEHOLDERS = ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault")
 RANDOM = frozenset(
@@ -113,9 +113,7 @@ def _tried(graph, values, definitions, outputs):
 
 
 def _needed(graph, view, outputs):
-    nodes = [view.find(graph.tensor(tensor)) for tensor in outputs]
-    nodes = [node for node in nodes if node is not None]
-    return ancestors(view, nodes) if nodes else None
+    return view.needed(map(graph.tensor, outputs))
 
 
 def takes_the_batch(call: Normalization) -> bool:
