@@ -21,10 +21,10 @@ from bn_tf1.graphs.node_values import (
 )
 from bn_tf1.graphs.recognition.batch_statistics import (
     batch_axes,
+    composed,
     is_per_channel,
     is_same_statistic,
     is_statistic_like,
-    layout_of,
     mode_of,
     statistic_leaves,
     through_casts,
@@ -64,22 +64,9 @@ def match_composed(view: GraphView, node: int) -> Normalization | None:
         # The constants that an input is scaled by have no number to protect them.
         return None
     axes = batch_axes(view, mean_leaves) or batch_axes(view, variance_leaves)
-    return Normalization(
-        last,
-        "composed",
-        view.ops[node],
-        x,
-        gamma,
-        beta,
-        mean,
-        variance,
-        mean_leaves,
-        variance_leaves,
-        epsilon,
-        layout_of(view, x, axes),
-        mode_of(variance_leaves, mean_leaves),
-        axes,
-    )
+    found = composed(view, last, x, (gamma, beta, mean, variance), epsilon, axes)
+    mode = mode_of(variance_leaves, mean_leaves)
+    return found._replace(op=view.ops[node], mode=mode)
 
 
 def _without_epsilon(view, reference):
@@ -87,11 +74,8 @@ def _without_epsilon(view, reference):
     current = reference
     for _ in range(8):
         node = node_of(current)
-        if (
-            view.ops[node] in ("Add", "AddV2", "Maximum")
-            and len(view.inputs[node]) == 2
-        ):
-            left, right = view.inputs[node]
+        if view.ops[node] in ("Add", "AddV2", "Maximum"):
+            left, right = view.inputs[node][:2]
             for variance, epsilon in ((left, right), (right, left)):
                 numbers = scalars(view, epsilon)
                 if len(numbers) == 1:

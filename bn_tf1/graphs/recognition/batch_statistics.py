@@ -6,6 +6,8 @@ statistics are none of these.
 
 from __future__ import annotations
 
+from functools import partial
+
 from bn_tf1.graphs.node_values import (
     Leaves,
     integers,
@@ -15,7 +17,8 @@ from bn_tf1.graphs.node_values import (
     scalars,
     static_shape,
 )
-from bn_tf1.graphs.view import GraphView, node_of, reference_to
+from bn_tf1.graphs.recognition.normalization_match import Normalization
+from bn_tf1.graphs.view import GraphView, node_of, reached, reference_to
 
 # By their last input; tf.nn.weighted_moments of 1.15 multiplies by a reciprocal.
 _DIVISIONS = frozenset(["RealDiv", "Div", "DivNoNan", "Reciprocal", "Inv"])
@@ -78,22 +81,16 @@ def is_weighted(view: GraphView, mean: int | None) -> bool:
 
     Otherwise it is divided by a number that constants and shapes tell.
     """
-    pending = [] if mean is None else [mean]
-    seen = set(pending)
-    while pending and len(seen) < _STEPS:
-        current = pending.pop()
-        if view.ops[node_of(current)] in _DIVISIONS:
-            divisor = leaves(view, view.inputs[node_of(current)][-1])
-            if any(_sums_data(view, node) for node in divisor.reductions):
-                return True
-        new = [source for source in operands_of(view, current) if source not in seen]
-        seen.update(new)
-        pending += new
-    return False
-
-
-def _sums_data(view, reduction):
-    return bool(leaves(view, view.inputs[reduction][0]).others)
+    start = [] if mean is None else [mean]
+    nodes = map(node_of, reached(start, partial(operands_of, view), _STEPS))
+    sums = [
+        node
+        for division in nodes
+        if view.ops[division] in _DIVISIONS
+        for divisor in view.inputs[division][-1:]
+        for node in leaves(view, divisor).reductions
+    ]
+    return any(leaves(view, view.inputs[node][0]).others for node in sums)
 
 
 def is_statistic_like(view: GraphView, reference: int) -> bool:
@@ -131,6 +128,36 @@ def layout_of(view: GraphView, x: int, axes: tuple[int, ...] | None) -> str:
     if len(channels) != 1:
         return ""
     return {1: "NCHW", len(shape) - 1: "NHWC"}.get(min(channels), "")
+
+
+def composed(
+    view: GraphView,
+    node: int,
+    x: int,
+    operands: tuple,
+    epsilon: float,
+    axes: tuple[int, ...] | None,
+) -> Normalization:
+    """A batch norm of several operations, whose last one is `node`.
+
+    Args:
+        view: the graph.
+        node, x, epsilon, axes: see `Normalization`.
+        operands: (gamma, beta, mean, variance).
+    """
+    mean, variance = operands[2:]
+    return Normalization(
+        node,
+        "composed",
+        view.ops[node],
+        x,
+        *operands,
+        leaves(view, mean),
+        leaves(view, variance),
+        epsilon,
+        layout_of(view, x, axes),
+        axes=axes,
+    )
 
 
 def mode_of(variance: Leaves, mean: Leaves) -> str:

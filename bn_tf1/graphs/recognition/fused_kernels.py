@@ -49,30 +49,32 @@ def match_fused(view: GraphView, node: int) -> Normalization | None:
     else:
         return None
     x, gamma, beta, mean, variance = operands
-    training = is_fused(op) and _flag(view, node, "is_training", True)
+    flag = view.attribute(node, "is_training")
+    training = is_fused(op) and (flag is None or flag.b)  # true by default
     if training and _is_layer_norm(view, x, gamma, beta):
         return None
-    # The moving statistics come in and go out where the kernel averages them itself.
-    averaging = (
-        training and (_number(view, node, "exponential_avg_factor") or 1.0) < 1.0
-    )
-    known = averaging or not training
-    layout = _text(view, node, "data_format", "NHWC")
-    return Normalization(
+    layout = view.attribute(node, "data_format")
+    layout = "NHWC" if layout is None else layout.s.decode("utf-8", "replace")
+    found = Normalization(
         node,
         "fused",
         op,
         x,
         gamma,
         beta,
-        mean if known else None,
-        variance if known else None,
-        leaves(view, mean) if known else None,
-        leaves(view, variance) if known else None,
-        _number(view, node, "epsilon" if op != _GLOBAL else "variance_epsilon"),
-        {"NDHWC": "NHWC", "NCDHW": "NCHW"}.get(layout, layout),
-        "training" if training else "inference",
-        (0, 2, 3) if layout.startswith("NC") else (0, 1, 2),
+        epsilon=_number(view, node, "epsilon" if op != _GLOBAL else "variance_epsilon"),
+        layout={"NDHWC": "NHWC", "NCDHW": "NCHW"}.get(layout, layout),
+        mode="training" if training else "inference",
+        axes=(0, 2, 3) if layout.startswith("NC") else (0, 1, 2),
+    )
+    # In training the moving statistics come in only where the kernel averages them itself.
+    if training and (_number(view, node, "exponential_avg_factor") or 1.0) >= 1.0:
+        return found
+    return found._replace(
+        mean=mean,
+        variance=variance,
+        mean_leaves=leaves(view, mean),
+        variance_leaves=leaves(view, variance),
     )
 
 
@@ -83,22 +85,9 @@ def _compiled(view, node):
     axes = None
     if axis is not None and shape is not None:
         axes = tuple(a for a in range(len(shape)) if a != axis.i)
-    return Normalization(
-        node,
-        "fused",
-        FORWARD,
-        x,
-        gamma,
-        beta,
-        None,
-        None,
-        None,
-        None,
-        _number(view, node, "epsilon"),
-        layout_of(view, x, axes),
-        "training",
-        axes,
-    )
+    found = Normalization(node, "fused", FORWARD, x, gamma, beta, axes=axes)
+    epsilon = _number(view, node, "epsilon")
+    return found._replace(epsilon=epsilon, layout=layout_of(view, x, axes))
 
 
 def _is_layer_norm(view, x, gamma, beta):
@@ -115,18 +104,8 @@ def _is_layer_norm(view, x, gamma, beta):
     return tuple(first) == (1,) and not variables_of(view, beta)
 
 
-def _flag(view, node, name, default):
-    value = view.attribute(node, name)
-    return default if value is None else value.b
-
-
 def _number(view, node, name):
     value = view.attribute(node, name)
     if value is None:
         return 1e-4 if name.endswith("epsilon") else None
     return float(f"{value.f:.7g}")  # a float32: 0.001 and not 0.0010000000474974513
-
-
-def _text(view, node, name, default):
-    value = view.attribute(node, name)
-    return default if value is None else value.s.decode("utf-8", "replace")

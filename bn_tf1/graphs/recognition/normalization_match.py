@@ -31,11 +31,11 @@ class Normalization(NamedTuple):
     x: int
     gamma: int | None
     beta: int | None
-    mean: int | None
-    variance: int | None
-    mean_leaves: Leaves | None
-    variance_leaves: Leaves | None
-    epsilon: float | None
-    layout: str
-    mode: str
-    axes: tuple[int, ...] | None
+    mean: int | None = None
+    variance: int | None = None
+    mean_leaves: Leaves | None = None
+    variance_leaves: Leaves | None = None
+    epsilon: float | None = None
+    layout: str = ""
+    mode: str = "training"
+    axes: tuple[int, ...] | None = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bn_tf1.graphs.node_values import constant_at, is_fused, leaves, static_shape
-from bn_tf1.graphs.recognition.batch_statistics import layout_of, through_casts
+from bn_tf1.graphs.node_values import constant_at, is_fused, static_shape
+from bn_tf1.graphs.recognition.batch_statistics import composed, through_casts
 from bn_tf1.graphs.recognition.normalization_match import Normalization
 from bn_tf1.graphs.view import GraphView, node_of
 from bn_tf1.statistics.joint import NO_SECOND_DERIVATIVES
@@ -55,22 +55,8 @@ def match_own(view: GraphView, node: int) -> Normalization | None:
     axes = None
     if shape is not None:
         axes = tuple(axis for axis in range(len(shape)) if axis not in channels)
-    return Normalization(
-        node,
-        "composed",
-        view.ops[node],
-        x,
-        gamma,
-        beta,
-        mean,
-        variance,
-        leaves(view, mean),
-        leaves(view, variance),
-        float(epsilon),
-        layout_of(view, x, axes),
-        "training",
-        axes,
-    )
+    operands = (gamma, beta, mean, variance)
+    return composed(view, node, x, operands, float(epsilon), axes)
 
 
 def gradient_kernels(view: GraphView, node: int) -> set[int]:
@@ -82,8 +68,12 @@ def gradient_kernels(view: GraphView, node: int) -> set[int]:
     reference = through_casts(view, view.inputs[node][0])
     if view.ops[node_of(reference)] == "Mul":  # the weights
         reference = through_casts(view, view.inputs[node_of(reference)][0])
-    kernel = node_of(reference)
-    return {kernel} if is_fused(view.ops[kernel]) else set()
+    return _kernel(view, reference)
+
+
+def _kernel(view, reference):
+    node = node_of(reference)
+    return {node} if is_fused(view.ops[node]) else set()
 
 
 def own_kernels(view: GraphView, node: int) -> set[int]:
@@ -101,5 +91,4 @@ def own_kernels(view: GraphView, node: int) -> set[int]:
             if view.ops[node_of(reference)] in ("Add", "AddV2", "Mul"):
                 second = view.inputs[node_of(reference)][1]
                 reference = through_casts(view, second)
-    kernel = node_of(reference)
-    return {kernel} if is_fused(view.ops[kernel]) else set()
+    return _kernel(view, reference)

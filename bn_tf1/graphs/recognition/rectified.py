@@ -16,16 +16,8 @@ _RELUS = frozenset(["Relu", "Relu6"])
 # The values in another shape, type or place.
 _COPIES = frozenset(
     ["Identity", "IdentityN", "Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose"]
-    + [
-        "CheckNumerics",
-        "Snapshot",
-        "PreventGradient",
-        "Switch",
-        "Merge",
-        "_Arg",
-        "_Ret",
-    ]
-    + ["Enter", "Exit"]
+    + ["CheckNumerics", "Snapshot", "PreventGradient", "Switch", "Merge", "Enter"]
+    + ["Exit", "_Arg", "_Ret"]
 )
 # These take the size of the values or look at them, or keep them for the gradient of a
 # condition or loop.

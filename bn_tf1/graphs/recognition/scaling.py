@@ -30,8 +30,6 @@ class Scale(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """x * inverse and mean * inverse, which are added later."""
-
     data: list
     means: list
 
@@ -40,10 +38,11 @@ def normalised_by(
     view: GraphView, scale: Scale
 ) -> tuple[int, int, int | None, int] | None:
     """(x, mean, gamma, last node) of what is scaled by `scale`, or None."""
+    # x * inverse and mean * inverse, which are added later.
     products = _Products([], [])
     seen, pending = {scale.node}, [scale]
     while pending and len(seen) < _SEARCH_STEPS:
-        scale = pending.pop(0)
+        scale = pending.pop(0)  # the nearest first: others are behind it
         for consumer in view.consumers(scale.node, _SEARCH_STEPS):
             if consumer in seen:
                 continue
@@ -135,15 +134,12 @@ def _joined(view, data, mean):
             continue
         for reference in view.inputs[consumer]:
             other = node_of(through_casts(view, reference))
-            reached = {other} | {node_of(source) for source in view.inputs[other]}
-            reached |= {
-                node_of(through_casts(view, source)) for source in view.inputs[other]
-            }
-            if mean[1] in reached:
-                return x, _without_sign(view, mean[0]), gamma, consumer
+            sources = view.inputs[other]
+            behind = {other, *map(node_of, sources)}
+            behind.update(node_of(through_casts(view, source)) for source in sources)
+            if mean[1] in behind:
+                source = node_of(mean[0])
+                negated = view.ops[source] == "Neg"
+                true_mean = view.inputs[source][0] if negated else mean[0]
+                return x, true_mean, gamma, consumer
     return None
-
-
-def _without_sign(view, reference):
-    node = node_of(reference)
-    return view.inputs[node][0] if view.ops[node] == "Neg" else reference
