@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.layer_analysis import Analysis
 from bn_tf1.graphs.node_values import ASSIGNMENTS
+from bn_tf1.graphs.rewriting.any_batch import unpack_views
 from bn_tf1.graphs.rewriting.dead_branches import dtype_of, resolve
 from bn_tf1.graphs.rewriting.dropout_removal import remove_dropout
 from bn_tf1.graphs.rewriting.editable_graph import (
@@ -41,7 +42,6 @@ from bn_tf1.graphs.rewriting.inference_mode import (
     set_inference_mode,
 )
 from bn_tf1.graphs.rewriting.moving_statistics import take_moving_statistics
-from bn_tf1.graphs.rewriting.packed_views import unpack_views
 from bn_tf1.graphs.training_nodes import find_training
 from bn_tf1.graphs.view import reference_to
 from bn_tf1.serving.refusal import ExportError

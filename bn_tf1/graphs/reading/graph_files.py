@@ -20,18 +20,14 @@ import re
 from typing import Any, NamedTuple
 
 import tensorflow.compat.v1 as tf
-from google.protobuf import (
-    descriptor_pool,
-    message_factory,
-    symbol_database,
-    text_format,
-)
+from google.protobuf import text_format
 
 from bn_tf1.formats.other_formats import other_format
 from bn_tf1.graphs.reading.partial_parsing import (
     Graph,
     GraphTooLargeError,
     fields_in,
+    hidden_message,
     parse,
     parsed_graph,
     rest_of,
@@ -50,7 +46,7 @@ _LARGE_TEXT_BYTES = 2**20
 _META_GRAPHS = 2
 _GRAPH_DEF = 2
 _VERSIONS = 4
-_VersionDef = type(tf.GraphDef().versions)
+_VersionDef = hidden_message("VersionDef")
 _SAVED_MODEL_NAMES = ("saved_model.pb", "saved_model.pbtxt")
 _TEXT_START = re.compile(rb"(?:\s|#[^\n]*\n)*([a-z_]+)\s*[:{]")
 _TEXT_FIELDS = {
@@ -91,7 +87,9 @@ def load_graph_file(path: str) -> GraphFile:
     """
     path = _file_at(os.fspath(path))
     data = _content(path)
-    start = _TEXT_START.match(data[:4096])
+    start = _TEXT_START.match(
+        data[:4096]
+    )  # a comment may come first, but no whole page
     try:
         if start and start.group(1) in _TEXT_FIELDS:
             return _from_text(data, _TEXT_FIELDS[start.group(1)], path)
@@ -208,10 +206,10 @@ def _unparsed(kind, data):
 
 
 def _producer(data, parts):
-    for part in parts:
-        for place in fields_in(data, part, _VERSIONS):
-            content = data[place.content : place.end]
-            return parse(_VersionDef, content, place.content).producer
+    places = (place for part in parts for place in fields_in(data, part, _VERSIONS))
+    for place in places:
+        content = data[place.content : place.end]
+        return parse(_VersionDef, content, place.content).producer
     return 0
 
 
@@ -240,20 +238,8 @@ def _without_graph(data, place):
     return parse(tf.MetaGraphDef, rest_of(data, place, _GRAPH_DEF), place.content)
 
 
-def _saved_model_message():
-    """The class of SavedModel, which has no public name.
-
-    TensorFlow registers the message when it is imported, so that the pool has it.
-    """
-    name = "tensorflow.SavedModel"
-    descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
-    if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
-        return message_factory.GetMessageClass(descriptor)
-    return symbol_database.Default().GetPrototype(descriptor)
-
-
 _MESSAGES = {
     "graph": tf.GraphDef,
     "meta": tf.MetaGraphDef,
-    "saved_model": _saved_model_message(),
+    "saved_model": hidden_message("SavedModel"),
 }

@@ -19,6 +19,7 @@ import array
 from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
+from google.protobuf import descriptor_pool, message_factory, symbol_database
 from google.protobuf.message import DecodeError
 
 from bn_tf1.formats.wire_format import BYTES, Span, spans
@@ -33,8 +34,20 @@ _NODE_DEF = 3
 # The parsed nodes that are kept were up to so many bytes in the file.
 _KEPT_BYTES = 1 << 19
 
-_NodeDef = tf.NodeDef
-FunctionDef = type(tf.GraphDef().library.function.add())  # it has no public name
+_NodeDef = tf.NodeDef  # `tf` looks names up anew, which is slow for millions of nodes
+
+
+def hidden_message(name: str) -> Any:
+    """The class of a message that TensorFlow has and registers, but does not show."""
+    name = f"tensorflow.{name}"
+    if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
+        return message_factory.GetMessageClass(descriptor)
+    # Its GetPrototype would make a class anew, of which no message of TensorFlow's is one.
+    return symbol_database.Default().GetSymbol(name)
+
+
+FunctionDef = hidden_message("FunctionDef")
 
 
 class GraphTooLargeError(ValueError):

@@ -10,10 +10,11 @@
     dropout_removal       noise that is for training
     any_batch             batch sizes written into shapes
     freezing              variables become constants
-    folding               into the weights of what comes before; `affine_values`
+    folding               into the weights of what comes before
+    constant_values       what constants decide, and what is affine with them
     native_gradients      TensorFlow's own in the place of ours
     compiled_operations   TensorFlow's own in the place of kernel="compiled"
-    packed_views          undone, where `bn_tf1` saw several neighbours as one
+    formulas              what TensorFlow composes, in the place of one node
 
 No graph is imported into TensorFlow or run.
 """

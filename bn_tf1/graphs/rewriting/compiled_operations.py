@@ -13,7 +13,11 @@ from __future__ import annotations
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.compiled.kernel import BACKWARD, FORWARD
-from bn_tf1.graphs.rewriting.native_gradients import add_to_contexts
+from bn_tf1.graphs.rewriting.formulas import (
+    add_to_contexts,
+    compose,
+    replace_in_bodies,
+)
 from bn_tf1.statistics.formula import activated
 
 _RESULTS = {
@@ -28,59 +32,22 @@ def replace_compiled(meta: tf.MetaGraphDef) -> list[str]:
     Raises:
         ValueError: the rank of an operation's input is not known.
     """
-    changed, made_beside = replace_in_graph(meta.graph_def)
-    add_to_contexts(meta, made_beside)
+    changed, made = replace_in_graph(meta.graph_def)
+    add_to_contexts(meta, made)
     known = meta.meta_info_def.stripped_op_list.op
     for operation in [o for o in known if o.name in _RESULTS]:
         known.remove(operation)
     return changed
 
 
-def replace_in_graph(graph_def: tf.GraphDef) -> tuple[list[str], dict[str, list[str]]]:
-    """As `replace_compiled`; returns also what was made, by the name of what it replaces."""
-    made_beside: dict[str, list[str]] = {}
-    changed = _in_body(graph_def.node, None, made_beside)
-    for function in graph_def.library.function:
-        names = _in_body(function.node_def, function, {})
-        changed += [f"{function.signature.name}:{name}" for name in names]
-    return changed, made_beside
+def replace_in_graph(graph_def: tf.GraphDef) -> tuple[list[str], list[str]]:
+    """As `replace_compiled`; returns also the names of what was made in the graph."""
+    return replace_in_bodies(graph_def, _composed)
 
 
-def _in_body(nodes, function, made_beside):
-    changed, renamed = [], {}
-    for node in [n for n in nodes if n.op in _RESULTS]:
-        made, outputs = _composed(node, in_function=function is not None)
-        nodes.extend(made)
-        made_beside[node.name] = [new.name for new in made]
-        for position, name in enumerate(_names_of_outputs(node)):
-            renamed[f"{node.name}:{name}"] = f"{node.name}:output:{position}"
-        controls = [name for name in node.input if name.startswith("^")]
-        del node.input[:]
-        node.input.extend([name for name, _ in outputs] + controls)
-        node.op = "IdentityN"
-        node.attr.clear()
-        types = [dtype.as_datatype_enum for _, dtype in outputs]
-        node.attr["T"].list.type.extend(types)
-        changed.append(node.name)
-    if function is not None:
-        for node in nodes:
-            for position, name in enumerate(node.input):
-                node.input[position] = renamed.get(name, name)
-        for key, name in list(function.ret.items()):
-            function.ret[key] = renamed.get(name, name)
-    return changed
-
-
-def _names_of_outputs(node):
-    """In a function's body an output has the name of its argument, and its place there."""
-    *plain, last = _RESULTS[node.op]
-    several = node.op == BACKWARD and node.attr["outputs"].i == 0
-    return [f"{name}:0" for name in (plain if several else [*plain, last])]
-
-
-def _composed(node, in_function):
-    """The nodes of the formula, and (name, dtype) of what takes the place of the outputs."""
-    taken = [name for name in node.input if not name.startswith("^")]
+def _composed(node, by_name, in_function):
+    if node.op not in _RESULTS:
+        return None
     shape = tf.TensorShape(None)
     if node.attr["_output_shapes"].list.shape:
         shape = tf.TensorShape(node.attr["_output_shapes"].list.shape[0])
@@ -89,42 +56,19 @@ def _composed(node, in_function):
             f"{node.name} ({node.op}) does not say the rank of its output: write the graph "
             "with add_shapes=True, as tf.train.Saver does"
         )
-    with tf.Graph().as_default() as scratch:
-        places = [tf.placeholder(dtype) for dtype in _types_of_inputs(node)]
-        x = places[1 if node.op == BACKWARD else 0]
-        x.set_shape([None] * shape.ndims)
-        build = _forward if node.op == FORWARD else _backward
-        results = build(places, node)
-    names = {place.op.name: name for place, name in zip(places, taken)}
-    anchor = "^" + taken[0].split(":")[0]
+    # In a function's body an output has the name of its argument, and its place there.
+    *plain, last = _RESULTS[node.op]
+    several = node.op == BACKWARD and node.attr["outputs"].i == 0
+    outputs = plain if several else [*plain, last]
+    formula = _forward if node.op == FORWARD else _backward
 
-    def name_of(tensor):
-        if tensor.op.name in names:
-            return names[tensor.op.name]
-        name = f"{node.name}/composed/{tensor.op.name}"
-        if not in_function:
-            return name if tensor.value_index == 0 else f"{name}:{tensor.value_index}"
-        output = tensor.op.op_def.output_arg[tensor.value_index].name
-        return f"{name}:{output}:0"
+    def build(*places):
+        places[1 if node.op == BACKWARD else 0].set_shape([None] * shape.ndims)
+        return formula(places, node)
 
-    made = []
-    for operation in scratch.get_operations():
-        if operation.name in names:
-            continue
-        new = tf.NodeDef()
-        new.CopyFrom(operation.node_def)
-        new.name, new.device = f"{node.name}/composed/{operation.name}", node.device
-        del new.input[:]
-        new.input.extend(map(name_of, operation.inputs))
-        controls = operation.control_inputs
-        new.input.extend(f"^{node.name}/composed/{one.name}" for one in controls)
-        # In a loop or a branch, a constant belongs to it by what it waits for; a function's
-        # arguments are there before all else.
-        is_argument = in_function and ":" not in taken[0]
-        if not operation.inputs and not is_argument:
-            new.input.append(anchor)
-        made.append(new)
-    return made, [(name_of(tensor), tensor.dtype) for tensor in results]
+    made = compose(node, _types_of_inputs(node), build, in_function)
+    name = node.name
+    return made, {f"{name}:{o}:0": f"{name}:output:{i}" for i, o in enumerate(outputs)}
 
 
 def _types_of_inputs(node):

@@ -11,32 +11,18 @@ from typing import Any, Iterable, Mapping
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.graphs.rewriting.constant_values import constant_scalar
 from bn_tf1.graphs.rewriting.editable_graph import (
+    MERGES,
+    SWITCHES,
     EditableGraph,
+    data_inputs,
     node_name,
     port_in,
 )
 from bn_tf1.graphs.rewriting.function_inlining import inline_functions
 
-SWITCHES = ("Switch", "RefSwitch")
-MERGES = ("Merge", "RefMerge")
 _SELECTIONS = ("Select", "SelectV2")
-_COPIES = ("Identity", "StopGradient", "Enter", "Squeeze", "Reshape", "PreventGradient")
-_MAX_DEPTH = 60
-_BINARY = {
-    "Add": np.add,
-    "AddV2": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "RealDiv": np.divide,
-    "Div": np.divide,
-    "Equal": np.equal,
-    "NotEqual": np.not_equal,
-    "Greater": np.greater,
-    "GreaterEqual": np.greater_equal,
-    "Less": np.less,
-    "LessEqual": np.less_equal,
-}
 
 
 def resolve(
@@ -59,12 +45,12 @@ def resolve(
     for name, value in values.items():
         graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
     inline_functions(graph, definitions, lambda source: constant_scalar(graph, source))
-    flags = {}
-    for name, node in graph.nodes.items():
-        if node.op in SWITCHES:
-            flag = constant_bool(graph, node.input[1])
-            if flag is not None:
-                flags[name] = flag
+    known = {
+        name: constant_scalar(graph, node.input[1])
+        for name, node in graph.nodes.items()
+        if node.op in SWITCHES
+    }
+    flags = {name: bool(flag) for name, flag in known.items() if flag is not None}
     dead = _dead_nodes(graph, flags)
     # Known before they go: some of these were for the dead branches alone.
     fed = {node_name(i) for name in (*dead, *flags) for i in graph.nodes[name].input}
@@ -103,52 +89,6 @@ def dtype_of(graph: EditableGraph, name: str) -> Any:
     return tf.as_dtype(graph.nodes[name].attr["dtype"].type).as_numpy_dtype
 
 
-def constant_bool(graph: EditableGraph, source: str) -> bool | None:
-    """Whether a scalar predicate is constantly true or false; None: neither."""
-    value = constant_scalar(graph, source)
-    return None if value is None else bool(value)
-
-
-def constant_scalar(graph: EditableGraph, source: str, depth: int = 0) -> Any:
-    """The value of a scalar that constants decide; None where others do, too."""
-    node = graph.nodes.get(node_name(source))
-    if node is None or depth > _MAX_DEPTH or port_in(source) < 0:
-        return None
-
-    def operand(i):
-        return constant_scalar(graph, node.input[i], depth + 1)
-
-    if node.op == "Const":
-        shape = node.attr["value"].tensor.tensor_shape
-        # Before it is made an array: it may be as large as the weights.
-        if any(size.size != 1 for size in shape.dim):
-            return None
-        return tf.make_ndarray(node.attr["value"].tensor).reshape(-1)[0]
-    if node.op in _COPIES or node.op in SWITCHES:
-        return operand(0)
-    if node.op == "Cast":
-        value = operand(0)
-        target = tf.as_dtype(node.attr["DstT"].type).as_numpy_dtype
-        return None if value is None else np.asarray(value).astype(target)[()]
-    if node.op == "LogicalNot":
-        value = operand(0)
-        return None if value is None else not value
-    if node.op in ("LogicalAnd", "LogicalOr"):
-        # One operand can decide, though the other is known only as the graph runs.
-        decisive = node.op == "LogicalOr"
-        operands = [operand(0), operand(1)]
-        if any(o is not None and bool(o) == decisive for o in operands):
-            return decisive
-        return None if None in operands else not decisive
-    if node.op in _BINARY and len(node.input) > 1:
-        left, right = operand(0), operand(1)
-        if left is None or right is None:
-            return None
-        with np.errstate(all="ignore"):
-            return np.asarray(_BINARY[node.op](left, right))[()]
-    return None
-
-
 def _dead_nodes(graph, flags):
     """The nodes of which no output is ever there."""
     consumers = graph.consumers()
@@ -173,8 +113,7 @@ def _dead_nodes(graph, flags):
                 # A Merge lives as long as one of its inputs does.
                 if node.op in MERGES and not source.startswith("^"):
                     missing.setdefault(consumer, set()).add(i)
-                    count = sum(not s.startswith("^") for s in node.input)
-                    if len(missing[consumer]) == count:
+                    if len(missing[consumer]) == len(data_inputs(node)):
                         kill(consumer)
                 else:
                     kill(consumer)
@@ -187,15 +126,13 @@ def _resolve_merges(graph, dead, flags):
     for name, node in list(graph.nodes.items()):
         if node.op not in MERGES or name in dead:
             continue
-        inputs = [i for i in node.input if not i.startswith("^")]
+        inputs = data_inputs(node)
         alive = [
             i
             for i, source in enumerate(inputs)
+            # What comes out of a `Switch` itself is alive on the side that is taken.
             if node_name(source) not in dead
-            and not (
-                node_name(source) in flags
-                and port_in(source) != int(flags[node_name(source)])
-            )
+            and port_in(source) == flags.get(node_name(source), port_in(source))
         ]
         if len(alive) == len(inputs):
             continue
@@ -215,7 +152,7 @@ def _resolve_selections(graph):
             _resolve_choice(graph, name, node)
         if node.op not in _SELECTIONS:
             continue
-        flag = constant_bool(graph, node.input[0])
+        flag = constant_scalar(graph, node.input[0])
         if flag is not None and _are_alike(graph, name, node):
             graph.make_identity(name, node.input[1 if flag else 2])
 

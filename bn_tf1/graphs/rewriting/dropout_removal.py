@@ -12,9 +12,14 @@ Source: Srivastava et al., "Dropout", 2014.
 
 from __future__ import annotations
 
-from bn_tf1.graphs.rewriting.dead_branches import constant_scalar
-from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name, reached
+from bn_tf1.graphs.rewriting.constant_values import constant_scalar
+from bn_tf1.graphs.rewriting.editable_graph import (
+    EditableGraph,
+    data_inputs,
+    node_name,
+)
 from bn_tf1.graphs.rewriting.inference_mode import PLACEHOLDERS, RANDOM
+from bn_tf1.graphs.view import reached
 
 _SIZES = ("Shape", "ShapeN", "Size", "Rank")
 _PRODUCTS = ("Mul", "RealDiv", "Div", "Select", "SelectV2")
@@ -29,16 +34,20 @@ def remove_dropout(graph: EditableGraph, inputs: list[str]) -> list[str]:
         inputs: the nodes that data comes in by.
     """
     consumers = graph.consumers()
-    noise = _after(
-        graph, consumers, [n for n, node in graph.nodes.items() if node.op in RANDOM]
-    )
-    if not noise:
-        return []
-    data = _after(graph, consumers, inputs) | set(inputs)
+
+    def depending(names):
+        """The nodes that depend on `names`, by more than their sizes."""
+        return reached(
+            names,
+            lambda n: (c for c in consumers[n] if graph.nodes[c].op not in _SIZES),
+        )
+
+    noise = depending(n for n, node in graph.nodes.items() if node.op in RANDOM)
+    data = depending(inputs)
     # What depends on both is no mask but data with noise in it.
     masks = noise - data
     removed = []
-    for name, node in list(graph.nodes.items()):
+    for name, node in list(graph.nodes.items() if masks else ()):
         if node.op in _PRODUCTS and name in data:
             kept = _undropped(graph, node, masks)
             if kept is not None:
@@ -47,17 +56,9 @@ def remove_dropout(graph: EditableGraph, inputs: list[str]) -> list[str]:
     return removed
 
 
-def _after(graph, consumers, names):
-    """The nodes that depend on `names`, by more than their sizes."""
-    return reached(
-        names,
-        lambda name: [c for c in consumers[name] if graph.nodes[c].op not in _SIZES],
-    )
-
-
 def _undropped(graph, node, masks):
     """The input that a dropout leaves in inference; None where `node` is no dropout."""
-    inputs = [i for i in node.input if not i.startswith("^")]
+    inputs = data_inputs(node)
     if node.op in ("Select", "SelectV2"):
         if node_name(inputs[0]) not in masks or not _is_zero(graph, inputs[2]):
             return None
@@ -150,13 +151,13 @@ def _keep_probability(graph, mask):
     for _ in range(10):
         node = graph.nodes[name]
         if node.op in ("GreaterEqual", "Greater", "Less", "LessEqual"):
-            is_upper = node.op.startswith("Greater")
-            numbers = [constant_scalar(graph, i) for i in node.input]
-            if numbers[1] is not None:
-                return 1 - float(numbers[1]) if is_upper else float(numbers[1])
-            if numbers[0] is not None:
-                return float(numbers[0]) if is_upper else 1 - float(numbers[0])
-            return None
+            noise, rate = (constant_scalar(graph, i) for i in node.input[:2])
+            if rate is None and noise is None:
+                return None
+            # uniform >= rate, or its mirror image: rate <= uniform.
+            is_above = node.op.startswith("Greater") == (rate is not None)
+            share = float(noise if rate is None else rate)
+            return 1 - share if is_above else share
         if node.op == "Floor":
             node = graph.nodes[node_name(node.input[0])]
             numbers = [constant_scalar(graph, i) for i in node.input]

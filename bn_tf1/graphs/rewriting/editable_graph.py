@@ -6,13 +6,17 @@ it. What reads a graph is `GraphView`; it is made anew (`view`) after a round of
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.reading.partial_parsing import parsed_graph
-from bn_tf1.graphs.view import GraphView, node_of, port_of
+from bn_tf1.graphs.view import GraphView, node_of, port_of, reached
+
+SWITCHES = ("Switch", "RefSwitch")
+MERGES = ("Merge", "RefMerge")
+_FIELDS = ((bool, "b"), (int, "i"), (float, "f"), (bytes, "s"))  # a bool is an int, too
 
 
 class EditableGraph:
@@ -105,10 +109,9 @@ class EditableGraph:
 
     def constant(self, name: str, value: Any) -> str:
         """Adds a constant."""
-        value = np.asarray(value)
-        return self.add(
-            "Const", name, dtype=tf.as_dtype(value.dtype), value=value, _array=True
-        )
+        name = self.free_name(name)
+        self.make_constant(name, value)
+        return name
 
     def free_name(self, name: str) -> str:
         """`name`, or one like it that no node has."""
@@ -122,7 +125,7 @@ class EditableGraph:
         """Turns the node `name` into a constant."""
         value = np.asarray(value)
         node = tf.NodeDef(name=name, op="Const")
-        set_attributes(node, dtype=tf.as_dtype(value.dtype), value=value, _array=True)
+        set_attributes(node, dtype=tf.as_dtype(value.dtype), value=value)
         self.nodes[name] = node
 
     def make_identity(self, name: str, source: str) -> None:
@@ -133,10 +136,18 @@ class EditableGraph:
             if key in old.attr:
                 node.attr["T"].CopyFrom(old.attr[key])
                 break
-        if "_output_shapes" in old.attr:
+        self.replace(node)
+
+    def replace(self, node: tf.NodeDef) -> None:
+        """Puts `node`, of one output, in the place of the one of its name, if any.
+
+        The shape that was noted for that is kept: what comes later asks for it.
+        """
+        old = self.nodes.get(node.name)
+        if old is not None and "_output_shapes" in old.attr:
             node.attr["_output_shapes"].CopyFrom(old.attr["_output_shapes"])
             del node.attr["_output_shapes"].list.shape[1:]
-        self.nodes[name] = node
+        self.nodes[node.name] = node
 
     def redirect(self, targets: Mapping[str, str], but: Iterable[str] = ()) -> None:
         """Lets every node take targets[x] where it took x, but for the nodes `but`."""
@@ -205,37 +216,24 @@ class EditableGraph:
         return list(ordered)
 
 
-def reached(names: Iterable[str], further: Callable[[str], Iterable[str]]) -> set[str]:
-    """`names` and all that is come to from them by way of `further`."""
-    found = set(names)
-    pending = list(found)
-    while pending:
-        for name in further(pending.pop()):
-            if name not in found:
-                found.add(name)
-                pending.append(name)
-    return found
-
-
 def set_attributes(node: tf.NodeDef, **attributes: Any) -> None:
     """Sets attributes of a node by the kind of their values; see `EditableGraph.add`."""
-    is_array = attributes.pop("_array", False)
     for key, value in attributes.items():
         attribute = node.attr[key]
-        if key == "value" and is_array:
+        field = next((name for kind, name in _FIELDS if isinstance(value, kind)), None)
+        if isinstance(value, np.ndarray):
             attribute.tensor.CopyFrom(tf.make_tensor_proto(value))
         elif isinstance(value, tf.DType):
             attribute.type = value.as_datatype_enum
-        elif isinstance(value, bool):
-            attribute.b = value
-        elif isinstance(value, int):
-            attribute.i = value
-        elif isinstance(value, float):
-            attribute.f = value
-        elif isinstance(value, bytes):
-            attribute.s = value
+        elif field is not None:
+            setattr(attribute, field, value)
         else:
             attribute.shape.CopyFrom(tf.TensorShape(value).as_proto())
+
+
+def data_inputs(node: tf.NodeDef) -> list[str]:
+    """The inputs of a node without those that it only waits for."""
+    return [source for source in node.input if not source.startswith("^")]
 
 
 def node_name(source: str) -> str:

@@ -12,10 +12,12 @@ from typing import Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.graphs.rewriting.dead_branches import MERGES, SWITCHES
 from bn_tf1.graphs.rewriting.editable_graph import (
+    MERGES,
+    SWITCHES,
     EditableGraph,
     canonical,
+    data_inputs,
     node_name,
     port_in,
 )
@@ -74,7 +76,7 @@ def drop_controls(graph: EditableGraph, outputs: Iterable[str]) -> None:
     seen = set(pending)
     while pending:
         name = pending.pop()
-        needed = [i for i in graph.nodes[name].input if not i.startswith("^")]
+        needed = data_inputs(graph.nodes[name])
         if not needed:
             for control in graph.nodes[name].input:
                 if control not in known:
@@ -88,8 +90,8 @@ def drop_controls(graph: EditableGraph, outputs: Iterable[str]) -> None:
                 seen.add(source)
                 pending.append(source)
     for name, node in graph.nodes.items():
-        if any(source.startswith("^") for source in node.input):
-            data = [source for source in node.input if not source.startswith("^")]
+        data = data_inputs(node)
+        if len(data) < len(node.input):
             node.input[:] = data + ([kept[name]] if name in kept else [])
 
 

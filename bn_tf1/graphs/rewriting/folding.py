@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.layer_analysis import analyse
-from bn_tf1.graphs.rewriting.affine_values import Values, by_channel
+from bn_tf1.graphs.rewriting.constant_values import Values, by_channel
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
     input_for,

@@ -6,7 +6,7 @@ carry the value. References of the first kind of variables lose their mark.
 
 from __future__ import annotations
 
-from typing import Callable, Iterable
+from typing import Callable
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1.graphs.node_values import VARIABLES
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
+    data_inputs,
     node_name,
     set_attributes,
 )
@@ -78,7 +79,7 @@ def _pass_values(graph, dtypes):
         name = pending.pop()
         for consumer in consumers[name]:
             node = graph.nodes[consumer]
-            if consumer in dtypes or name not in _data(node):
+            if consumer in dtypes or name not in map(node_name, data_inputs(node)):
                 continue
             if node.op in _PASSING:
                 dtypes[consumer] = dtypes[name]
@@ -93,10 +94,6 @@ def _pass_values(graph, dtypes):
             elif node.op == "VariableShape":
                 node.op = "Shape"
                 set_attributes(node, T=dtypes[name])
-
-
-def _data(node) -> Iterable[str]:
-    return [node_name(i) for i in node.input if not i.startswith("^")]
 
 
 def _make_read(node):
@@ -116,7 +113,5 @@ def _make_gather(graph, name, node):
     node.attr["Tparams"].type = dtype
     if node.op == "GatherV2":
         axis = graph.constant(f"{name}/axis", np.int32(batch_dims))
-        controls = [i for i in node.input if i.startswith("^")]
-        data = [i for i in node.input if not i.startswith("^")]
-        node.input[:] = [*data, axis, *controls]
+        node.input.insert(len(data_inputs(node)), axis)  # control inputs come last
         set_attributes(node, Taxis=tf.int32, batch_dims=batch_dims)

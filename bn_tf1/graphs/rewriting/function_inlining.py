@@ -17,15 +17,15 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
+    data_inputs,
     node_name,
-    set_attributes,
     tensor_name,
 )
+from bn_tf1.graphs.view import LOOPS
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _IFS = ("If", "StatelessIf", "_If")
 _CASES = ("Case", "StatelessCase")
-_WHILES = ("While", "StatelessWhile", "_While")
 # A function that calls itself has no end.
 _MAX_INLINED = 100_000
 # Outputs that have names of their own, where the file holds no definitions.
@@ -60,17 +60,14 @@ def inline_functions(
         InliningError: a function calls itself, or is damaged.
     """
     inliner = _Inliner(graph, definitions, value_of)
-    pending = [name for name in graph.nodes if inliner.is_inlined(name)]
-    count = 0
-    while pending:
-        count += 1
-        if count > _MAX_INLINED:
-            raise InliningError(
-                f"its functions are called more than {_MAX_INLINED} times"
-            )
+    pending = list(filter(inliner.is_inlined, graph.nodes))
+    for _ in range(_MAX_INLINED):
+        if not pending:
+            return
         before = set(graph.nodes)
         inliner.inline(pending.pop())
         pending += [n for n in graph.nodes if n not in before and inliner.is_inlined(n)]
+    raise InliningError(f"its functions are called more than {_MAX_INLINED} times")
 
 
 class _Inliner:
@@ -83,15 +80,15 @@ class _Inliner:
         node = self._graph.nodes[name]
         if node.op in _CASES:
             return self._value_of(node.input[0]) is not None
-        return node.op in _CALLS + _IFS + _WHILES or node.op in self._graph.functions
+        return node.op in _CALLS + _IFS + LOOPS or node.op in self._graph.functions
 
     def inline(self, name):
         node = self._graph.nodes.pop(name)
-        inputs = [i for i in node.input if not i.startswith("^")]
-        awaited = [i for i in node.input if i.startswith("^")]
+        inputs = data_inputs(node)
+        awaited = node.input[len(inputs) :]
         if node.op in _IFS:
             outputs = self._inline_if(node, inputs, awaited)
-        elif node.op in _WHILES:
+        elif node.op in LOOPS:
             outputs = self._inline_while(node, inputs, awaited)
         elif node.op in _CASES:
             branches = node.attr["branches"].list.func
@@ -108,14 +105,15 @@ class _Inliner:
         # waited for the call waits for what it gives.
         targets[f"^{name}"] = f"^{node_name(outputs[0])}" if outputs else f"^{name}"
         self._graph.redirect(targets)
-        if outputs and "_output_shapes" in node.attr and node.op not in _WHILES:
-            self._note_shapes(outputs, node.attr["_output_shapes"].list.shape)
+        # Of a loop, those of what it begins with.
+        if node.op not in LOOPS and "_output_shapes" in node.attr:
+            for output, shape in zip(outputs, node.attr["_output_shapes"].list.shape):
+                made = self._graph.nodes.get(output)
+                if made is not None and "_output_shapes" not in made.attr:
+                    made.attr["_output_shapes"].list.shape.add().CopyFrom(shape)
 
-    def _note_shapes(self, outputs, shapes):
-        for output, shape in zip(outputs, shapes):
-            made = self._graph.nodes.get(output)
-            if made is not None and "_output_shapes" not in made.attr:
-                made.attr["_output_shapes"].list.shape.add().CopyFrom(shape)
+    def _add(self, scope, op, inputs, dtype, **attributes):
+        return self._graph.add(op, f"{scope}/{op}", inputs, T=dtype, **attributes)
 
     # ------------------------------------------------------------------------- conditions
 
@@ -124,16 +122,13 @@ class _Inliner:
         branches = [node.attr[key].func.name for key in ("else_branch", "then_branch")]
         if flag is not None:
             return self._expand(branches[bool(flag)], node.name, inputs[1:], awaited)
-        types = self._argument_types(branches[0])
+        taken, results = self._types(branches[0])
         switches = [
-            self._graph.add(
-                "Switch", f"{node.name}/Switch", [i, inputs[0]] + awaited, T=dtype
-            )
-            for i, dtype in zip(inputs[1:], types)
+            self._add(node.name, "Switch", [i, inputs[0], *awaited], dtype)
+            for i, dtype in zip(inputs[1:], taken)
         ]
-        pivots = self._graph.add(
-            "Switch", f"{node.name}/Switch", [inputs[0]] * 2, T=tf.bool
-        )
+        # What takes nothing from outside, in a branch, waits for the pivot of that.
+        pivots = self._add(node.name, "Switch", [inputs[0]] * 2, tf.bool)
         given = []
         for branch, function in enumerate(branches):
             pivot = self._graph.add(
@@ -146,48 +141,40 @@ class _Inliner:
             scope = f"{node.name}/{('else', 'then')[branch]}"
             given.append(self._expand(function, scope, arguments, [f"^{pivot}"]))
         return [
-            self._graph.add("Merge", f"{node.name}/Merge", [no, yes], T=dtype, N=2)
-            for no, yes, dtype in zip(*given, self._result_types(branches[0]))
+            self._add(node.name, "Merge", [no, yes], dtype, N=2)
+            for no, yes, dtype in zip(*given, results)
         ]
 
     # ------------------------------------------------------------------------------ loops
 
     def _inline_while(self, node, inputs, awaited):
         graph, scope = self._graph, node.name
-        types = self._argument_types(node.attr["body"].func.name)
-        merges, exits = [], []
+        condition, body = (node.attr[key].func.name for key in ("cond", "body"))
+        types, _ = self._types(body)
+        frame = {"frame_name": scope.encode(), "is_constant": False}
+        merges, exits, kept = [], [], []
         for source, dtype in zip(inputs, types):
-            enter = graph.add(
+            enter = self._add(
+                scope,
                 "Enter",
-                f"{scope}/Enter",
-                [source] + awaited,
-                T=dtype,
-                frame_name=scope.encode(),
-                is_constant=False,
+                [source, *awaited],
+                dtype,
                 parallel_iterations=10,
+                **frame,
             )
             # Its second input, of the iteration before, follows when there is one.
-            merges.append(graph.add("Merge", f"{scope}/Merge", [enter], T=dtype, N=2))
-        first = [f"^{merges[0]}"] if merges else []
-        (condition,) = self._expand(
-            node.attr["cond"].func.name, f"{scope}/cond", merges, first
-        )
-        going_on = graph.add("LoopCond", f"{scope}/LoopCond", [condition])
-        kept = []
+            merges.append(self._add(scope, "Merge", [enter], dtype, N=2))
+        first = [f"^{merge}" for merge in merges[:1]]
+        going_on = self._expand(condition, f"{scope}/cond", merges, first)
+        going_on = graph.add("LoopCond", f"{scope}/LoopCond", going_on)
         for merge, dtype in zip(merges, types):
-            switch = graph.add("Switch", f"{scope}/Switch", [merge, going_on], T=dtype)
-            exits.append(graph.add("Exit", f"{scope}/Exit", [switch], T=dtype))
-            kept.append(
-                graph.add("Identity", f"{scope}/Identity", [f"{switch}:1"], T=dtype)
-            )
-        first = [f"^{kept[0]}"] if kept else []
-        results = self._expand(
-            node.attr["body"].func.name, f"{scope}/body", kept, first
-        )
+            switch = self._add(scope, "Switch", [merge, going_on], dtype)
+            exits.append(self._add(scope, "Exit", [switch], dtype))
+            kept.append(self._add(scope, "Identity", [f"{switch}:1"], dtype))
+        first = [f"^{name}" for name in kept[:1]]
+        results = self._expand(body, f"{scope}/body", kept, first)
         for merge, result, dtype in zip(merges, results, types):
-            following = graph.add(
-                "NextIteration", f"{scope}/NextIteration", [result], T=dtype
-            )
+            following = self._add(scope, "NextIteration", [result], dtype)
             graph.nodes[merge].input.append(following)
         return exits
 
@@ -198,11 +185,13 @@ class _Inliner:
             raise InliningError(f"the function {name!r} that it calls is not in it")
         return self._graph.functions[name]
 
-    def _argument_types(self, name):
-        return [tf.as_dtype(a.type) for a in self._function(name).signature.input_arg]
-
-    def _result_types(self, name):
-        return [tf.as_dtype(a.type) for a in self._function(name).signature.output_arg]
+    def _types(self, name):
+        """The dtypes of what a function takes, and of what it gives."""
+        signature = self._function(name).signature
+        return tuple(
+            [tf.as_dtype(argument.type) for argument in arguments]
+            for arguments in (signature.input_arg, signature.output_arg)
+        )
 
     def _expand(self, name, scope, given, awaited):
         """Adds the nodes of a function under `scope`; the inputs that its results are."""
@@ -226,19 +215,16 @@ class _Inliner:
             if not node.input:
                 node.input.extend(awaited)
             self._graph.nodes[node.name] = node
-        results = [
-            place.input(function.ret[a.name]) for a in function.signature.output_arg
-        ]
+        # Of their own, so that no name of somebody else's is given away.
         return [
-            self._own_result(scope, result, a.type, awaited)
-            for result, a in zip(results, function.signature.output_arg)
+            self._graph.add(
+                "Identity",
+                f"{scope}/result",
+                [place.input(function.ret[a.name]), *awaited],
+                T=tf.as_dtype(a.type),
+            )
+            for a in function.signature.output_arg
         ]
-
-    def _own_result(self, scope, source, dtype, awaited):
-        """A node for a result, so that no name of somebody else's is given away."""
-        name = self._graph.add("Identity", f"{scope}/result", [source] + list(awaited))
-        set_attributes(self._graph.nodes[name], T=tf.as_dtype(dtype))
-        return name
 
     def _first_port(self, node, output):
         """The number of the first tensor of the output `output` of a node."""
@@ -284,7 +270,7 @@ class _Body:
         return tensor_name(self._names[name], port)
 
 
-def _tensors_of(argument: Any, node: Any) -> int:
+def _tensors_of(argument, node):
     if argument.number_attr:
         return node.attr[argument.number_attr].i
     if argument.type_list_attr:

@@ -21,7 +21,14 @@ from bn_tf1.graphs.node_values import (
 )
 from bn_tf1.graphs.rewriting.inference_mode import PLACEHOLDERS
 from bn_tf1.graphs.training_nodes import find_training, is_gradient
-from bn_tf1.graphs.view import GraphView, ancestors, node_of, reference_to
+from bn_tf1.graphs.view import (
+    GraphView,
+    ancestors,
+    node_of,
+    port_of,
+    reached,
+    reference_to,
+)
 
 PIPELINES = frozenset(
     ["IteratorGetNext", "IteratorGetNextSync", "QueueDequeue", "QueueDequeueV2"]
@@ -101,17 +108,13 @@ def find_interface(view: GraphView, mode: Iterable[str] = ()) -> Interface:
     others = [s for s in sources if s not in inputs]
     labels = [s for s in others if forward.meet(s, inputs)]
     outputs = [reference_to(node) for node in forward.ends(inputs, others)]
-    return Interface(
-        *(
-            tuple(candidate_of(view, reference) for reference in found)
-            for found in (inputs, labels, outputs)
-        )
-    )
+    found = (inputs, labels, outputs)
+    return Interface(*(tuple(candidate_of(view, r) for r in group) for group in found))
 
 
 def candidate_of(view: GraphView, reference: int) -> Candidate:
     """The tensor that a reference means."""
-    node, port = node_of(reference), reference - reference_to(node_of(reference))
+    node, port = node_of(reference), port_of(reference)
     return Candidate(
         f"{view.names[node]}:{port}",
         output_dtype(view, node, port),
@@ -146,13 +149,8 @@ def _sources(view, mode):
             if op != "PlaceholderWithDefault" or not _has_own_default(view, node):
                 found.append(reference_to(node))
         elif op in PIPELINES:
-            ports = {
-                reference
-                for consumer in view.consumers(node)
-                for reference in view.inputs[consumer]
-                if node_of(reference) == node
-            }
-            found += sorted(ports)
+            taken = {r for user in view.consumers(node) for r in view.inputs[user]}
+            found += sorted(r for r in taken if node_of(r) == node)
     # What stands behind a placeholder with a default is its default.
     hidden = {
         source
@@ -192,35 +190,30 @@ class _Forward:
     def meets_weights(self, source: int) -> bool:
         """Whether an operation with weights takes something that depends on `source`."""
         view = self._view
-        marked = self._depending([source])
-        for node, op in enumerate(view.ops):
-            if marked[node] and op in _WITH_WEIGHTS:
-                for reference in view.inputs[node]:
-                    if self.weights.intersection(variables_of(view, reference)):
-                        return True
-        return False
+        return any(
+            self.weights.intersection(variables_of(view, reference))
+            for node in self._depending([source])
+            if view.ops[node] in _WITH_WEIGHTS
+            for reference in view.inputs[node]
+        )
 
     def meet(self, source: int, inputs: list) -> bool:
         """Whether something depends on `source` and on one of `inputs`."""
-        of_source, of_inputs = self._depending([source]), self._depending(inputs)
-        return any(a and b for a, b in zip(of_source, of_inputs))
+        return not self._depending([source]).isdisjoint(self._depending(inputs))
 
     def _depending(self, references):
-        view = self._view
-        found = bytearray(len(view))
+        """The nodes of the forward pass that depend on one of `references`."""
+
+        def further(node):
+            return (c for c in self._view.consumers(node) if not self._left_out[c])
+
         # Of a pipeline one output is the images, another the labels.
         wanted = set(references)
-        pending = []
-        for start in {node_of(reference) for reference in references}:
-            for consumer in view.consumers(start):
-                if wanted.intersection(view.inputs[consumer]):
-                    pending.append(consumer)
-        while pending:
-            node = pending.pop()
-            if not found[node] and not self._left_out[node]:
-                found[node] = 1
-                pending += view.consumers(node)
-        return found
+        takers = {
+            taker for node in set(map(node_of, wanted)) for taker in further(node)
+        }
+        inputs = self._view.inputs
+        return reached((t for t in takers if wanted.intersection(inputs[t])), further)
 
     def ends(self, inputs: list, labels: list) -> list[int]:
         """The nodes that are outputs, in the order of the graph."""
@@ -230,7 +223,7 @@ class _Forward:
 
         def ends(node, but=-1):
             return all(
-                of_labels[user]
+                user in of_labels
                 or idle[user]
                 or self._left_out[user]
                 or user == but
@@ -240,10 +233,8 @@ class _Forward:
 
         found = [
             node
-            for node in range(len(view))
-            if of_inputs[node]
-            and not of_labels[node]
-            and not idle[node]
+            for node in sorted(of_inputs - of_labels)
+            if not idle[node]
             and ends(node)
             and view.ops[node] not in _NO_OUTPUTS
             and not self._is_scalar(node)
@@ -254,7 +245,7 @@ class _Forward:
     def _is_hit(self, node, of_labels):
         """Whether it is the class that metrics compare with the label."""
         users = self._view.consumers(node)
-        is_compared = bool(users) and all(of_labels[user] for user in users)
+        is_compared = bool(users) and of_labels.issuperset(users)
         return self._view.ops[node] in ("ArgMax", "TopKV2") and is_compared
 
     def _named(self, node, ends):
@@ -269,7 +260,7 @@ class _Forward:
     def _is_scalar(self, node):
         return static_shape(self._view, reference_to(node)) == ()
 
-    def _idle(self, marked, of_labels):
+    def _idle(self, of_inputs, of_labels):
         """1 for each node that only updates, summaries and shapes take.
 
         What gradients pass through is none.
@@ -280,10 +271,8 @@ class _Forward:
         )
         waiting = {
             node: sum(not self._is_gradient(u) for u in set(view.consumers(node)))
-            for node in range(len(view))
-            if marked[node]
-            and not idle[node]
-            and not of_labels[node]
+            for node in of_inputs - of_labels
+            if not idle[node]
             and not any(map(self._is_gradient, view.consumers(node)))
             and not self._is_scalar(node)  # a loss, though a summary takes it
         }

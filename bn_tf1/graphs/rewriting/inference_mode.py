@@ -16,7 +16,7 @@ from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.rewriting.dead_branches import resolve
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name
 from bn_tf1.graphs.training_nodes import Conditions, is_gradient
-from bn_tf1.graphs.view import GraphView, node_of, reference_to
+from bn_tf1.graphs.view import GraphView, node_of, reached, reference_to
 
 PLACEHOLDERS = ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault")
 RANDOM = frozenset(
@@ -75,45 +75,39 @@ def set_inference_mode(
         bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
     """
     outputs = list(outputs)
+    mode, conditions, wanted = _set(graph, values, definitions, outputs)
+    sources = _sources(mode.view, conditions, wanted)[:_MAX_SOURCES]
+    if not sources:
+        return mode
+
+    # False means inference for most: is_training, phase_train. Then one after the other
+    # is turned, which finds `is_test`, too, without trying all combinations.
+    def tried(settings):
+        trial, _, left = _set(graph.copy(), settings, definitions, outputs)
+        # A value that makes an output dead is none, however few layers it leaves.
+        names = (node_name(trial.graph.tensor(tensor)) for tensor in outputs)
+        missing = sum(name not in trial.graph.nodes for name in names)
+        return (missing, len(left)), trial
+
+    best = tried({source: 0 for source in sources})
+    for source in sources:
+        if best[0] == (0, 0):
+            break
+        flipped = dict(best[1].values)
+        flipped[source] = 1 - flipped[source]
+        best = min(best, tried(flipped), key=lambda trial: trial[0])
+    return best[1]._replace(values=dict(values, **best[1].values))
+
+
+def _set(graph, values, definitions, outputs):
+    """(the `Mode`, its `Conditions`, what still takes the batch or draws noise)."""
     resolve(graph, values, definitions, map(node_name, outputs))
     view = graph.view()
     conditions = Conditions(view)
     layers = analyse(view, conditions)
-    needed = _needed(graph, view, outputs)
-    wanted = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
-    sources = _sources(view, conditions, wanted)[:_MAX_SOURCES]
-    if not sources:
-        return Mode(graph, dict(values), view, tuple(layers))
-    # False means inference for most: is_training, phase_train. Then one after the other
-    # is turned, which finds `is_test`, too, without trying all combinations.
-    best = _tried(graph, {source: 0 for source in sources}, definitions, outputs)
-    for source in sources:
-        if not best[0]:
-            break
-        flipped = dict(best[1].values)
-        flipped[source] = 1 - flipped[source]
-        best = min(
-            best, _tried(graph, flipped, definitions, outputs), key=lambda t: t[0]
-        )
-    found = dict(values, **best[1].values)
-    return best[1]._replace(values=found)
-
-
-def _tried(graph, values, definitions, outputs):
-    """How much still takes the batch's statistics or draws noise, and the `Mode`."""
-    trial = graph.copy()
-    resolve(trial, values, definitions, map(node_name, outputs))
-    view = trial.view()
-    layers = analyse(view, Conditions(view))
-    needed = _needed(trial, view, outputs)
+    needed = view.needed(map(graph.tensor, outputs))
     left = _statistics_of_the_batch(view, layers, needed) + _noise(view, needed)
-    # A value that makes an output dead is none, however few layers it leaves.
-    missing = sum(node_name(trial.tensor(t)) not in trial.nodes for t in outputs)
-    return (missing, len(left)), Mode(trial, values, view, tuple(layers))
-
-
-def _needed(graph, view, outputs):
-    return view.needed(map(graph.tensor, outputs))
+    return Mode(graph, dict(values), view, tuple(layers)), conditions, left
 
 
 def takes_the_batch(call: Normalization) -> bool:
@@ -164,13 +158,9 @@ def _sources(view, conditions, references):
 
 
 def _placeholders(view, predicate):
-    seen, pending = set(), [node_of(predicate)]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if view.ops[node] in PLACEHOLDERS:
-            yield node
-        elif view.ops[node] in _LOGIC:
-            pending += [node_of(reference) for reference in view.inputs[node]]
+    def operands(node):
+        return map(node_of, view.inputs[node] if view.ops[node] in _LOGIC else ())
+
+    behind = reached([node_of(predicate)], operands)
+    # In the order of the graph: they are tried one after the other.
+    return [node for node in sorted(behind) if view.ops[node] in PLACEHOLDERS]

@@ -14,17 +14,17 @@ from typing import Iterable, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.checkpoints.dialects import STATISTICS
 from bn_tf1.graphs.layer_analysis import Analysis
 from bn_tf1.graphs.node_values import static_shape, variable_name
 from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
+    data_inputs,
     input_for,
     set_attributes,
 )
 from bn_tf1.graphs.view import GraphView, node_of
-
-_ROLES = ("moving_mean", "moving_variance")
 
 
 class Statistics(NamedTuple):
@@ -70,11 +70,11 @@ def take_moving_statistics(
         ValueError: what one takes cannot be told.
     """
     batch = [a for a in layers if any(c.mode != "inference" for c in a.calls)]
-    without = [a for a in batch if not all(a.variables[role] for role in _ROLES)]
+    without = [a for a in batch if not all(a.variables[role] for role in STATISTICS)]
     if without:
         raise MissingStatistics(without)
     for analysis in batch:
-        reads = Statistics(*(_read(graph, view, analysis, role) for role in _ROLES))
+        reads = Statistics(*(_read(graph, view, analysis, r) for r in STATISTICS))
         for call in analysis.calls:
             if call.mode != "inference":
                 normalise_with(graph, view, call, reads)
@@ -126,9 +126,8 @@ def normalise_with(
     name = view.names[call.node]
     if call.kind == "fused":
         node = graph.nodes[name]
-        data = [i for i in node.input if not i.startswith("^")]
         # In training these two are empty, or what is averaged with a factor.
-        node.input[:] = [*data[:3], given.mean, given.variance]
+        node.input[:] = [*data_inputs(node)[:3], given.mean, given.variance]
         set_attributes(node, is_training=False)
         if "exponential_avg_factor" in node.attr:
             del node.attr["exponential_avg_factor"]
@@ -138,10 +137,11 @@ def normalise_with(
         _rebuild(graph, view, call, given)
         return
     targets = {}
-    shapes = _Shapes(graph, view, call)
-    for role, reference, value in zip(_ROLES, (call.mean, call.variance), given):
-        shaped = shapes.like(reference, value, f"{name}/{role}")
-        targets[input_for(view, reference)] = shaped
+    for role, reference, value in zip(STATISTICS, (call.mean, call.variance), given):
+        sizes = _sizes(view, call, reference)
+        if len(sizes) > 1:
+            value = _reshaped(graph, value, sizes, f"{name}/{role}")
+        targets[input_for(view, reference)] = value
     graph.redirect(targets)
 
 
@@ -158,13 +158,12 @@ def _rebuild(graph, view, call, given):
     whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
     channels = [-1 if i == kept[-1] else 1 for i in range(len(x_shape))]
 
-    def shaped(value, sizes, role):
-        return _reshaped(graph, value, sizes, f"{scope}/{role}")
-
-    mean, variance = (
-        shaped(value, channels, role) for value, role in zip(given, _ROLES)
+    names = (*STATISTICS, "gamma", "beta")
+    shapes = (channels, channels, whole, whole)
+    mean, variance, gamma, beta = (
+        _reshaped(graph, value, sizes, f"{scope}/{role}")
+        for value, sizes, role in zip((*given, gamma, beta), shapes, names)
     )
-    gamma, beta = shaped(gamma, whole, "gamma"), shaped(beta, whole, "beta")
     epsilon = graph.constant(f"{scope}/epsilon", dtype.as_numpy_dtype(call.epsilon))
 
     def arithmetic(op, *inputs):
@@ -177,29 +176,17 @@ def _rebuild(graph, view, call, given):
     graph.redirect({name: y})
 
 
-class _Shapes(NamedTuple):
-    """Gives vectors by channel the shapes that the statistics of a batch have."""
-
-    graph: EditableGraph
-    view: GraphView
-    call: Normalization
-
-    def like(self, reference: int, value: str, name: str) -> str:
-        """`value`, of shape [channels], in the shape of the statistic `reference`."""
-        shape = static_shape(self.view, reference)
-        shape = shape or _shape_by_axes(self.view, self.call, reference)
-        if shape is None:
-            raise ValueError(
-                f"the shape of {self.view.names[node_of(reference)]!r}, a statistic of "
-                "the batch, is not known: give the .meta file, which states the shapes"
-            )
-        # Statistics of ghost batches have a group beside the channels, which come last.
-        axis = max((i for i, size in enumerate(shape) if size != 1), default=-1)
-        if len(shape) < 2:
-            return value
-        sizes = [1] * len(shape)
-        sizes[axis] = -1
-        return _reshaped(self.graph, value, sizes, name)
+def _sizes(view, call, reference):
+    """What gives a vector by channel the shape of the statistic `reference`."""
+    shape = static_shape(view, reference) or _shape_by_axes(view, call, reference)
+    if shape is None:
+        raise ValueError(
+            f"the shape of {view.names[node_of(reference)]!r}, a statistic of "
+            "the batch, is not known: give the .meta file, which states the shapes"
+        )
+    # Statistics of ghost batches have a group beside the channels, which come last.
+    channels = max((i for i, size in enumerate(shape) if size != 1), default=-1)
+    return [-1 if i == channels % len(shape) else 1 for i in range(len(shape))]
 
 
 def _reshaped(graph, value, sizes, name):

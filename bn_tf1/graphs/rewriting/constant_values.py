@@ -1,9 +1,14 @@
-"""Values of constants, and what affine arithmetic does to a tensor, by channel.
+"""Values of the constants of a graph, and of what is computed from them alone.
+
+And what affine arithmetic makes of a tensor with them, by channel,
 
     y = scale * x + offset
 
-is what a batch norm in inference mode is, however it is written. Both are arrays that
+which a batch norm in inference mode is, however it is written. Both are arrays that
 broadcast against x.
+
+Numbers with a fraction are float64 here, whatever the graph has: weights are folded, and
+settings compared, before anything is rounded.
 """
 
 from __future__ import annotations
@@ -14,11 +19,20 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.node_values import is_fused
-from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, node_name, port_in
+from bn_tf1.graphs.rewriting.editable_graph import (
+    SWITCHES,
+    EditableGraph,
+    data_inputs,
+    node_name,
+    port_in,
+)
 
 _COPIES = frozenset(
     ["Identity", "StopGradient", "CheckNumerics", "PreventGradient", "Snapshot"]
 )
+# Values that go into a branch or a loop. What is folded there would have to be made in it.
+_WAYS_IN = frozenset([*SWITCHES, "Enter"])
+_SHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _UNARY = {
     "Rsqrt": lambda v: 1 / np.sqrt(v),
     "Sqrt": np.sqrt,
@@ -26,6 +40,7 @@ _UNARY = {
     "Square": np.square,
     "Reciprocal": np.reciprocal,
     "Inv": np.reciprocal,
+    "LogicalNot": np.logical_not,
 }
 _BINARY = {
     "Add": np.add,
@@ -38,9 +53,15 @@ _BINARY = {
     "Pow": np.power,
     "Maximum": np.maximum,
     "Minimum": np.minimum,
+    "Equal": np.equal,
+    "NotEqual": np.not_equal,
+    "Greater": np.greater,
+    "GreaterEqual": np.greater_equal,
+    "Less": np.less,
+    "LessEqual": np.less_equal,
 }
-_SHAPING = ("Reshape", "Squeeze", "ExpandDims")
-_MAX_DEPTH = 40
+_LOGICAL = {"LogicalAnd": np.logical_and, "LogicalOr": np.logical_or}
+_MAX_DEPTH = 60
 
 
 class Affine(NamedTuple):
@@ -51,14 +72,21 @@ class Affine(NamedTuple):
 
 
 class Values:
-    """The values of the constants of a graph, and of what is computed from them alone."""
+    """The values of a graph that constants decide.
 
-    def __init__(self, graph: EditableGraph):
+    Args:
+        graph: the graph; it is not to be changed where that changes a value.
+        is_scalar: whether scalars alone are asked for. Then nothing larger is looked at,
+            which may be the weights, and what enters a branch or loop counts, too.
+    """
+
+    def __init__(self, graph: EditableGraph, is_scalar: bool = False):
         self._graph = graph
+        self._is_scalar = is_scalar
         self._known: dict[str, Any] = {}
 
     def constant(self, source: str, depth: int = 0) -> np.ndarray | None:
-        """The value of an input, float64 if it is a number; None: not constant."""
+        """The value of an input; None: not constant."""
         if source not in self._known:
             self._known[source] = None  # in a cycle
             self._known[source] = self._computed(source, depth)
@@ -66,35 +94,34 @@ class Values:
 
     def _computed(self, source, depth):
         node = self._graph.nodes.get(node_name(source))
-        if node is None or port_in(source) or depth > _MAX_DEPTH:
+        if node is None or depth > _MAX_DEPTH:
+            return None
+        is_way_in = self._is_scalar and node.op in _WAYS_IN
+        if port_in(source) and not (is_way_in and port_in(source) > 0):
             return None
         if node.op == "Const":
-            value = tf.make_ndarray(node.attr["value"].tensor)
-            return value.astype(np.float64) if value.dtype.kind == "f" else value
-        data = [i for i in node.input if not i.startswith("^")]
-        if not data or not (
-            node.op in _COPIES
-            or node.op in _UNARY
-            or node.op in _BINARY
-            or node.op in _SHAPING
-            or node.op == "ConcatV2"
-        ):
+            return self._stored(node)
+        data = data_inputs(node)
+        if data and (is_way_in or node.op in _COPIES):
+            return self.constant(data[0], depth + 1)
+        if len(data) < _OPERANDS.get(node.op, len(data) + 1):
             return None
-        operands = []
-        for i in data:
-            operands.append(self.constant(i, depth + 1))
-            if operands[-1] is None:
-                return None
-        if node.op in _COPIES:
-            return operands[0]
+        operands = [self.constant(i, depth + 1) for i in data]
+        if node.op in _LOGICAL:
+            return _decided(node.op, operands)
+        if operands[0] is not None and node.op in _SHAPING and self._is_scalar:
+            return operands[0]  # of whatever shape: it stays the one number that it is
+        if any(operand is None for operand in operands):
+            return None
         with np.errstate(all="ignore"):
-            if node.op in _UNARY:
-                return _UNARY[node.op](operands[0])
-            if node.op in _BINARY:
-                return _BINARY[node.op](*operands[:2])
-        if node.op == "ConcatV2":
-            return np.concatenate(operands[:-1], int(operands[-1]))
-        return _shaped(node, operands)
+            return _wide(_result(node, operands))
+
+    def _stored(self, node):
+        shape = node.attr["value"].tensor.tensor_shape
+        # Before it is made an array.
+        if self._is_scalar and any(size.size != 1 for size in shape.dim):
+            return None
+        return _wide(tf.make_ndarray(node.attr["value"].tensor))
 
     def affine(self, source: str, x: str, depth: int = 0) -> Affine | None:
         """What `source` is of the tensor `x`; None where it is not affine in it alone."""
@@ -103,7 +130,7 @@ class Values:
         node = self._graph.nodes.get(node_name(source))
         if node is None or depth > _MAX_DEPTH or port_in(source):
             return None
-        data = [i for i in node.input if not i.startswith("^")]
+        data = data_inputs(node)
         if node.op in _COPIES or node.op == "IdentityN":
             return self.affine(data[0], x, depth + 1)
         if is_fused(node.op):
@@ -159,6 +186,12 @@ class Values:
         )
 
 
+def constant_scalar(graph: EditableGraph, source: str) -> Any:
+    """The value of a scalar that constants decide; None where others do, too."""
+    value = Values(graph, is_scalar=True).constant(source)
+    return None if value is None else value.reshape(-1)[0]
+
+
 def _as_affine(part):
     return part if isinstance(part, Affine) else Affine(np.zeros(()), part)
 
@@ -175,10 +208,40 @@ def by_channel(vector: np.ndarray, layout: str) -> np.ndarray:
     return vector
 
 
-def _shaped(node, operands):
+def _wide(value):
+    value = np.asarray(value)
+    return value.astype(np.float64) if value.dtype.kind == "f" else value
+
+
+def _decided(op, operands):
+    """One operand can decide, though the other is known only as the graph runs."""
+    decisive = op == "LogicalOr"
+    if any(o is not None and o.size == 1 and o.all() == decisive for o in operands):
+        return np.array(decisive)
+    is_known = all(operand is not None for operand in operands)
+    return _LOGICAL[op](*operands[:2]) if is_known else None
+
+
+def _result(node, operands):
+    first, *others = operands
+    if node.op in _UNARY:
+        return _UNARY[node.op](first)
+    if node.op in _BINARY:
+        return _BINARY[node.op](first, others[0])
+    if node.op == "Cast":
+        return first.astype(tf.as_dtype(node.attr["DstT"].type).as_numpy_dtype)
+    if node.op == "ConcatV2":
+        return np.concatenate(operands[:-1], int(others[-1]))
     if node.op == "Reshape":
-        return operands[0].reshape([int(size) for size in operands[1]])
+        return first.reshape([int(size) for size in others[0]])
     if node.op == "ExpandDims":
-        return np.expand_dims(operands[0], int(operands[1]))
+        return np.expand_dims(first, int(others[0]))
     axes = tuple(node.attr["squeeze_dims"].list.i)
-    return np.squeeze(operands[0], axes or None)
+    return np.squeeze(first, axes or None)
+
+
+# How many there are at least: a damaged node may have fewer.
+_OPERANDS = {
+    **dict.fromkeys([*_UNARY, "Squeeze", "Cast"], 1),
+    **dict.fromkeys([*_BINARY, *_LOGICAL, "Reshape", "ExpandDims", "ConcatV2"], 2),
+}
