@@ -101,6 +101,7 @@ class Facts:
 
     def is_saved_by_object(self) -> bool:
         """Whether a saver saves objects with all their variables, and no list of them."""
+        # A checkpoint of objects has its description among the names that are saved.
         names = [constant_at(self.view, self.view.inputs[n][1]) for n in self.saves()]
         key = OBJECT_GRAPH.encode()
         return any(n is not None and key in n.ravel().tolist() for n in names)

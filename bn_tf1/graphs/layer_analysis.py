@@ -41,9 +41,12 @@ _INNER_SCOPE = re.compile(
     r"(cond(_\d+)?|batchnorm(_\d+)?|FusedBatchNorm(V\d)?(_\d+)?|moments(_\d+)?|"
     r"Switch.*|switch_.*)$"
 )
+# What nobody named: then the values have to tell (`_is_named`).
 _UNNAMED = re.compile(
     r"(Const|(ones|zeros)(_like)?|Variable|Reshape|ReadVariableOp|mul|add)(_\d+)?$"
 )
+# What optimize_for_inference and contrib.quantize call the bias that is left of a layer;
+# others keep the name of its kernel.
 _FOLDED = re.compile(
     r"_bn_offset$|(^|/)(FusedBatchNorm(V\d)?|batchnorm|BatchNorm_Fold)\b"
 )
@@ -162,6 +165,8 @@ def _roles(view, call, updates, by_name):
     means = set(found["moving_mean"])
     found["moving_variance"] = [n for n in found["moving_variance"] if n not in means]
     sources = statistics_of(view, call)
+    # A layer built for training alone shows its moving statistics only where it writes them,
+    # or, where its updates were left out of the file, by their names.
     for role in STATISTICS:
         if not found[role]:
             found[role] = _updated(view, sources, role, updates, by_name)
@@ -178,6 +183,7 @@ def _parameter(view, reference):
     ends = leaves(view, reference)
     if ends.variables:
         return sorted(n for n in ends.variables if not _is_auxiliary(view, n))
+    # A frozen graph.
     return [node for node in sorted(ends.constants) if _is_named(view, node)]
 
 
@@ -187,6 +193,7 @@ def _moving(view, reference, ends):
     variables = [n for n in ends.variables if not _is_auxiliary(view, n)]
     if variables:
         return sorted(variables)
+    # Beside the batch's statistics a constant is a factor or a size.
     if ends.reductions or ends.statistics:
         return []
     direct = {node_of(source) for source in origins(view, reference)}
@@ -216,7 +223,7 @@ def _updated(view, sources, role, updates, by_name):
         if update.role != role:
             continue
         name = variable_name(view, update.variable)
-        if update.debiased:
+        if update.debiased:  # what is written is X/biased, what is read is X
             found += by_name.get(debiased_variable(name, by_name) or name, [])
         elif not _is_auxiliary(view, update.variable):
             found.append(update.variable)
@@ -298,6 +305,7 @@ def _analysis(view, calls, resolved, updates, writes):
         role: variable_name(view, nodes[0]) if nodes else None
         for role, nodes in variables.items()
     }
+    # A locked average does not tell its decay; those of other calls do.
     decays = [update.decay for update in own if update.decay is not None]
     modes = {call.mode for call in calls}
     # Those that compute statistics say more of a layer than those that take them.
@@ -326,6 +334,7 @@ def _channels(view, variables):
     """The number of values of a variable, its parts together."""
     for nodes in filter(None, variables.values()):
         name = variable_name(view, nodes[0])
+        # Those of another bank, or of another layer that shares a gamma, do not add up.
         parts = [node for node in nodes if variable_name(view, node) == name]
         sizes = [_size_of(view, node) for node in parts]
         if None not in sizes:
@@ -349,6 +358,7 @@ def _layer_name(view, names, node):
     """The scope that the variables share; without one, that of the node."""
     if any(name and _FROZEN_READ.search(name) for name in names.values()):
         return _scope_of_node(view, node) or view.names[node]
+    # Banks of one layer share gamma and beta, and are told apart by their statistics.
     in_bank = bank_of((names["moving_mean"] or "").rpartition("/")[0])[1]
     for roles in (STATISTICS,) if in_bank else (("gamma", "beta"), STATISTICS):
         known = [names[role] for role in roles if names[role]]

@@ -87,7 +87,7 @@ def migrate_graph(source: str, destination: str) -> Migration:
             nodes with operations that it does not know, or quotes what it says.
     """
     meta = read_meta_graph(source)
-    _check_new(destination)
+    _check_new(destination)  # before any work
     changed = _remove_stored_shapes(meta.graph_def)
     replaced = replace_compiled(meta)
     native = give_native_gradients(meta)
@@ -133,6 +133,7 @@ def _nodes(graph_def):
 
 
 def _check_importable(meta, source):
+    # The import names one of them; somebody who has to register them wants all.
     unknown = _unknown_operations(meta.graph_def)
     if unknown:
         nodes = [

@@ -34,7 +34,8 @@ REDUCTIONS = frozenset(
     ["Mean", "Sum", "BiasAddGrad", "DepthwiseConv2dNativeBackpropFilter"]
 )
 
-# The first input with another shape, dtype or place, but the same numbers.
+# The first input with another shape, dtype or place, but the same numbers. An assignment
+# gives its variable, for whoever takes a reference.
 _SAME_AS_FIRST_NAMES = """
 Identity ReadVariableOp Switch RefSwitch RefIdentity Enter RefEnter Exit RefExit
 NextIteration RefNextIteration StopGradient PreventGradient CheckNumerics Snapshot
@@ -44,6 +45,7 @@ HorovodBroadcast CollectiveReduce CollectiveReduceV2 NcclAllReduce _MklToTf
 ResourceGather GatherV2
 """
 _SAME_AS_FIRST = frozenset(_SAME_AS_FIRST_NAMES.split())
+# From one of several: of a condition, of all calls of a function.
 _SAME_AS_ANY = frozenset(["Merge", "RefMerge", "_Arg", "_Ret", "RefSelect"])
 _SELECTIONS = frozenset(["Select", "SelectV2"])
 _ARITHMETIC_NAMES = """
@@ -62,7 +64,10 @@ _FUSED = re.compile(
 )
 _BOOL = tf.bool.as_datatype_enum
 _PARTITION = re.compile(r"/part_\d+$")
+# What decides something is small; weights are not to be made arrays of.
 _MAX_CONSTANT = 1 << 16
+# Real walks take some ten steps. Many nodes that share one with many inputs would otherwise
+# take the square of their number: hours for a file of some MB.
 _STEPS = 300
 _SCALAR_DEPTH = 12
 _SCALAR_VALUES = 8
@@ -184,7 +189,7 @@ def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
                 seen.add(source)
                 pending.append(source)
         if len(seen) > steps or len(earlier) > steps:
-            found["others"].add(node)
+            found["others"].add(node)  # unknown, which may be anything
             break
     return Leaves(*(frozenset(found[field]) for field in Leaves._fields))
 
@@ -208,6 +213,7 @@ def _sort_leaf(view, reference, found):
             found["constants"].add(node)
     elif is_fused(op) and port_of(reference):
         found["statistics"].add(reference)
+    # A rate or a flag that is fed says nothing of the data.
     elif op not in _SIZES and not _is_scalar_placeholder(view, node):
         found["others"].add(node)
 
@@ -224,7 +230,7 @@ def variables_of(view: GraphView, reference: int) -> tuple[int, ...]:
     found = []
     for source in origins(view, reference):
         node = node_of(source)
-        if view.ops[node] in ("ConcatV2", "Concat"):
+        if view.ops[node] in ("ConcatV2", "Concat"):  # how a partitioned one is read
             parts = [origin(view, part) for part in view.inputs[node]]
             found += [node_of(part) for part in parts]
         else:
@@ -251,6 +257,7 @@ def _stated_size(view, node):
     size = 1
     for dimension in value.tensor.tensor_shape.dim:
         size *= dimension.size
+        # Python's integers have no limit: a hostile shape would make one of a million digits.
         if not 0 <= size < 1 << 40:
             return None
     return size
@@ -333,6 +340,7 @@ def _scalar_result(view, node, depth, known):
     if len(operands) != 2:
         return frozenset()
     left, right = operands
+    # ExponentialMovingAverage with num_updates=n takes min(decay, (1 + n) / (10 + n)).
     if op in ("Minimum", "Maximum") and not (left and right):
         return left or right
     return frozenset(
@@ -376,6 +384,7 @@ def static_shape(view: GraphView, reference: int) -> tuple[int | None, ...] | No
             shape = value.tensor.tensor_shape if value is not None else None
         if shape is not None and not shape.unknown_rank:
             return tuple(d.size if d.size >= 0 else None for d in shape.dim)
+        # Frozen graphs have no notes on shapes, but a Reshape says where it leads.
         if view.ops[node] == "Reshape" and len(view.inputs[node]) > 1:
             target = integers(view, view.inputs[node][1])
             return target and tuple(size if size >= 0 else None for size in target)

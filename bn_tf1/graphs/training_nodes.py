@@ -47,6 +47,7 @@ _TRANSPOSED = re.compile(
     r"(Conv[23]DBackpropInput(V\d+)?|DepthwiseConv2dNativeBackpropInput)$"
 )
 _DEFAULT = "PlaceholderWithDefault"
+_NEXT = ("NextIteration", "RefNextIteration")
 _STEPS = 300
 # Conditions that are nested or joined have sets as the square of their number.
 MAX_CONDITIONS = 4_000_000
@@ -76,6 +77,7 @@ def find_training(view: GraphView) -> Training:
     ]
     if not applies:
         return Training((), bytearray(len(view)), frozenset())
+    # A train op may be any group of what applies gradients and of updates beside it.
     after = descendants(view, applies)
     runs = ancestors(view, [node for node in range(len(view)) if after[node]])
     # The operations of a function that change something run whenever it is called.
@@ -91,7 +93,7 @@ def find_training(view: GraphView) -> Training:
 
 def _applies(view, node):
     op = view.ops[node]
-    is_average = op in LOCKED_AVERAGES
+    is_average = op in LOCKED_AVERAGES  # by its name it would be an optimizer's
     if not is_average and (_APPLY.match(op) or _ACCUMULATE.match(op)):
         return True
     written = written_value(view, node)
@@ -132,6 +134,8 @@ class Conditions:
 
     def __init__(self, view: GraphView):
         self._view = view
+        # A node that waits for something in a branch is not built there for that: only the
+        # pivot says so. Yet it is dead with what it waits for (`misleading`).
         self._of = _dead_branches(view, _is_pivot)
         self._dead: dict[int, frozenset] | None = None
         self._bodies = _conditional_bodies(view)
@@ -259,6 +263,7 @@ def _dead_branches(view, counts) -> dict[int, frozenset]:
         node = ready.pop()
         conditions = _conditions_of(view, node, found, counts)
         if conditions:
+            # Equal sets are one object: of nodes in one branch there are thousands.
             if conditions not in sets:
                 sets[conditions] = conditions
                 held += len(conditions)
@@ -294,18 +299,17 @@ def _waiting(view, switches):
     return waiting
 
 
-_NEXT = ("NextIteration", "RefNextIteration")
-
-
 def _conditions_of(view, node, found, counts):
     op = view.ops[node]
     none = frozenset()
     data = [_condition_of_input(view, r, found) for r in view.inputs[node]]
     awaited = [found.get(c, none) for c in view.controls[node] if counts(view, c)]
     if op in ("Merge", "RefMerge"):
+        # One input that is alive is enough; what it waits for has all to be.
         return (data[0].intersection(*data[1:]) if data else none) | _joined(awaited)
     conditions = _joined(data + awaited)
     if op in ("Exit", "RefExit"):
+        # A loop ends, however often it went round: what follows does not depend on that.
         loops = {c for c in conditions if view.ops[node_of(c[0])] == "LoopCond"}
         return conditions - loops
     return conditions

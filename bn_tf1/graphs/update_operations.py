@@ -28,6 +28,7 @@ from bn_tf1.graphs.node_values import (
 from bn_tf1.graphs.recognition.normalizations import Normalization
 from bn_tf1.graphs.view import GraphView, node_of, port_of, reference_to
 
+# An update is some ten operations, and a decay one of a few numbers.
 _DEPTH = 16
 _VALUES = 8
 
@@ -62,6 +63,7 @@ def statistics_of(
         outputs = (reference_to(normalization.node, port) for port in (1, 2))
         return {role: frozenset([output]) for role, output in zip(STATISTICS, outputs)}
     means = mean.reductions | mean.statistics
+    # The variance is of differences to the mean, which is behind it, too.
     return {
         "moving_mean": means,
         "moving_variance": (variance.reductions | variance.statistics) - means,
@@ -127,6 +129,7 @@ def _is_update(view, node, value):
     """Initial values and restored ones are no updates."""
     if "Add" in view.ops[node] or "Sub" in view.ops[node]:
         return True
+    # A Saver restores by an Assign of what it reads, an initializer of numbers.
     written = leaves(view, value)
     return bool(written.variables or written.reductions or written.statistics)
 
@@ -137,7 +140,7 @@ def decay_of(view: GraphView, node: int, variable: int) -> float | None:
         return None  # it has no difference to the old value; other calls tell the decay
     value = view.inputs[node][1]
     factors = _factors(view, value, variable, _DEPTH, {})
-    if factors is None:
+    if factors is None:  # not linear in it, as far as can be seen
         return _fused_decay(view, value)
     if "Add" in view.ops[node]:
         factors = {1 + factor for factor in factors}
@@ -147,6 +150,7 @@ def decay_of(view: GraphView, node: int, variable: int) -> float | None:
         fused = _fused_decay(view, value)
         if fused is not None:
             return fused
+    # float32 has seven digits: 1 - 0.01 and 0.99 are one decay.
     decays = sorted({round(factor, 7) for factor in factors})
     # A guard keeps the old value as it is, which is a decay of 1, but not the layer's.
     guarded = [decay for decay in decays if decay != 1.0]
@@ -158,7 +162,9 @@ def _fused_decay(view, reference):
     """The kernel's own average: its output is what is assigned."""
     reference = only_origin(view, reference)
     factor = view.attribute(node_of(reference), "exponential_avg_factor")
-    if factor is None or not port_of(reference) or factor.f == 1.0:
+    if (
+        factor is None or not port_of(reference) or factor.f == 1.0
+    ):  # it averages nothing
         return None
     return round(1.0 - float(f"{factor.f:.7g}"), 7)
 

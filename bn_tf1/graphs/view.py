@@ -38,6 +38,7 @@ _Item = TypeVar("_Item")
 MAX_CALL_EDGES = 4_000_000
 
 _MANY_CONTROLS = 16
+# One integer for a node and a port: a tuple would be an object for each edge.
 _PORT_BITS = 16
 _MAX_PORT = (1 << _PORT_BITS) - 1
 # Outputs that are no first ones and have names, as functions refer to them.
@@ -144,6 +145,7 @@ class GraphView:
         # kept one by one: parsed, they would be most of all memory.
         self._sources: list[tuple[int, Sequence[Any]]] = []
         self.constant_sizes: dict[int, int | None] = {}
+        # Made when somebody asks: the way back, which most questions take, needs neither.
         self._consumers: Any = None
         self._followers: Any = None
         self.unanswered: list[str] = []
@@ -176,6 +178,7 @@ class GraphView:
 
     def body_of(self, node: int) -> int:
         """The index of the body that `node` is in."""
+        # Found by halves: a number for each node would be as long as all else.
         return int(np.searchsorted(self._firsts, node, side="right")) - 1
 
     def attribute(self, node: int, name: str) -> Any:
@@ -250,6 +253,7 @@ class GraphView:
         later = []
         for definition in definitions:
             own = definition.name
+            # Interned: some hundred texts for a million nodes.
             node = self._add(prefix + own, sys.intern(definition.op))
             ids.setdefault(own, node)
             called = _called_functions(definition, known) if known else ()
@@ -308,12 +312,14 @@ class GraphView:
 
     def _join_calls(self):
         joined: dict[int, list[int]] = {}
+        # A function is also called by an operation of its own name.
         functions = {body.name for body in self.bodies[1:]}
         edges = 0
         for node, called in self.called.items():
             op = self.ops[node]
             start = 0 if op in functions else _CALLS.get(op)
             given = self.inputs[node][start:] if start is not None else ()
+            # What one iteration gives, the next one takes.
             again = _returned(self, called) if op in LOOPS else ()
             for index in called:
                 body = self.bodies[index]
@@ -327,6 +333,7 @@ class GraphView:
                 for references in (given, again):
                     for argument, reference in zip(body.arguments, references):
                         joined.setdefault(argument, []).append(reference)
+        # When all calls are known: each of them gives an argument its values.
         for argument, references in joined.items():
             self.inputs[argument] = tuple(dict.fromkeys(references))
 
@@ -357,6 +364,7 @@ def view_of(graph: Any) -> GraphView:
         ValueError: it has too many nodes.
     """
     if isinstance(graph, tf.Graph):
+        # With the shapes, as .meta files have them: axes are told by them.
         view = GraphView(parsed_graph(graph.as_graph_def(add_shapes=True)))
         view.collections = {
             key: [
@@ -404,7 +412,7 @@ def descendants(view: GraphView, nodes: Iterable[int]) -> bytearray:
 
 
 def _closure(size, nodes, next_to):
-    found = bytearray(size)
+    found = bytearray(size)  # a set of most nodes would be much larger
     pending = list(nodes)
     for node in pending:
         found[node] = 1
@@ -466,6 +474,7 @@ def _collections(meta):
 def _split(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """The inputs and the control inputs, which come after them."""
     names = list(names)
+    # Most nodes wait for nothing: the last name tells.
     if not names or names[-1][:1] != "^":
         return names, ()
     for i, name in enumerate(names):
@@ -477,7 +486,7 @@ def _split(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 def _references(names: Sequence[str], ids: Mapping[str, int]) -> tuple[int, ...]:
     found = []
     for name in names:
-        if name in ids:
+        if name in ids:  # a first output, as most inputs are: nothing to be split
             found.append(ids[name] << _PORT_BITS)
             continue
         name, *output = name.split(":")
@@ -489,6 +498,7 @@ def _references(names: Sequence[str], ids: Mapping[str, int]) -> tuple[int, ...]
 def _port(output):
     """The port of ["3"] in a graph, of ["batch_mean", "0"] in a function."""
     index = output[-1] if output else "0"
+    # Of somebody's million digits Python would take minutes to make a number.
     port = int(index) if index.isdecimal() and len(index) < 6 else 0
     if len(output) == 2:
         port += _PORTS.get(output[0], 0)
@@ -515,6 +525,7 @@ def _returned(view, called):
 
 def _reversed_edges(size, earlier):
     """(starts, targets): what follows node n is targets[starts[n]:starts[n + 1]]."""
+    # In arrays: a list for each node would be objects by the million.
     edges = np.fromiter(
         (number for node in range(size) for e in earlier(node) for number in (e, node)),
         np.int32,

@@ -159,6 +159,7 @@ def _from_text(data, kind, path):
 
 def _from_binary(data, path):
     # The first byte of a SavedModel is its version; other graphs have no number there.
+    # A MetaGraphDef first: as a GraphDef it would be one without nodes.
     kinds = ("saved_model",) if data[:1] == b"\x08" else ("meta", "graph")
     reasons = []
     for kind in kinds:
@@ -196,7 +197,8 @@ def _unparsed(kind, data):
     if kind != "graph":
         parts = fields_in(data, message, _GRAPH_DEF)
     graph = unparsed_graph(data, parts)
-    # What is read by chance has nodes without an operation, or none.
+    # What is read by chance has nodes without an operation, or none: almost any bytes are
+    # some message.
     if not _is_graph(graph):
         raise ValueError("it has no node with a name and an operation")
     if kind != "graph":

@@ -165,6 +165,7 @@ class Nodes(Sequence):
 
     def __init__(self, parser: _NodeParser):
         self._parser = parser
+        # Start and end of each, in one array: objects would be larger than most nodes.
         self._places = array.array("q")
 
     def add(self, place: Span) -> None:
@@ -202,6 +203,7 @@ class _NodeParser:
         node = self._kept.get(start)
         if node is None:
             node = parse(_NodeDef, self.data[start:end], start)
+            # All at once: checks ask for the attributes of one node in a row, and go on.
             if self._kept_bytes > _KEPT_BYTES:
                 self._kept.clear()
                 self._kept_bytes = 0

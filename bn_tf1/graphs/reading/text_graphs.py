@@ -44,7 +44,7 @@ def binary_graph(text: bytes) -> bytes | None:
         try:
             fields = session.run(values, {given: text})
         except tf.errors.OpError:
-            return None
+            return None  # a field that it does not know, or damage, which the slow way names
     return b"".join(
         _field(number, message)
         for number, messages in zip(_FIELDS.values(), fields)

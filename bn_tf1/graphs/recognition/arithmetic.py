@@ -42,7 +42,7 @@ def match_composed(view: GraphView, node: int) -> Normalization | None:
     is_root = view.ops[node] == "Sqrt"
     if not view.inputs[node]:
         return None
-    if view.ops[node] == "Pow":
+    if view.ops[node] == "Pow":  # (variance + epsilon) ** -0.5, by hand
         exponents = scalars(view, view.inputs[node][-1])
         if exponents not in ({0.5}, {-0.5}):
             return None
@@ -71,12 +71,14 @@ def match_composed(view: GraphView, node: int) -> Normalization | None:
 
 def _without_epsilon(view, reference):
     """The variance and the number that is added to it, 0 where there is none."""
+    # Casts and reshapes may stand between the root and the addition.
     current = reference
     for _ in range(8):
         node = node_of(current)
         if view.ops[node] in ("Add", "AddV2", "Maximum"):
             left, right = view.inputs[node][:2]
             for variance, epsilon in ((left, right), (right, left)):
+                # tf.maximum(variance, epsilon) protects as well.
                 numbers = scalars(view, epsilon)
                 if len(numbers) == 1:
                     return variance, next(iter(numbers))
@@ -92,6 +94,7 @@ def _affine(view, gamma, last, mean):
     beta = None
     if view.ops[last] in _ADDITIONS:  # x * inverse + (beta - mean * inverse)
         beta = _offset(view, last)
+    # A gamma, a beta, and what else is scaled by hand.
     for _ in range(4):
         following = _only_scaled(view, last)
         if following is None:
@@ -129,6 +132,7 @@ def _only_scaled(view, node):
         other = inputs[1] if node_of(inputs[0]) == node else inputs[0]
         if variables_of(view, other) and is_statistic_like(view, other):
             return consumer, other
+        # In a frozen graph, a constant; a number scales all channels alike and is no gamma.
         source = node_of(origin(view, other))
         is_vector = view.ops[source] == "Const" and constant_size(view, source) != 1
         if is_vector and is_per_channel(view, source):

@@ -30,6 +30,7 @@ def statistic_leaves(view: GraphView, reference: int) -> Leaves | None:
     found = leaves(view, reference)
     if found.others or not any(found):
         return None
+    # A layer norm reduces each example by itself.
     for node in found.reductions:
         if not _reduces_the_batch(view, node):
             return None
@@ -54,7 +55,7 @@ def _reduced_axes(view, node):
     if len(view.inputs[node]) < 2:
         return None
     axes = integers(view, view.inputs[node][1])
-    if axes and min(axes) < 0:
+    if axes and min(axes) < 0:  # counted from the end
         shape = static_shape(view, view.inputs[node][0])
         if shape is not None:
             axes = tuple(axis % len(shape) if shape else axis for axis in axes)
@@ -69,6 +70,7 @@ def is_per_channel(view: GraphView, node: int) -> bool:
 
 def is_same_statistic(mean: Leaves, variance: Leaves) -> bool:
     """No mean and variance: the same variable or constant is in both places."""
+    # Of one batch the variance is made from the mean.
     if mean.reductions or variance.reductions:
         return False
     return bool(mean.variables & variance.variables) or bool(
@@ -125,6 +127,7 @@ def layout_of(view: GraphView, x: int, axes: tuple[int, ...] | None) -> str:
     if axes is None or shape is None or len(shape) not in (4, 5):
         return ""
     channels = set(range(len(shape))) - set(axes)
+    # A view of several groups, as of ghost batches, has more than one axis left.
     if len(channels) != 1:
         return ""
     return {1: "NCHW", len(shape) - 1: "NHWC"}.get(min(channels), "")

@@ -35,11 +35,12 @@ def match_fused(view: GraphView, node: int) -> Normalization | None:
     """The batch norm that the kernel at `node` computes, or None."""
     op, inputs = view.ops[node], view.inputs[node]
     if op in FUSED_CONVOLUTIONS:
+        # x and the weights come first; other chains, such as bias and relu, are no layer.
         fused = view.attribute(node, "fused_ops")
         if fused is None or b"FusedBatchNorm" not in fused.list.s or len(inputs) < 6:
             return None
         operands = (inputs[0],) + inputs[2:6]
-    elif op == _GLOBAL and len(inputs) >= 5:
+    elif op == _GLOBAL and len(inputs) >= 5:  # its operands have another order
         x, mean, variance, beta, gamma = inputs[:5]
         operands = (x, gamma, beta, mean, variance)
     elif op == FORWARD:
@@ -96,6 +97,7 @@ def _is_layer_norm(view, x, gamma, beta):
     if view.ops[node] != "Reshape" or variables_of(view, gamma):
         return False
     shape = node_of(origin(view, view.inputs[node][1]))
+    # [1, batch * groups, ...], of which the batch is often known as the graph runs alone.
     if view.ops[shape] == "Pack" and view.inputs[shape]:
         first = scalars(view, view.inputs[shape][0])
     else:
@@ -106,6 +108,6 @@ def _is_layer_norm(view, x, gamma, beta):
 
 def _number(view, node, name):
     value = view.attribute(node, name)
-    if value is None:
+    if value is None:  # 1e-4 is the kernel's own, which a file may leave out
         return 1e-4 if name.endswith("epsilon") else None
     return float(f"{value.f:.7g}")  # a float32: 0.001 and not 0.0010000000474974513

@@ -31,6 +31,7 @@ def find_normalizations(view: GraphView) -> list[Normalization]:
             op = view.ops[node]
             if op in ROOTS:
                 match = match_composed(view, node)
+            # A search in the name first: most nodes are none, and patterns are slow.
             elif "BatchNorm" in op or op in FUSED_CONVOLUTIONS:
                 match = match_fused(view, node)
             elif op == "IdentityN":

@@ -53,6 +53,7 @@ def match_own(view: GraphView, node: int) -> Normalization | None:
     epsilon, *channels = settings
     shape = static_shape(view, x)
     axes = None
+    # The settings have the axes that are kept, which are fewer.
     if shape is not None:
         axes = tuple(axis for axis in range(len(shape)) if axis not in channels)
     operands = (gamma, beta, mean, variance)

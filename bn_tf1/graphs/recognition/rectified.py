@@ -42,10 +42,11 @@ def is_rectified(view: GraphView, normalization: Normalization) -> bool:
             if further is None:
                 return False
             found = found or _is_relu(view, consumer, reference)
+            # Each once: a loop comes back to where it began.
             pending += [one for one in further if one not in seen]
             seen.update(further)
         if len(seen) > _STEPS:
-            return False
+            return False  # not seen to the end
     return found
 
 

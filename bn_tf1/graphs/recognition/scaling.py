@@ -18,7 +18,7 @@ from bn_tf1.graphs.view import GraphView, node_of, reference_to
 
 _DIVISIONS = frozenset(["RealDiv", "Div"])
 _RECIPROCALS = frozenset(["Reciprocal", "Inv"])
-_SEARCH_STEPS = 200
+_SEARCH_STEPS = 200  # a deviation has few users; a hostile one has millions
 
 
 class Scale(NamedTuple):
@@ -80,10 +80,12 @@ def _multiplied(view, scale, consumer, other, products):
     centered = _centered(view, other)
     if centered is not None:
         return centered + (scale.gamma, consumer)
+    # What is neither a number nor a vector by channel is the data.
     numbers = scalars(view, other)
     if not numbers and not is_statistic_like(view, other):
         products.data.append((other, scale.gamma, consumer))
         return None
+    # tf.nn.batch_normalization: x * inverse + (beta - mean * inverse).
     if _is_subtracted(view, consumer) or view.ops[node_of(other)] == "Neg":
         products.means.append((other, consumer))
         return None

@@ -126,7 +126,8 @@ def _any_shape(graph, node, size, batch):
 
 def _any_first(graph, node, shape, batch):
     rest = shape[1:]
-    # Only one size may be -1; where the program took that, the batch is computed.
+    # Only one size may be -1; where the program took that, the batch is computed. A
+    # convolution takes none at all.
     if node.op == "Reshape" and not np.any(rest == -1):
         sizes = np.append(np.array([-1], shape.dtype), rest)
         return graph.constant(f"{node.name}/any_batch", sizes)
@@ -162,7 +163,7 @@ def unpack_views(graph: EditableGraph) -> list[str]:
             continue
         channels, packed = shape[-1], int(target[-1])
         if packed <= channels or packed % channels:
-            continue
+            continue  # it packs no neighbours
         region = _region(graph, consumers, name)
         if not region:
             # Somebody's own change of shape, such as that to what a dense layer takes.

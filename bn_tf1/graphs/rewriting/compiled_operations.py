@@ -34,6 +34,7 @@ def replace_compiled(meta: tf.MetaGraphDef) -> list[str]:
     """
     changed, made = replace_in_graph(meta.graph_def)
     add_to_contexts(meta, made)
+    # The list says which operations a graph needs: these no longer.
     known = meta.meta_info_def.stripped_op_list.op
     for operation in [o for o in known if o.name in _RESULTS]:
         known.remove(operation)

@@ -88,7 +88,7 @@ class Values:
     def constant(self, source: str, depth: int = 0) -> np.ndarray | None:
         """The value of an input; None: not constant."""
         if source not in self._known:
-            self._known[source] = None  # in a cycle
+            self._known[source] = None  # in a cycle nothing decides
             self._known[source] = self._computed(source, depth)
         return self._known[source]
 
@@ -176,6 +176,7 @@ class Values:
         gamma, beta, mean, variance = (self.constant(i) for i in data[1:5])
         if any(value is None for value in (gamma, beta, mean, variance)):
             return None
+        # Its default is true.
         if "is_training" not in node.attr or node.attr["is_training"].b:
             return None
         epsilon = node.attr["epsilon"].f if "epsilon" in node.attr else 1e-4

@@ -42,6 +42,7 @@ def resolve(
     Raises:
         bn_tf1.graphs.rewriting.function_inlining.InliningError: a function is damaged.
     """
+    # First the values: with them an `If` or a `Case` is inlined as one branch.
     for name, value in values.items():
         graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
     inline_functions(graph, definitions, lambda source: constant_scalar(graph, source))
@@ -100,6 +101,7 @@ def _dead_nodes(graph, flags):
             dead.add(name)
             pending.append((name, None))
 
+    # Of a `Switch` only one output is dead, of all else every one (None).
     pending = [(name, int(not flag)) for name, flag in flags.items()]
     while pending:
         name, port = pending.pop()
@@ -140,6 +142,7 @@ def _resolve_merges(graph, dead, flags):
             node.input[:] = [inputs[i] for i in alive]
             node.attr["N"].i = len(alive)
             continue
+        # Its second output says which input came; gradients of a condition take that.
         index = graph.constant(f"{name}/value_index", np.int32(alive[0]))
         targets[f"{name}:1"] = index
         graph.make_identity(name, inputs[alive[0]])
@@ -168,7 +171,7 @@ def _resolve_choice(graph, name, node):
 
 def _are_alike(graph, name, node):
     """Whether a selection is no broadcast: its operands have the shape of its output."""
-    if node.op == "Select":
+    if node.op == "Select":  # it does not broadcast values, SelectV2 does
         return True
     shape, *others = [graph.noted_shape(source) for source in [name, *node.input[1:3]]]
     return shape is not None and all(other == shape for other in others)

@@ -140,8 +140,10 @@ def _are_inverse(graph, scale, mask):
     number = constant_scalar(graph, source)
     keep = _keep_probability(graph, mask)
     if number is not None and keep is not None:
-        # Not inverse: noise of the model, or a mask that nothing makes up for.
+        # Not inverse: noise of the model, or a mask that nothing makes up for. float32 rounds
+        # 1 / 0.9 by less than this.
         return abs((keep / number if is_divisor else keep * number) - 1) < 1e-4
+    # keep_prob is fed: both are made of it.
     return bool(_numbers_behind(graph, source) & _numbers_behind(graph, mask))
 
 

@@ -74,6 +74,7 @@ class EditableGraph:
             }
             for key in list(node.attr):
                 value = node.attr[key]
+                # What is asked for in a map of messages is there then, empty.
                 is_empty = value.WhichOneof("value") is None
                 if is_empty or defaults.get(key) == value:
                     del node.attr[key]
@@ -82,6 +83,7 @@ class EditableGraph:
     def tensor(self, name: str) -> str:
         """The input that takes the tensor `name`, or what gives its value now."""
         name = canonical(name)
+        # What takes the place of a call may have been inlined itself.
         while name in self.aliases:
             name = self.aliases[name]
         return name
@@ -203,6 +205,7 @@ class EditableGraph:
         """
         ordered: dict[str, None] = {}
         begun = set()
+        # By hand: networks are deeper than Python lets functions call each other.
         for name in self.nodes:
             pending = [name]
             while pending:
@@ -265,7 +268,7 @@ def input_for(view: GraphView, reference: int) -> str:
 
 def called_by(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
     """Those of `functions` that one of `nodes` names, as operation or attribute."""
-    if not functions:
+    if not functions:  # as in most graphs of 1.x
         return set()
     found = set()
     for node in nodes:

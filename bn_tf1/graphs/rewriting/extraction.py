@@ -41,7 +41,7 @@ def cut_at(graph: EditableGraph, inputs: Iterable[Candidate]) -> list[str]:
             raise ValueError(f"the dtype of the input {candidate.tensor} is not known")
         tensor = canonical(candidate.tensor)
         name, port = node_name(tensor), port_in(tensor)
-        # The other outputs, such as labels, stay with the node.
+        # The other outputs, such as labels, stay with the node, and so does its name.
         if port == 0 and _has_one_output(graph, name):
             graph.remove([name])
         else:
@@ -102,6 +102,7 @@ def _place(graph: EditableGraph, control: str) -> str | None:
     takes is in the same branch and frame, up to where that begins. What went through
     another condition or loop on the way is left where it was entered.
     """
+    # The nearest first: further back there may be the entry of an outer loop.
     seen, pending = set(), deque([(control, 0)])
     while pending:
         source, inside = pending.popleft()
@@ -164,6 +165,7 @@ def clean_attributes(graph: EditableGraph) -> None:
     """Takes out devices and notes, which are those of the training program."""
     for node in graph.nodes.values():
         node.device = ""
+        # _class ties nodes to the device of others, which may be gone.
         for key in [key for key in node.attr if key.startswith("_")]:
             del node.attr[key]
         if node.op == "PlaceholderV2":  # deprecated: the first does the same now

@@ -46,7 +46,7 @@ def freeze(graph: EditableGraph, value_of: Callable[[str], np.ndarray]) -> None:
     for name in variables_in(graph):
         node = graph.nodes[name]
         dtype = tf.as_dtype(node.attr["dtype"].type)
-        if node.op == "VarHandleOp":
+        if node.op == "VarHandleOp":  # whoever passes it on says that it is a resource
             dtypes[name] = dtype
         graph.make_constant(name, _fitting(node, dtype, value_of(name)))
     for node in graph.nodes.values():
@@ -91,7 +91,7 @@ def _pass_values(graph, dtypes):
                     f"the node {consumer!r} ({node.op}) takes the variable {name!r} as "
                     "such: name outputs that need no such operation"
                 )
-            elif node.op == "VariableShape":
+            elif node.op == "VariableShape":  # of a handle; of a value it is this
                 node.op = "Shape"
                 set_attributes(node, T=dtypes[name])
 
@@ -111,6 +111,7 @@ def _make_gather(graph, name, node):
         if key in node.attr:
             del node.attr[key]
     node.attr["Tparams"].type = dtype
+    # GatherNd has no axis, GatherV2 has it as an input.
     if node.op == "GatherV2":
         axis = graph.constant(f"{name}/axis", np.int32(batch_dims))
         node.input.insert(len(data_inputs(node)), axis)  # control inputs come last

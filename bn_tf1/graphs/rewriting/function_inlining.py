@@ -64,6 +64,7 @@ def inline_functions(
     for _ in range(_MAX_INLINED):
         if not pending:
             return
+        # What a function calls itself is found among the nodes that it became.
         before = set(graph.nodes)
         inliner.inline(pending.pop())
         pending += [n for n in graph.nodes if n not in before and inliner.is_inlined(n)]
@@ -131,6 +132,7 @@ class _Inliner:
         pivots = self._add(node.name, "Switch", [inputs[0]] * 2, tf.bool)
         given = []
         for branch, function in enumerate(branches):
+            # Not the `Switch` itself, which runs whatever branch is taken.
             pivot = self._graph.add(
                 "Identity",
                 f"{node.name}/switch_{'ft'[branch]}",
@@ -232,7 +234,7 @@ class _Inliner:
             signature = self._graph.functions[node.op].signature
             return [a.name for a in signature.output_arg].index(output)
         definition = self._definitions.get(node.op)
-        if definition is None:
+        if definition is None:  # a plain GraphDef tells nothing of operations
             version = node.op.rstrip("0123456789")
             version = version[:-1] if version.endswith("V") else version
             return _PORTS.get((version, output), 0)

@@ -177,7 +177,8 @@ class _Forward:
 
     def __init__(self, view: GraphView):
         self._view = view
-        # A counter or a moving average is a variable, too, but no weight.
+        # A counter or a moving average is a variable, too, but no weight. Where nothing is
+        # trained, as in a frozen graph's source, all variables have to do.
         trained = find_training(view).trained
         self.weights = trained or frozenset(
             node for node, op in enumerate(view.ops) if op in VARIABLES
@@ -237,6 +238,7 @@ class _Forward:
             if not idle[node]
             and ends(node)
             and view.ops[node] not in _NO_OUTPUTS
+            # A loss or an accuracy without labels, such as a penalty.
             and not self._is_scalar(node)
             and not self._is_hit(node, of_labels)
         ]
@@ -244,6 +246,7 @@ class _Forward:
 
     def _is_hit(self, node, of_labels):
         """Whether it is the class that metrics compare with the label."""
+        # Without a metric it may be what is asked for.
         users = self._view.consumers(node)
         is_compared = bool(users) and of_labels.issuperset(users)
         return self._view.ops[node] in ("ArgMax", "TopKV2") and is_compared
@@ -276,6 +279,7 @@ class _Forward:
             and not any(map(self._is_gradient, view.consumers(node)))
             and not self._is_scalar(node)  # a loss, though a summary takes it
         }
+        # Back from those that only look, as long as nobody else takes a node.
         takers = [n for n in range(len(view)) if idle[n] and not self._is_gradient(n)]
         while takers:
             for node in set(map(node_of, view.inputs[takers.pop()])):

@@ -84,7 +84,8 @@ def set_inference_mode(
     # is turned, which finds `is_test`, too, without trying all combinations.
     def tried(settings):
         trial, _, left = _set(graph.copy(), settings, definitions, outputs)
-        # A value that makes an output dead is none, however few layers it leaves.
+        # A value that makes an output dead is none, however few layers it leaves: an output
+        # may be in the branch for training.
         names = (node_name(trial.graph.tensor(tensor)) for tensor in outputs)
         missing = sum(name not in trial.graph.nodes for name in names)
         return (missing, len(left)), trial
@@ -127,6 +128,7 @@ def _statistics_of_the_batch(view, layers, needed):
 
 def statistics_taken(view: GraphView, call: Normalization) -> list[int]:
     """References to what there is, in a condition, only with batch statistics."""
+    # A fused layer with a switch is two kernels, each in its own branch.
     if call.mode == "switched":
         ways = ways_to(view, call.mean, VARIABLES)
         return sorted(ways | ways_to(view, call.variance, VARIABLES))

@@ -70,6 +70,7 @@ def take_moving_statistics(
         ValueError: what one takes cannot be told.
     """
     batch = [a for a in layers if any(c.mode != "inference" for c in a.calls)]
+    # All are named at once: whoever recalibrates does so for all.
     without = [a for a in batch if not all(a.variables[role] for role in STATISTICS)]
     if without:
         raise MissingStatistics(without)
@@ -109,6 +110,7 @@ def _value_of(graph, name):
     node = graph.nodes[name]
     if node.op != "VarHandleOp":
         return name  # a reference is its value
+    # A read of its own: those that are there may be in a branch, or wait for an update.
     dtype = tf.as_dtype(node.attr["dtype"].type)
     return graph.add(
         "ReadVariableOp", f"{name}/moving/ReadVariableOp", [name], dtype=dtype
@@ -201,6 +203,6 @@ def _shape_by_axes(view, call, reference):
     shape = static_shape(view, call.x)
     if keeps is None or call.axes is None or shape is None:
         return None
-    if not keeps.b:
+    if not keeps.b:  # a vector by channel
         return (None,)
     return tuple(1 if i in call.axes else None for i in range(len(shape)))
