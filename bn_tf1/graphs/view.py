@@ -22,13 +22,14 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, TypeV
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.formats.wire_format import by_number, bytes_in
 from bn_tf1.graphs.reading.graph_files import load_graph_file
 from bn_tf1.graphs.reading.partial_parsing import (
     Function,
     FunctionDef,
     Graph,
     GraphTooLargeError,
+    hidden_message,
+    parse,
     parsed_graph,
 )
 
@@ -449,10 +450,9 @@ def reached(
 
 
 def _described_variables(descriptions):
-    """The names in VariableDefs, whose class is not public: field 1."""
+    variable_def = hidden_message("VariableDef")
     try:
-        names = [b"".join(bytes_in(by_number(d), 1)[-1:]) for d in descriptions]
-        return [name.decode("utf-8") for name in names]
+        return [parse(variable_def, d, 0).variable_name for d in descriptions]
     except ValueError:
         return []  # of somebody's own, or damaged; a UnicodeDecodeError is one
 

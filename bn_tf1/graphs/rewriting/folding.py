@@ -24,12 +24,14 @@ from bn_tf1.graphs.layer_analysis import analyse
 from bn_tf1.graphs.rewriting.constant_values import Values, by_channel
 from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
+    data_inputs,
     input_for,
     node_name,
     port_in,
     set_attributes,
 )
 from bn_tf1.graphs.training_nodes import Conditions
+from bn_tf1.graphs.view import reached
 
 # What has weights, and the axis of the output channels among those, from the end.
 LINEAR = {
@@ -126,7 +128,7 @@ class _Folder:
             user = self._graph.nodes[users[0]]
             if user.op not in (*_ADDING, "Mul") or port_in(user.input[0]) > 0:
                 break
-            others = [i for i in _data(user) if node_name(i) != name]
+            others = [i for i in data_inputs(user) if node_name(i) != name]
             if len(others) != 1 or self._values.constant(others[0]) is None:
                 break
             name = user.name
@@ -163,26 +165,20 @@ class _Folder:
         self._check_users(node_name(x), region)
         for name in region - {last}:
             self._check_users(name, region)
+        # Of a kernel only the first output is there still.
         for user in self._users.get(last, ()):
-            ports = {
-                port_in(i)
-                for i in self._graph.nodes[user].input
-                if node_name(i) == last
-            }
-            if ports - {0}:
-                raise _Left(f"{user!r} takes its statistics")
+            for source in self._graph.nodes[user].input:
+                if node_name(source) == last and port_in(source):
+                    raise _Left(f"{user!r} takes its statistics")
 
     def _between(self, start, last):
         """The nodes that depend on `start` and that `last` depends on."""
-        found, pending = {last}, [last]
-        depends = self._depending(start, last)
-        while pending:
-            for source in self._graph.nodes[pending.pop()].input:
-                name = node_name(source)
-                if name in depends and name not in found and name != start:
-                    found.add(name)
-                    pending.append(name)
-        return found
+        depends = self._depending(start, last) - {start}
+
+        def sources(name):
+            return depends.intersection(map(node_name, self._graph.nodes[name].input))
+
+        return reached([last], sources)
 
     def _depending(self, start, last):
         """What depends on `start`, not further than some steps: a layer is short."""
@@ -224,7 +220,7 @@ class _Folder:
 
     def _before(self, name, node):
         """What a node that keeps the channels took."""
-        data = _data(node)
+        data = data_inputs(node)
         if node.op in _KEEPING:
             return data[0]
         if node.op in _SHAPING:
@@ -241,7 +237,7 @@ class _Folder:
 
     def _variable_operand(self, name, node):
         """0 or 1: the operand of an addition to which the other, a constant, is added."""
-        constants = [self._values.constant(i) is not None for i in _data(node)]
+        constants = [self._values.constant(i) is not None for i in data_inputs(node)]
         if constants == [False, True]:
             return 0
         if constants == [True, False] and node.op in ("Add", "AddV2"):
@@ -249,7 +245,7 @@ class _Folder:
         raise _Left(f"{name!r} adds two tensors, not one and a constant")
 
     def _place_at(self, name, node, way):
-        weights = self._values.constant(_data(node)[1])
+        weights = self._values.constant(data_inputs(node)[1])
         if weights is None or weights.ndim < 2:
             raise _Left(f"the weights of {name!r} are not constant")
         if node.op in _PRODUCTS and weights.ndim != 2:
@@ -261,6 +257,7 @@ class _Folder:
         channels = _channels(node, weights)
         after = weights.ndim - 2 if _is_first(node) else 0
         bias = np.zeros(channels)
+        # In the order of the data: what moves the channels decides what is by channel then.
         for step in reversed(way):
             passed = self._graph.nodes[step]
             if passed.op in _ADDING:
@@ -271,7 +268,7 @@ class _Folder:
         return _Place(name, weights, bias, additions, after)
 
     def _added(self, name, node, channels, after):
-        constant = _data(node)[1 - self._variable_operand(name, node)]
+        constant = data_inputs(node)[1 - self._variable_operand(name, node)]
         value = self._values.constant(constant)
         if node.op == "BiasAdd":
             value = by_channel(value, node.attr["data_format"].s.decode() or "NHWC")
@@ -283,7 +280,7 @@ class _Folder:
     def _after_shaping(self, name, node, channels, after):
         """How many axes follow the channels after a node that gives another shape."""
         if node.op == "Reshape":
-            sizes = [int(size) for size in self._values.constant(_data(node)[1])]
+            sizes = [int(size) for size in self._values.constant(data_inputs(node)[1])]
             trailing = len(sizes) - 1
             # [-1, channels, 1, 1]: the axes that follow are for broadcasting.
             while trailing and sizes[trailing] == 1 and channels != 1:
@@ -292,7 +289,7 @@ class _Folder:
             if sizes and sizes[trailing] == channels and after in (0, behind):
                 return behind
         elif node.op == "ExpandDims":
-            axis = int(self._values.constant(_data(node)[1]))
+            axis = int(self._values.constant(data_inputs(node)[1]))
             if not after and axis in (1, 2):
                 return after
         elif not after and all(0 <= a <= 2 for a in node.attr["squeeze_dims"].list.i):
@@ -324,27 +321,23 @@ class _Folder:
         node.input[1] = self._graph.constant(f"{place.linear}/folded", scaled)
         for name in place.additions:
             passed = self._graph.nodes[name]
-            kept = _data(passed)[self._variable_operand(name, passed)]
+            kept = data_inputs(passed)[self._variable_operand(name, passed)]
             self._graph.make_identity(name, kept)
 
     def _add(self, name, x, bias, after, dtype):
         """Lets the node `name` be x + bias."""
-        old = self._graph.nodes.get(name)
         value = bias.astype(dtype.as_numpy_dtype).reshape([-1] + [1] * after)
         made = self._graph.constant(f"{name}/folded", value)
         node = tf.NodeDef(
             name=name, op="AddV2" if after else "BiasAdd", input=[x, made]
         )
         set_attributes(node, T=dtype)
-        if old is not None and "_output_shapes" in old.attr:
-            node.attr["_output_shapes"].CopyFrom(old.attr["_output_shapes"])
-            del node.attr["_output_shapes"].list.shape[1:]
-        self._graph.nodes[name] = node
+        self._graph.replace(node)
 
     # --------------------------------------------------------------------- concatenations
 
     def _fold_parts(self, last, x, concatenation, affine):
-        parts = _data(concatenation)[:-1]
+        parts = data_inputs(concatenation)[:-1]
         places, reasons = [], []
         for part in parts:
             try:
@@ -357,6 +350,7 @@ class _Folder:
         if len(reasons) > 1 or len(parts) < 2:
             raise _Left(f"of the parts that it normalises, {reasons[0]}")
         self._check_concatenation(concatenation, places)
+        # A scale of one number for all channels may stand beside an offset by channel.
         total = max(array.size for array in affine)
         after = next(place.after for place in places if place is not None)
         vectors = [_as_vector(array, total, after) for array in affine]
@@ -383,7 +377,7 @@ class _Folder:
         return f"one of its parts: {reasons[0]}" if reasons else None
 
     def _check_concatenation(self, concatenation, places):
-        axis = self._values.constant(_data(concatenation)[-1])
+        axis = self._values.constant(data_inputs(concatenation)[-1])
         afters = {place.after for place in places if place is not None}
         weights = next(place.weights for place in places if place is not None)
         channel_axis = 1 if 0 not in afters else weights.ndim - 1
@@ -396,10 +390,6 @@ class _Folder:
         value = scale.astype(dtype.as_numpy_dtype).reshape([-1] + [1] * after)
         made = self._graph.constant(f"{name}/scale", value)
         self._graph.add("Mul", name, [part, made], T=dtype)
-
-
-def _data(node):
-    return [i for i in node.input if not i.startswith("^")]
 
 
 def _dtype_of(node):
@@ -426,7 +416,7 @@ def _axis(node):
 def _as_vector(array: np.ndarray, channels: int, after: int) -> Any:
     """[channels] of what broadcasts by channel; None of what does not."""
     array = np.asarray(array, np.float64)
-    if array.size == 1:
+    if array.size == 1:  # one number for all
         return np.full(channels, array.reshape(()))
     expected = [channels] + [1] * after
     shape = [1] * (len(expected) - array.ndim) + list(array.shape)

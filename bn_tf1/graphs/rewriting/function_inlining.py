@@ -207,12 +207,28 @@ class _Inliner:
         sources = dict(zip(arguments, given))
         operations = {node.name: node for node in function.node_def}
         names = {own: self._graph.free_name(f"{scope}/{own}") for own in operations}
-        place = _Body(sources, operations, names, self._first_port)
+
+        def input_of(source):
+            """What an input of the function's nodes is in the graph."""
+            if source.startswith("^"):
+                name = source[1:]
+                known = node_name(sources[name]) if name in sources else None
+                return f"^{known or names.get(name, name)}"
+            name, *output = source.split(":")
+            if name in sources:
+                return sources[name]
+            if name not in operations:
+                raise InliningError(f"a function takes {source!r}, which is not in it")
+            port = int(output[1]) if len(output) == 2 else 0
+            if output:
+                port += self._first_port(operations[name], output[0])
+            return tensor_name(names[name], port)
+
         for own, definition in operations.items():
             node = tf.NodeDef()
             node.CopyFrom(definition)
             node.name = names[own]
-            node.input[:] = [place.input(i) for i in definition.input]
+            node.input[:] = map(input_of, definition.input)
             # A constant has nothing else that says in which branch or loop it is.
             if not node.input:
                 node.input.extend(awaited)
@@ -222,7 +238,7 @@ class _Inliner:
             self._graph.add(
                 "Identity",
                 f"{scope}/result",
-                [place.input(function.ret[a.name]), *awaited],
+                [input_of(function.ret[a.name]), *awaited],
                 T=tf.as_dtype(a.type),
             )
             for a in function.signature.output_arg
@@ -244,32 +260,6 @@ class _Inliner:
                 return port
             port += _tensors_of(argument, node)
         raise InliningError(f"{node.op} has no output {output!r}")
-
-
-class _Body:
-    """What the inputs of a function's nodes mean in the graph."""
-
-    def __init__(self, sources, operations, names, first_port):
-        self._sources = sources
-        self._operations = operations
-        self._names = names
-        self._first_port = first_port
-
-    def input(self, source):
-        if source.startswith("^"):
-            name = source[1:]
-            if name in self._sources:
-                return f"^{node_name(self._sources[name])}"
-            return f"^{self._names.get(name, name)}"
-        name, *output = source.split(":")
-        if name in self._sources:
-            return self._sources[name]
-        if name not in self._operations:
-            raise InliningError(f"a function takes {source!r}, which is not in it")
-        port = int(output[1]) if len(output) == 2 else 0
-        if output:
-            port += self._first_port(self._operations[name], output[0])
-        return tensor_name(self._names[name], port)
 
 
 def _tensors_of(argument, node):
