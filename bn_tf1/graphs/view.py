@@ -257,9 +257,10 @@ class GraphView:
             # Interned: some hundred texts for a million nodes.
             node = self._add(prefix + own, sys.intern(definition.op))
             ids.setdefault(own, node)
-            called = _called_functions(definition, known) if known else ()
-            if called:
-                self.called[node] = called
+            if known:  # as in few graphs of 1.x
+                called = [known[f] for f in functions_named(definition) if f in known]
+                if called:
+                    self.called[node] = tuple(dict.fromkeys(called))
             inputs, awaited = _split(definition.input)
             references = _references(inputs, ids)
             controls = tuple(ids[n[1:]] for n in awaited if n[1:] in ids)
@@ -505,16 +506,16 @@ def _port(output):
     return min(port, _MAX_PORT)
 
 
-def _called_functions(definition, bodies):
-    called = [definition.op]
+def functions_named(definition: Any) -> Iterable[str]:
+    """What may be the name of a function in a NodeDef: its operation and attributes."""
+    yield definition.op
     for key in sorted(definition.attr):  # a map, in any order
         value = definition.attr[key]
         kind = value.WhichOneof("value")
         if kind == "func":
-            called.append(value.func.name)
+            yield value.func.name
         elif kind == "list":
-            called += [function.name for function in value.list.func]
-    return tuple(dict.fromkeys(bodies[name] for name in called if name in bodies))
+            yield from (function.name for function in value.list.func)
 
 
 def _returned(view, called):

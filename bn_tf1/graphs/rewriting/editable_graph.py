@@ -12,7 +12,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.reading.partial_parsing import parsed_graph
-from bn_tf1.graphs.view import GraphView, node_of, port_of, reached
+from bn_tf1.graphs.view import (
+    GraphView,
+    functions_named,
+    node_of,
+    port_of,
+    reached,
+)
 
 SWITCHES = ("Switch", "RefSwitch")
 MERGES = ("Merge", "RefMerge")
@@ -270,13 +276,4 @@ def called_by(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
     """Those of `functions` that one of `nodes` names, as operation or attribute."""
     if not functions:  # as in most graphs of 1.x
         return set()
-    found = set()
-    for node in nodes:
-        found.add(node.op)
-        for value in node.attr.values():
-            kind = value.WhichOneof("value")
-            if kind == "func":
-                found.add(value.func.name)
-            elif kind == "list":
-                found.update(function.name for function in value.list.func)
-    return found & set(functions)
+    return {name for node in nodes for name in functions_named(node)} & set(functions)
