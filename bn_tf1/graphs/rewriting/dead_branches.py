@@ -92,34 +92,38 @@ def dtype_of(graph: EditableGraph, name: str) -> Any:
 
 def _dead_nodes(graph, flags):
     """The nodes of which no output is ever there."""
-    consumers = graph.consumers()
-    missing: dict[str, set] = {}  # of a Merge, the inputs that are dead
-    dead = set()
+    dead: set[str] = set()
 
-    def kill(name):
-        if name not in dead:
-            dead.add(name)
-            pending.append((name, None))
+    def dies(node):
+        inputs = node.input
+        if node.op in MERGES:
+            # It lives as long as one of its inputs does; but a loop that is not entered has
+            # no iteration either, though that seems to be alive.
+            data = [i for i in data_inputs(node) if not _goes_on(graph, i)]
+            if data and all(_is_dead(i, dead, flags) for i in data):
+                return True
+            inputs = node.input[len(data_inputs(node)) :]
+        return any(_is_dead(i, dead, flags) for i in inputs)
 
-    # Of a `Switch` only one output is dead, of all else every one (None).
-    pending = [(name, int(not flag)) for name, flag in flags.items()]
-    while pending:
-        name, port = pending.pop()
-        for consumer in consumers[name]:
-            node = graph.nodes[consumer]
-            for i, source in enumerate(node.input):
-                if node_name(source) != name:
-                    continue
-                if port is not None and port_in(source) != port:
-                    continue
-                # A Merge lives as long as one of its inputs does.
-                if node.op in MERGES and not source.startswith("^"):
-                    missing.setdefault(consumer, set()).add(i)
-                    if len(missing[consumer]) == len(data_inputs(node)):
-                        kill(consumer)
-                else:
-                    kill(consumer)
+    order, before = graph.in_order() if flags else [], -1
+    # Once, and once more to see that it was all: loops within loops have no order.
+    while before < len(dead):
+        before = len(dead)
+        for name in order:
+            if name not in dead and dies(graph.nodes[name]):
+                dead.add(name)
     return dead
+
+
+def _is_dead(source, dead, flags):
+    name = node_name(source)
+    # Of a `Switch` only the output of the other side is, and nobody who waits for it.
+    return name in dead or name in flags and port_in(source) == (not flags[name])
+
+
+def _goes_on(graph, source):
+    node = graph.nodes.get(node_name(source))
+    return node is not None and node.op in ("NextIteration", "RefNextIteration")
 
 
 def _resolve_merges(graph, dead, flags):
@@ -129,13 +133,7 @@ def _resolve_merges(graph, dead, flags):
         if node.op not in MERGES or name in dead:
             continue
         inputs = data_inputs(node)
-        alive = [
-            i
-            for i, source in enumerate(inputs)
-            # What comes out of a `Switch` itself is alive on the side that is taken.
-            if node_name(source) not in dead
-            and port_in(source) == flags.get(node_name(source), port_in(source))
-        ]
+        alive = [i for i, s in enumerate(inputs) if not _is_dead(s, dead, flags)]
         if len(alive) == len(inputs):
             continue
         if len(alive) > 1:  # some other condition chooses among them
