@@ -95,6 +95,7 @@ def migrate_graph(source: str, destination: str) -> Migration:
     # The import of 2.x writes into what it is given.
     _check_importable(tf.MetaGraphDef.FromString(content), source)
     try:
+        # "x": somebody may have made it since it was looked for.
         with open(destination, "xb") as file:
             file.write(content)
     except OSError as error:
@@ -156,6 +157,7 @@ def _check_importable(meta, source):
 
 
 def _unknown_operations(graph_def):
+    # A function is called by an operation of its name, which is known by that alone.
     functions = {function.signature.name for function in graph_def.library.function}
     operations = {node.op for _, node in _nodes(graph_def)} - functions
     return {operation for operation in operations if not _is_registered(operation)}

@@ -189,6 +189,7 @@ class Conditions:
         """(predicate, branch) of the `If` that the body of `node` is a branch of."""
         body = self._view.body_of(node)
         name = self._view.bodies[body].name
+        # Of a Case or a loop no one bool decides.
         for caller in self._view.callers.get(body, ()):
             chosen = self._view.attribute(caller, "then_branch")
             if chosen is not None and self._view.ops[caller] in BRANCHES:
@@ -253,11 +254,12 @@ def _dead_branches(view, counts) -> dict[int, frozenset]:
     """
     switches = [n for n, op in enumerate(view.ops) if op in ("Switch", "RefSwitch")]
     found: dict[int, frozenset] = {}
-    if not switches:
+    if not switches:  # as in all graphs of control flow v2
         return found
     waiting = _waiting(view, switches)
     sets: dict[frozenset, frozenset] = {}
     held = 0
+    # Each node when all that it depends on is known: one pass, however deep it is.
     ready = [node for node, count in waiting.items() if count == 0]
     while ready:
         node = ready.pop()
@@ -317,6 +319,7 @@ def _conditions_of(view, node, found, counts):
 
 def _joined(parts):
     """The union; of a chain of nodes, the same set for each of them."""
+    # By identity, which is quick: equal sets are one object (`_dead_branches`).
     distinct = list({id(part): part for part in parts if part}.values())
     return distinct[0] if len(distinct) == 1 else frozenset().union(*distinct)
 

@@ -166,7 +166,7 @@ def _from_binary(data, path):
         try:
             return _unparsed(kind, data)
         except GraphTooLargeError:
-            raise
+            raise  # it is one, and as another kind it would be damaged
         except ValueError as error:
             reasons.append(f"as a {_MESSAGES[kind].DESCRIPTOR.name}, {error}")
     raise _no_graph(path, data, "; ".join(reasons))
@@ -216,7 +216,7 @@ def _producer(data, parts):
 
 
 def _is_graph(graph):
-    nodes = graph.nodes[:100]
+    nodes = graph.nodes[:100]  # a million would be parsed for this
     return bool(nodes) and all(node.op and node.name for node in nodes)
 
 

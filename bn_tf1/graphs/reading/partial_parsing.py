@@ -115,6 +115,7 @@ def unparsed_graph(data: bytes, parts: Iterable[Span]) -> Graph:
                     functions.append(_function(parser, function))
                     count += len(functions[-1].nodes)
                     _check_size(count, len(functions))
+            # While it is read, and not after: memory is taken for each.
             _check_size(count, len(functions))
     return Graph(nodes, functions)
 
@@ -132,6 +133,7 @@ def fields_in(data: bytes, message: Span, number: int) -> Iterator[Span]:
 
 def rest_of(data: bytes, message: Span, number: int) -> bytes:
     """The message at a place in `data` without its fields `number`; see `fields_in`."""
+    # A message without some of its fields is a message, too: the others are side by side.
     rest, kept = [], message.content
     for field in fields_in(data, message, number):
         if field.start > kept:

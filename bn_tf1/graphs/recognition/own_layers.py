@@ -27,7 +27,7 @@ _OF_0_1 = re.compile(r"(bn_tf1\.\w+)\((?:axes=\(([\d, ]+)\), epsilon=([-+.\de]+)
 def _own_gradient(view: GraphView, node: int) -> tuple[str, Any, int] | None:
     """The name of the gradient at `node`, its settings, and where its inputs begin."""
     attribute = view.attribute(node, "_gradient_op_type")
-    if attribute is None:
+    if attribute is None:  # somebody's own IdentityN
         return None
     name, inputs = attribute.s.decode("utf-8", "replace"), view.inputs[node]
     outputs = {NORMALIZE_BATCH: 1, NORMALIZE_PART: 1, OUTPUT_GRADIENTS: 3}

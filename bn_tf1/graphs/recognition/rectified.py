@@ -68,6 +68,7 @@ def _follow(view, reference, consumer):
     places = [i for i, taken in enumerate(view.inputs[consumer]) if taken == reference]
     op = view.ops[consumer]
     is_look = op in _LOOKS or "Summary" in op or _is_for_gradients(view, consumer)
+    # Who only waits for it, or asks its size, sees no channel that is lost.
     if not places or is_look or _is_relu(view, consumer, reference):
         return []
     if op in _COPIES:
@@ -82,6 +83,7 @@ def _follow(view, reference, consumer):
 def _is_for_gradients(view, node):
     if view.ops[node] != "_Arg":
         return is_gradient(view, node)
+    # An argument of a gradient's function is as little a user as the gradient.
     callers = view.callers.get(view.body_of(node), ())
     return all(is_gradient(view, caller) for caller in callers)
 

@@ -99,6 +99,7 @@ def _centered(view, reference):
     if view.ops[node] != "Sub" or len(view.inputs[node]) != 2:
         return None
     x, mean = view.inputs[node]
+    # A difference of two statistics is an offset (beta - mean * inverse), and no data.
     found = statistic_leaves(view, mean)
     if found is None or is_statistic_like(view, x) or _is_weights(view, x):
         return None
@@ -113,7 +114,7 @@ def _is_weights(view, reference):
 
 def _is_subtracted(view, node):
     """Whether `node` is what a Sub subtracts, by way of reshapes or not."""
-    for _ in range(4):
+    for _ in range(4):  # a reshape or two, a cast
         consumers = view.consumers(node, 8)
         for consumer in consumers:
             op, inputs = view.ops[consumer], view.inputs[consumer]

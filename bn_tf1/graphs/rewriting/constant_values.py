@@ -113,6 +113,7 @@ class Values:
             return operands[0]  # of whatever shape: it stays the one number that it is
         if any(operand is None for operand in operands):
             return None
+        # What is not finite is not for here to say: whoever takes it compares outputs.
         with np.errstate(all="ignore"):
             return _wide(_result(node, operands))
 
@@ -125,12 +126,13 @@ class Values:
 
     def affine(self, source: str, x: str, depth: int = 0) -> Affine | None:
         """What `source` is of the tensor `x`; None where it is not affine in it alone."""
-        if source == x:
+        if source == x:  # the end of all ways, itself of whatever shape
             return Affine(np.ones(()), np.zeros(()))
         node = self._graph.nodes.get(node_name(source))
         if node is None or depth > _MAX_DEPTH or port_in(source):
             return None
         data = data_inputs(node)
+        # Of the IdentityN of `bn_tf1`, the first is the output.
         if node.op in _COPIES or node.op == "IdentityN":
             return self.affine(data[0], x, depth + 1)
         if is_fused(node.op):
@@ -164,6 +166,7 @@ class Values:
             )
         if node.op == "Mul" and isinstance(right, Affine):
             left, right = right, left
+        # Neither a product of two that depend on x, nor a number divided by one that does.
         if not isinstance(left, Affine) or isinstance(right, Affine):
             return None
         if node.op == "Mul":

@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.rewriting.constant_values import constant_scalar
 from bn_tf1.graphs.rewriting.editable_graph import (
+    ITERATIONS,
     MERGES,
     SWITCHES,
     EditableGraph,
@@ -99,7 +100,7 @@ def _dead_nodes(graph, flags):
         if node.op in MERGES:
             # It lives as long as one of its inputs does; but a loop that is not entered has
             # no iteration either, though that seems to be alive.
-            data = [i for i in data_inputs(node) if not _goes_on(graph, i)]
+            data = [i for i in data_inputs(node) if not graph.has_op(i, ITERATIONS)]
             if data and all(_is_dead(i, dead, flags) for i in data):
                 return True
             inputs = node.input[len(data_inputs(node)) :]
@@ -119,11 +120,6 @@ def _is_dead(source, dead, flags):
     name = node_name(source)
     # Of a `Switch` only the output of the other side is, and nobody who waits for it.
     return name in dead or name in flags and port_in(source) == (not flags[name])
-
-
-def _goes_on(graph, source):
-    node = graph.nodes.get(node_name(source))
-    return node is not None and node.op in ("NextIteration", "RefNextIteration")
 
 
 def _resolve_merges(graph, dead, flags):

@@ -6,7 +6,7 @@ it. What reads a graph is `GraphView`; it is made anew (`view`) after a round of
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Container, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -22,6 +22,7 @@ from bn_tf1.graphs.view import (
 
 SWITCHES = ("Switch", "RefSwitch")
 MERGES = ("Merge", "RefMerge")
+ITERATIONS = ("NextIteration", "RefNextIteration")
 _FIELDS = ((bool, "b"), (int, "i"), (float, "f"), (bytes, "s"))  # a bool is an int, too
 
 
@@ -55,6 +56,7 @@ class EditableGraph:
             called_by(self.nodes.values(), self.functions),
             lambda name: called_by(self.functions[name].node_def, self.functions),
         )
+        # Sorted, so that the same graph is the same bytes in every run.
         made.library.function.extend(self.functions[name] for name in sorted(used))
         return made
 
@@ -97,6 +99,11 @@ class EditableGraph:
     def view(self) -> GraphView:
         """The graph as it is now, indexed."""
         return GraphView(parsed_graph(self.graph_def()))
+
+    def has_op(self, source: str, ops: Container[str]) -> bool:
+        """Whether an input takes something of a node with one of the operations `ops`."""
+        node = self.nodes.get(node_name(source))
+        return node is not None and node.op in ops
 
     def add(
         self, op: str, name: str, inputs: Sequence[str] = (), **attributes: Any
@@ -161,6 +168,7 @@ class EditableGraph:
         """Lets every node take targets[x] where it took x, but for the nodes `but`."""
         kept = frozenset(but)
         for name, node in self.nodes.items():
+            # Few nodes take one of them, and to write inputs anew is slow.
             if name not in kept and any(i in targets for i in node.input):
                 node.input[:] = [targets.get(i, i) for i in node.input]
 
@@ -171,6 +179,7 @@ class EditableGraph:
 
     def noted_shape(self, source: str) -> list[int | None] | None:
         """The shape that the program noted for an input, None for an unknown size."""
+        # Frozen graphs, and what was made here, have no such note.
         node = self.nodes.get(node_name(source))
         if node is None or "_output_shapes" not in node.attr:
             return None
@@ -184,6 +193,7 @@ class EditableGraph:
         """By name of a node, the nodes that take an output of it or wait for it."""
         found: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, node in self.nodes.items():
+            # Once, however often it takes it: they are counted.
             for source in dict.fromkeys(node_name(i) for i in node.input):
                 if source in found:
                     found[source].append(name)

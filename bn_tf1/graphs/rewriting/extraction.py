@@ -7,12 +7,14 @@ constant is, without which TensorFlow refuses a graph ("has inputs from differen
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from typing import Iterable, Sequence
 
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.rewriting.editable_graph import (
+    ITERATIONS,
     MERGES,
     SWITCHES,
     EditableGraph,
@@ -22,6 +24,7 @@ from bn_tf1.graphs.rewriting.editable_graph import (
     port_in,
 )
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
+from bn_tf1.graphs.view import reached
 
 _ENTRIES = ("Enter", "RefEnter")
 _EXITS = ("Exit", "RefExit")
@@ -48,6 +51,7 @@ def cut_at(graph: EditableGraph, inputs: Iterable[Candidate]) -> list[str]:
             name = graph.free_name(f"{name}_{port}")
         graph.add("Placeholder", name, dtype=candidate.dtype, shape=candidate.shape)
         names.append(name)
+        # Where it has the name of what was there, everybody takes it already.
         if name != tensor:
             graph.redirect({tensor: name})
     return names
@@ -71,24 +75,18 @@ def drop_controls(graph: EditableGraph, outputs: Iterable[str]) -> None:
         outputs: the names of nodes; what these do not need loses all control inputs.
     """
     kept: dict[str, str] = {}
-    known: dict[str, str | None] = {}
-    pending = [name for name in outputs if name in graph.nodes]
-    seen = set(pending)
-    while pending:
-        name = pending.pop()
-        needed = data_inputs(graph.nodes[name])
-        if not needed:
-            for control in graph.nodes[name].input:
-                if control not in known:
-                    known[control] = _place(graph, control)
-                if known[control] is not None:
-                    kept[name] = known[control]
-                    needed = [kept[name]]
-                    break
-        for source in map(node_name, needed):
-            if source not in seen and source in graph.nodes:
-                seen.add(source)
-                pending.append(source)
+    # Thousands of constants wait for the same pivot.
+    place = functools.lru_cache(maxsize=None)(functools.partial(_place, graph))
+
+    def needed(name):
+        sources = data_inputs(graph.nodes[name])
+        if not sources:
+            control = next(filter(None, map(place, graph.nodes[name].input)), None)
+            if control is not None:
+                kept[name], sources = control, [control]
+        return [source for source in map(node_name, sources) if source in graph.nodes]
+
+    reached([name for name in outputs if name in graph.nodes], needed)
     for name, node in graph.nodes.items():
         data = data_inputs(node)
         if len(data) < len(node.input):
@@ -115,12 +113,13 @@ def _place(graph: EditableGraph, control: str) -> str | None:
         if node.op in SWITCHES and port_in(source) >= 0:
             if not inside:
                 return f"^{_copy_of(graph, source)}"
-            inside -= not _decides_loop(graph, node)
+            # That of a loop belongs to what the loop's Merge begins.
+            inside -= not graph.has_op(node.input[1], ("LoopCond",))
         elif node.op in _ENTRIES:
             if not inside:
                 return f"^{name}"
             inside -= 1
-        elif node.op in MERGES and _begins_loop(graph, node):
+        elif node.op in MERGES and any(graph.has_op(i, ITERATIONS) for i in sources):
             if not inside:
                 return f"^{name}"
             sources = sources[:1]  # the second is of the iteration before
@@ -128,15 +127,6 @@ def _place(graph: EditableGraph, control: str) -> str | None:
             inside += 1
         pending.extend((i, inside) for i in sources)
     return None
-
-
-def _begins_loop(graph, merge):
-    ops = [graph.nodes[node_name(i)].op for i in merge.input]
-    return "NextIteration" in ops or "RefNextIteration" in ops
-
-
-def _decides_loop(graph, switch):
-    return graph.nodes[node_name(switch.input[1])].op == "LoopCond"
 
 
 def _copy_of(graph, source):

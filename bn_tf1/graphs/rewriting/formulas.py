@@ -57,7 +57,7 @@ def replace_in_bodies(
 def _in_body(nodes, replaced):
     by_name = {node.name: node for node in nodes}
     changed, made, renamed = [], [], {}
-    for node in list(nodes):
+    for node in list(nodes):  # what is made is not to be looked at
         replacement = replaced(node, by_name)
         if replacement is not None:
             nodes.extend(replacement[0])
@@ -89,7 +89,7 @@ def compose(
     scope = node.name + _BESIDE
 
     def name_of(tensor):
-        if tensor.op.name in names:
+        if tensor.op.name in names:  # a placeholder: what the node took
             return names[tensor.op.name]
         if not in_function:
             suffix = f":{tensor.value_index}" if tensor.value_index else ""
@@ -112,6 +112,7 @@ def compose(
             new.input.extend(f"^{scope}{one.name}" for one in controls)
             made.append(new)
     controls = node.input[len(taken) :]
+    # Whatever it waited for, its copies still do: updates may depend on that.
     node.op = "IdentityN"
     node.input[:] = [*map(name_of, results), *controls]
     node.attr.clear()

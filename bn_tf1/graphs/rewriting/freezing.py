@@ -51,6 +51,7 @@ def freeze(graph: EditableGraph, value_of: Callable[[str], np.ndarray]) -> None:
         graph.make_constant(name, _fitting(node, dtype, value_of(name)))
     for node in graph.nodes.values():
         node.op = _REFERENCES.get(node.op, node.op)
+    # Before the reads become copies: those are where a resource ends.
     _pass_values(graph, dtypes)
     for name, node in list(graph.nodes.items()):
         if node.op == "ReadVariableOp":

@@ -92,7 +92,7 @@ def set_inference_mode(
 
     best = tried({source: 0 for source in sources})
     for source in sources:
-        if best[0] == (0, 0):
+        if best[0] == (0, 0):  # nothing takes the batch, and no output is missing
             break
         flipped = dict(best[1].values)
         flipped[source] = 1 - flipped[source]

@@ -69,6 +69,7 @@ def take_moving_statistics(
         MissingStatistics: some have none; nothing is changed then.
         ValueError: what one takes cannot be told.
     """
+    # In a switched one, what remains in the graph can still take the batch.
     batch = [a for a in layers if any(c.mode != "inference" for c in a.calls)]
     # All are named at once: whoever recalibrates does so for all.
     without = [a for a in batch if not all(a.variables[role] for role in STATISTICS)]
@@ -156,6 +157,7 @@ def _rebuild(graph, view, call, given):
     x_shape = static_shape(view, call.x)
     if x_shape is None or call.axes is None:
         raise ValueError(f"the shape of the input of {name!r} is not known")
+    # gamma and beta may be by group, as in ghost batches; the statistics are by channel.
     kept = [i for i in range(len(x_shape)) if i not in call.axes]
     whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
     channels = [-1 if i == kept[-1] else 1 for i in range(len(x_shape))]

@@ -59,7 +59,7 @@ def _without_gradient(node, by_name, in_function):
 
 def _behind(by_name, reference, *types):
     """The node of one of the `types` whose numbers `reference` has, or None."""
-    for _ in range(len(by_name)):
+    for _ in range(len(by_name)):  # no longer way than that is without a cycle
         node = by_name.get(reference.split(":")[0])
         if node is None or node.op in types:
             return node
@@ -84,6 +84,7 @@ def _without_kernel(kernel, in_function):
 
 def _without_norm(square, norm, in_function):
     """Makes a sum of squares of a squared norm."""
+    # By hand: the norm keeps its name, and nothing of it is left beside the sum.
     squares = tf.NodeDef(name=f"{norm.name}/composed/squares", op="Mul")
     squares.device = norm.device
     squares.input.extend([norm.input[0], norm.input[0]])
