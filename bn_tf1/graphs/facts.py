@@ -39,6 +39,7 @@ class Facts:
         self.layers = analyse(view, self.conditions)
         self.folded = find_folded(view)
         self.training = find_training(view)
+        # Somebody may apply them outside of the graph.
         self.has_gradients = bool(self.training.applies) or any(
             is_gradient(view, node) for node in range(len(view))
         )
@@ -67,6 +68,7 @@ class Facts:
 
     def writes(self, layer: Analysis, variable: int) -> list[int]:
         """The operations that change a moving statistic."""
+        # An update by arithmetic that is not known is another write: both are looked at.
         nodes = list(layer.writes.get(variable, ()))
         nodes += [u.node for u in layer.updates if u.variable == variable]
         return sorted(set(nodes))

@@ -175,7 +175,7 @@ def _factors(view, reference, variable, depth, known):
         return known[reference]
     if depth == 0:
         return None
-    known[reference] = {0.0}  # in a cycle
+    known[reference] = {0.0}  # a cycle gives the old value no further share
     node = node_of(reference)
     op, inputs = view.ops[node], view.inputs[node]
 
@@ -202,12 +202,13 @@ def _factors(view, reference, variable, depth, known):
 def _scaled(view, op, inputs, operand):
     left = operand(0)
     right = operand(1)
+    # Nothing of the old value is in it, whatever the numbers are.
     if left == {0.0} and right == {0.0}:
         return {0.0}
     is_product = op in ("Mul", "MulNoNan")
     if is_product and left == {0.0}:
         return _combined(scalars(view, inputs[0]) or None, right, lambda a, b: a * b)
-    if right != {0.0}:
+    if right != {0.0}:  # not linear: a square, or a division by it
         return None
     numbers = scalars(view, inputs[1]) or None
     if is_product:

@@ -51,6 +51,7 @@ def match_composed(view: GraphView, node: int) -> Normalization | None:
     variance_leaves = statistic_leaves(view, variance)
     if variance_leaves is None:
         return None
+    # An optimizer, too, divides by a root; but not a difference of data and a mean.
     match = normalised_by(view, Scale(node, is_root, None))
     if match is None:
         return None
@@ -63,6 +64,7 @@ def match_composed(view: GraphView, node: int) -> Normalization | None:
     if not (gamma or beta or epsilon or has_variables):
         # The constants that an input is scaled by have no number to protect them.
         return None
+    # Either tells: those of one batch reduce the same.
     axes = batch_axes(view, mean_leaves) or batch_axes(view, variance_leaves)
     found = composed(view, last, x, (gamma, beta, mean, variance), epsilon, axes)
     mode = mode_of(variance_leaves, mean_leaves)

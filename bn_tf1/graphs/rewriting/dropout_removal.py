@@ -44,7 +44,7 @@ def remove_dropout(graph: EditableGraph, inputs: list[str]) -> list[str]:
 
     noise = depending(n for n, node in graph.nodes.items() if node.op in RANDOM)
     data = depending(inputs)
-    # What depends on both is no mask but data with noise in it.
+    # What depends on both is no mask but data with noise in it, such as a latent variable.
     masks = noise - data
     removed = []
     for name, node in list(graph.nodes.items() if masks else ()):
@@ -81,6 +81,7 @@ def _undropped(graph, node, masks):
 
 def _is_zero(graph, source):
     node = graph.nodes[node_name(source)]
+    # What 2.x puts where a unit is dropped, by whatever operation.
     if node.op == "ZerosLike":
         return True
     if node.op == "Fill":

@@ -111,17 +111,12 @@ def _set(graph, values, definitions, outputs):
     return Mode(graph, dict(values), view, tuple(layers)), conditions, left
 
 
-def takes_the_batch(call: Normalization) -> bool:
-    """Whether a normalisation takes, or can take, the statistics of its batch."""
-    return call.mode != "inference"
-
-
 def _statistics_of_the_batch(view, layers, needed):
     """References to what is there only when a layer takes the batch's statistics."""
     found = []
     for layer in layers:
         for call in layer.calls:
-            if takes_the_batch(call) and (needed is None or needed[call.node]):
+            if call.mode != "inference" and (needed is None or needed[call.node]):
                 found += statistics_taken(view, call)
     return found
 
