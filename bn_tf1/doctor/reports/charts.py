@@ -11,9 +11,14 @@ who do not see red and green (Okabe & Ito, 2008). All texts are escaped here.
 
 from __future__ import annotations
 
+import datetime
 import html
 import math
 from typing import Iterable, NamedTuple, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from bn_tf1.version import VERSION
 
 # Largest over usual magnitude from which an axis is no longer linear.
 _WIDE = 40.0
@@ -56,6 +61,16 @@ vertical-align:middle;margin-right:.4em}
     f".s{i}{{stroke:var(--c{i});color:var(--c{i})}}.f{i}{{fill:var(--c{i})!important}}\n"
     for i in range(COLOURS)
 )
+# What pages have in common, and how they fit a narrow window.
+_PAGE_STYLE = """
+*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;
+max-width:78rem;padding:1.2rem;color:var(--ink);background:var(--bg)}
+h1{font-size:1.5rem;margin:0}h2{font-size:1.2rem}p{margin:.3em 0}.soft{color:var(--soft)}
+.verdict{padding:.6em .9em;border-radius:.4em;background:var(--panel);
+border-left:.4em solid var(--good)}.verdict.sick{border-color:var(--error)}
+summary{cursor:pointer;color:var(--soft)}
+@media(max-width:44rem){body{padding:.8rem}.plot{margin-left:3.4em}}
+"""
 
 
 class Axis(NamedTuple):
@@ -101,6 +116,25 @@ class Axis(NamedTuple):
         last = math.floor(math.log10(min(largest, _HUGE)))
         powers = range(last, math.floor(math.log10(self.unit)) - 1, -1)
         return [0.0] + [sign * 10.0**power for power in powers for sign in (1, -1)]
+
+
+def document(heading: str, title: str, style: str, parts: Iterable[str]) -> str:
+    """A page of its own: `heading`, when it was made and by what, and the parts.
+
+    `style` is added to what all pages have.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = f"{now:%Y-%m-%d %H:%M} UTC, bn_tf1 {VERSION}, TensorFlow "
+    head = (
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escaped(title)}</title>",
+        f"<style>{STYLE}{_PAGE_STYLE}{style}</style></head>",
+        f"<body><h1>{escaped(heading)}</h1>",
+        f'<p class="soft">{escaped(made + tf.version.VERSION)}</p>',
+    )
+    return "\n".join([*head, *parts, "</body></html>"]) + "\n"
 
 
 def axis_of(values: Iterable[float], *, holds_zero: bool = True) -> Axis:

@@ -7,10 +7,7 @@ beyond where the layers are far apart. A window may be as narrow as a telephone'
 
 from __future__ import annotations
 
-import datetime
 from typing import Sequence
-
-import tensorflow.compat.v1 as tf
 
 from bn_tf1.doctor.examination import Examination
 from bn_tf1.doctor.register import BY_NAME, by_place
@@ -28,7 +25,6 @@ from bn_tf1.doctor.reports.terminal import (
     told_mode,
     verdict,
 )
-from bn_tf1.version import VERSION
 
 _MAX_TOLD = 6
 _SETTINGS = ("kind", "decay", "epsilon", "mode")
@@ -40,15 +36,10 @@ _PLACES = {
     "training directory": ("training directory", "checkpoint", "graph"),
 }
 _STYLE = """
-*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;
-max-width:78rem;padding:1.2rem;color:var(--ink);background:var(--bg)}
-h1{font-size:1.5rem;margin:0}h2{font-size:1.2rem;margin:2.2rem 0 .2rem}
-h3{font-size:1rem;margin:1.6rem 0 .5rem}p{margin:.3em 0}.soft{color:var(--soft)}
+h2{margin:2.2rem 0 .2rem}h3{font-size:1rem;margin:1.6rem 0 .5rem}
 h2,code,.finding,td{overflow-wrap:anywhere}small{font-size:.85em}
 code{font:.92em ui-monospace,monospace}
-.verdict{font-weight:600;padding:.6em .9em;border-radius:.4em;margin:1em 0;
-background:var(--panel);border-left:.4em solid var(--good)}
-.verdict.sick{border-color:var(--error)}
+.verdict{font-weight:600;margin:1em 0}
 .finding{border:1px solid var(--rule);border-left:.4em solid var(--note);
 border-radius:.4em;padding:.5em .9em;margin:.7em 0;background:var(--panel)}
 .finding.error{border-left-color:var(--error)}
@@ -59,7 +50,7 @@ border-radius:.4em;padding:.5em .9em;margin:.7em 0;background:var(--panel)}
 .note>.tag,i.note{color:var(--note)}i.error,i.warning,i.note{font-style:normal}
 dl{display:grid;grid-template-columns:5em 1fr;margin:.3em 0;gap:.2em .8em}
 dt{color:var(--soft)}dd{margin:0;min-width:0}
-details{margin:.5em 0}summary{cursor:pointer;color:var(--soft)}
+details{margin:.5em 0}
 .layers{width:100%;border-collapse:collapse}.layers th{text-align:left;
 color:var(--soft);font-weight:600;font-size:.85em;vertical-align:bottom}
 .layers td,.layers th{padding:.12em .6em;border-bottom:1px solid var(--rule)}
@@ -72,11 +63,11 @@ font-size:.85em;color:var(--soft);align-items:center}
 .courses{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1.2em}
 .checks{font-size:.88em;width:100%;border-collapse:collapse}
 .checks td{padding:.1em .6em .1em 0;vertical-align:top}
-@media(max-width:44rem){body{padding:.8rem}.layers,.layers tbody,.layers thead{
+@media(max-width:44rem){.layers,.layers tbody,.layers thead{
 display:block}.layers tr{display:grid;grid-template-columns:1fr 1fr;
 border-bottom:1px solid var(--rule);padding:.25em 0}.layers td,.layers th{border:0;
 padding:.05em 1.5em .05em 0}.layers .name{grid-column:1/-1}.layers .plotted{width:auto}
-.layers .value{display:none}.checks td{display:block}.plot{margin-left:3.4em}}
+.layers .value{display:none}.checks td{display:block}}
 """
 
 
@@ -85,24 +76,15 @@ def html_report(
 ) -> str:
     """The page; `unreadable` are (path, error) of paths that could not be read."""
     is_sick = bool(unreadable) or not all(e.is_healthy for e in examinations)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        f"{now:%Y-%m-%d %H:%M} UTC, bn_tf1 {VERSION}, TensorFlow {tf.version.VERSION}"
-    )
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Batch norm: report</title><style>{charts.STYLE}{_STYLE}</style></head>",
-        f'<body><h1>Batch norm: report</h1><p class="soft">{charts.escaped(made)}</p>',
-        f'<p class="verdict{" sick" * is_sick}">{charts.escaped(verdict(examinations))}</p>',
+        f'<p class="verdict{" sick" * is_sick}">{charts.escaped(verdict(examinations))}</p>'
     ]
     for path, error in unreadable:
         parts.append(f"<h2>{charts.escaped(path)}</h2><p>{charts.escaped(error)}</p>")
     for examination in examinations:
         parts += _examination(examination)
-    parts.append("</body></html>")
-    return "\n".join(parts) + "\n"
+    heading = "Batch norm: report"
+    return charts.document(heading, heading, _STYLE, parts)
 
 
 def _examination(examination):

@@ -13,13 +13,9 @@ chart. Two runs are compared curve by curve.
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import html
 import os
 import re
 from typing import Iterator, NamedTuple, Sequence
-
-import tensorflow.compat.v1 as tf
 
 from bn_tf1.doctor.examination import examine
 from bn_tf1.doctor.reports import charts
@@ -30,7 +26,6 @@ from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.reporting.event_curves import Curves, curves_of
 from bn_tf1.jobs.saving import durable_files
 from bn_tf1.jobs.summaries import TRAIN_FOLDER
-from bn_tf1.version import VERSION
 
 REPORT_FILE = "report.html"
 
@@ -68,10 +63,7 @@ _MAX_CHARTS = 60
 _MAX_OPEN_LAYERS = 12
 
 _STYLE = """
-*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;
-max-width:78rem;padding:1.2rem;color:var(--ink);background:var(--bg)}
-h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:2rem 0 .6rem}p{margin:.3em 0}.soft{color:var(--soft)}
+h1{overflow-wrap:anywhere}h2{margin:2rem 0 .6rem}
 .charts{display:grid;gap:1.2rem 2rem;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}
 .small .plot svg,.small .ticks.y{height:7em}.small figcaption{font-size:.88em;
@@ -80,13 +72,9 @@ overflow-wrap:anywhere}
 .facts{display:flex;flex-wrap:wrap;gap:.4rem 2rem;margin:1rem 0}
 .facts div{font-size:.85em;color:var(--soft)}
 .facts b{display:block;font-size:1.35rem;color:var(--ink)}
-.verdict{padding:.6em .9em;border-radius:.4em;background:var(--panel);
-border-left:.4em solid var(--good)}.verdict.sick{border-color:var(--error)}
 .verdict ul{margin:.3em 0;padding-left:1.2em}details{margin:.8em 0}
-summary{cursor:pointer;color:var(--soft)}.settings{border-collapse:collapse;
-font-size:.88em}.settings td,.settings th{padding:.1em 1.4em .1em 0;text-align:left}
+.settings{border-collapse:collapse;font-size:.88em}.settings td,.settings th{padding:.1em 1.4em .1em 0;text-align:left}
 code{overflow-wrap:anywhere}
-@media(max-width:44rem){body{padding:.8rem}.plot{margin-left:3.4em}}
 """
 
 
@@ -146,27 +134,15 @@ def page(runs: Sequence[RunCurves]) -> str:
     names = _short_names([run.folder for run in runs])
     # What tells the runs apart, in titles and legends: nothing where there is one.
     named = [*zip(names if len(runs) > 1 else [""], runs)]
-    title = _escaped(" and ".join(names))
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = f"{now:%Y-%m-%d %H:%M} UTC, bn_tf1 {VERSION}, TensorFlow "
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}: training</title>",
-        f"<style>{charts.STYLE}{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1>",
-        f'<p class="soft">{_escaped(made + tf.version.VERSION)}</p>',
-    ]
-    parts += [_facts(name, run) for name, run in named]
+    parts = [_facts(name, run) for name, run in named]
     parts += _settings(named)
     curves = "".join(_curve_charts(named))
     parts.append(f'<h2>Learning curves</h2><div class="charts">{curves}</div>')
     parts += _layers(named)
     for name, run in named:
         parts += _verdict(name, run)
-    parts.append("</body></html>")
-    return "\n".join(parts) + "\n"
+    heading = " and ".join(names)
+    return charts.document(heading, f"{heading}: training", _STYLE, parts)
 
 
 def _short_names(folders):
@@ -176,10 +152,6 @@ def _short_names(folders):
         return [os.path.basename(os.path.abspath(paths[0]))]
     shared = os.path.commonpath([os.path.abspath(path) for path in paths])
     return [os.path.relpath(os.path.abspath(path), shared) for path in paths]
-
-
-def _escaped(text):
-    return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 def _facts(name, run):
@@ -199,8 +171,8 @@ def _facts(name, run):
             if tag == "accuracy" and best > value:
                 place += f"; the best {best:.4g}, step {best_step}"
             figure = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-            facts.append(f"<div><b>{figure}</b>{_escaped(place)}</div>")
-    title = f"<h2>{_escaped(name)}</h2>" if name else ""
+            facts.append(f"<div><b>{figure}</b>{charts.escaped(place)}</div>")
+    title = f"<h2>{charts.escaped(name)}</h2>" if name else ""
     return title + (f'<div class="facts">{"".join(facts)}</div>' if facts else "")
 
 
@@ -216,9 +188,11 @@ def _settings(named) -> Iterator[str]:
         if field.name in _NO_SETTINGS or values == [field.default] * len(values):
             continue
         mark = "b" if len(set(values)) > 1 else "span"
-        cells = "".join(f"<td><{mark}>{_escaped(str(v))}</{mark}></td>" for v in values)
+        cells = "".join(
+            f"<td><{mark}>{charts.escaped(str(v))}</{mark}></td>" for v in values
+        )
         rows.append(f"<tr><td><code>--{field.name}</code></td>{cells}</tr>")
-    head = "".join(f"<th>{_escaped(name)}</th>" for name, _ in named if name)
+    head = "".join(f"<th>{charts.escaped(name)}</th>" for name, _ in named if name)
     yield f"<details{' open' if len(named) > 1 else ''}><summary>Settings</summary>"
     yield f'<table class="settings"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
     yield '<p class="soft">All others are the defaults of train.py.</p></details>'
@@ -242,7 +216,7 @@ def _curve_charts(named) -> Iterator[str]:
         yield charts.lines(tags[tag], title=title, x_name="step", y_name=unit)
     if len(tags) > _MAX_CHARTS:
         left = ", ".join((own + others)[_MAX_CHARTS:])
-        yield f'<p class="soft">Not drawn: {_escaped(left)}</p>'
+        yield f'<p class="soft">Not drawn: {charts.escaped(left)}</p>'
 
 
 def _in_order(curves):
@@ -285,9 +259,7 @@ def _layers(named) -> Iterator[str]:
     )
     drawn = ["".join(_layer_charts(layer, named)) for layer in layers]
     yield '<div class="charts small">' + "".join(drawn[:_MAX_OPEN_LAYERS]) + "</div>"
-    if (
-        len(drawn) > _MAX_OPEN_LAYERS
-    ):  # a page of 161 open charts is looked at by nobody
+    if len(drawn) > _MAX_OPEN_LAYERS:
         rest = "".join(drawn[_MAX_OPEN_LAYERS:])
         count = len(drawn) - _MAX_OPEN_LAYERS
         yield f"<details><summary>{count} more layers</summary>"
@@ -318,18 +290,18 @@ def _verdict(name, run) -> Iterator[str]:
     try:
         examination = examine(run.folder)
     except ValueError as error:
-        yield f"<h2>{_escaped(title)}</h2><p>Not examined: {_escaped(str(error))}</p>"
+        yield f"<h2>{charts.escaped(title)}</h2><p>Not examined: {charts.escaped(str(error))}</p>"
         return
     sick = "" if examination.is_healthy else " sick"
-    yield f"<h2>{_escaped(title)}</h2>"
-    yield f'<div class="verdict{sick}"><b>{_escaped(verdict([examination]))}</b><ul>'
+    yield f"<h2>{charts.escaped(title)}</h2>"
+    yield f'<div class="verdict{sick}"><b>{charts.escaped(verdict([examination]))}</b><ul>'
     for group in findings_by_check(examination.findings):
         first = group[0]
         count = f" ({len(group)} times)" if len(group) > 1 else ""
         yield (
-            f"<li>{_escaped(first.gravity)}: {_escaped(first.check + count)}. "
-            f"{_escaped(first.what)}</li>"
+            f"<li>{charts.escaped(first.gravity)}: {charts.escaped(first.check + count)}. "
+            f"{charts.escaped(first.what)}</li>"
         )
     yield "</ul></div>"
     command = f"python -m bn_tf1 doctor {run.folder}"
-    yield f'<p class="soft">More with <code>{_escaped(command)}</code></p>'
+    yield f'<p class="soft">More with <code>{charts.escaped(command)}</code></p>'
