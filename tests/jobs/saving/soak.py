@@ -77,12 +77,13 @@ def _train(model_dir, options):
     flags = {
         "model_dir": model_dir,
         "model": options.model,
-        "resnet_n": 1,
         "batch_size": options.batch_size,
         "max_steps": options.steps,
         "save_checkpoint_steps": options.save_every,
         "log_steps": 1,
     }
+    if options.model == "resnet":
+        flags["resnet_n"] = 1  # others refuse it, since it does nothing there
     return _script("train.py", flags)
 
 
