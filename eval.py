@@ -30,69 +30,37 @@ EXAMPLES = (
 
 
 def define_flags():
-    what, when = "what to evaluate", "when"
-    flags.DEFINE_string(
-        "model_dir",
-        Config.model_dir,
+    what, when = {"module_name": "what to evaluate"}, {"module_name": "when"}
+    text = (
         "Folder of the training run; that of --checkpoint_path by default if that is "
-        "given.",
-        module_name=what,
     )
+    text += "given."
+    flags.DEFINE_string("model_dir", Config.model_dir, text, **what)
     flags.DEFINE_alias("train_dir", "model_dir")
-    flags.DEFINE_string(
-        "checkpoint_path",
-        None,
-        "The one checkpoint to evaluate, such as runs/default/model.ckpt-1000.",
-        module_name=what,
-    )
-    flags.DEFINE_enum(
-        "split",
-        "test",
-        ["test", "train"],
-        "Part of the data set to evaluate on.",
-        module_name=what,
-    )
-    flags.DEFINE_string(
-        "exported",
-        None,
+    text = "The one checkpoint to evaluate, such as runs/default/model.ckpt-1000."
+    flags.DEFINE_string("checkpoint_path", None, text, **what)
+    text = "Part of the data set to evaluate on."
+    flags.DEFINE_enum("split", "test", ["test", "train"], text, **what)
+    text = (
         "A model that `python -m bn_tf1 export` made of the run: measures it, by the "
-        "runtime of its format, instead of a checkpoint.",
-        module_name=what,
     )
-    flags.DEFINE_boolean(
-        "divergence",
-        False,
-        "Also prints the accuracy with batch statistics, and which layer's moving "
-        "statistics cost how much of it.",
-        module_name=what,
-    )
-    flags.DEFINE_string(
-        "eval_dir",
-        None,
-        "Folder for summaries and results.jsonl; model_dir/eval by default, "
-        "model_dir/eval_train for --split=train.",
-        module_name=what,
-    )
-    flags.DEFINE_boolean(
-        "run_once",
-        False,
-        "Evaluates the newest checkpoint and exits, instead of following the run.",
-        module_name=when,
-    )
-    flags.DEFINE_float(
-        "timeout_secs",
-        None,
-        "Seconds to wait for a new checkpoint before giving up; for ever by default.",
-        lower_bound=0.0,
-        module_name=when,
-    )
-    flags.DEFINE_boolean(
-        "weight_ema",
-        False,
+    text += "runtime of its format, instead of a checkpoint."
+    flags.DEFINE_string("exported", None, text, **what)
+    text = "Also prints the accuracy with batch statistics, and which layer's moving "
+    text += "statistics cost how much of it."
+    flags.DEFINE_boolean("divergence", False, text, **what)
+    text = "Folder for summaries and results.jsonl; model_dir/eval by default, "
+    text += "model_dir/eval_train for --split=train."
+    flags.DEFINE_string("eval_dir", None, text, **what)
+    text = "Evaluates the newest checkpoint and exits, instead of following the run."
+    flags.DEFINE_boolean("run_once", False, text, **when)
+    text = "Seconds to wait for a new checkpoint before giving up; for ever by default."
+    flags.DEFINE_float("timeout_secs", None, text, lower_bound=0.0, **when)
+    text = (
         "Measures the averages of the weights that train.py --weight_ema_decay keeps, "
-        "with statistics that are computed for them over the training set.",
-        module_name=what,
     )
+    text += "with statistics that are computed for them over the training set."
+    flags.DEFINE_boolean("weight_ema", False, text, **what)
 
 
 def _check_names():

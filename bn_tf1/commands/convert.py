@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dialects = sorted(DIALECTS)
     parser.add_argument("source", help="prefix or directory of a checkpoint")
     parser.add_argument("destination", help="prefix of the checkpoint to write")
+    # Asked for and not guessed: what is ambiguous would be translated, and be wrong. (`dest`,
+    # since `from` is a word of Python's.)
     parser.add_argument(
         "--from",
         dest="from_dialect",

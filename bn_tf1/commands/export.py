@@ -79,7 +79,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--set",
-        dest="settings",
+        dest="settings",  # `set` is Python's
         type=_setting,
         action="append",
         default=[],
@@ -110,6 +110,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
+    # The jobs' one, which knows what a run of train.py is; others go on to `serving`.
     from bn_tf1.jobs.finished.exported_runs import export
     from bn_tf1.serving.exporting import list_interface
 

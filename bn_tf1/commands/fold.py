@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.serving.exporting import export
 
+    # What comes in goes out: who has a SavedModel has something that loads one. The file ends
+    # in .pb or .pbtxt.
     is_saved_model = os.path.isdir(options.source) and any(
         name.startswith("saved_model.pb") for name in os.listdir(options.source)
     )

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         help="how long the others have to end after one that failed, 30 seconds",
     )
+    # All that follows, with the flags of the program.
     parser.add_argument(
         "program", nargs=argparse.REMAINDER, help="-- and the program to run"
     )

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         nargs="+",
-        action="append",
+        action="append",  # behind one flag or several, as people write it
         default=[],
         type=pair_of("INPUT=VALUE"),
         metavar="INPUT=VALUE",
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text):
+    # Not type=int, which takes 0 and -1.
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
     return int(text)

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bn_tf1.jobs.reporting import run_page
 
+    # Both are read before anything is written: a page of one of two would look complete.
     runs = [run_page.read_run(options.model_dir)]
     name = run_page.REPORT_FILE
     if options.compare is not None:

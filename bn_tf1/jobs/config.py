@@ -55,13 +55,9 @@ def _option(
 ):
     """A field with all that is known of an option.
 
-    Args:
-        default: the value where nothing is said; None if another option decides.
-        help: one sentence for the command line, with the unit.
-        kind: the option's type; that of `default` unless it is given.
-        choices: the allowed values.
-        minimum, above, below: bounds; the first is allowed, the others are not.
-        words: what may stand in the place of a number.
+    `default` is None if another option decides, `kind` the type if `default` does not tell
+    it; `minimum` is allowed, `above` and `below` are not; `words` may stand in the place of a
+    number.
     """
     kind = kind or type(default)
     if kind is int and below is None:

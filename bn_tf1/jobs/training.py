@@ -289,11 +289,11 @@ def _build_step(config, dataset, workers=None):
     penalty = tf.losses.get_regularization_loss()
     loss, accuracy = tf.reduce_mean(objective.losses), tf.reduce_mean(objective.hits)
     stop = stops = None
-    shared = {"loss": loss + penalty}
+    minimised = {"loss": loss + penalty}
     if workers is not None:
         count = tf.shape(labels)[0]
-        shared = {"loss": loss, "penalty": penalty}
-        shared.update(workers=workers, num_examples=count)
+        minimised = {"loss": loss, "penalty": penalty}
+        minimised.update(workers=workers, num_examples=count)
         stop = tf.placeholder_with_default(0.0, [])
         # What is reported is of all workers, and so is the wish of one to stop: by one sum,
         # since what each collective costs is mostly its start.
@@ -302,20 +302,8 @@ def _build_step(config, dataset, workers=None):
         loss, accuracy, stops = sums[0] / sums[2], sums[1] / sums[2], sums[3]
     total_loss = tf.add(loss, penalty, name="total_loss")
     learning_rate = _learning_rate(config, global_step)
-    # Not `bn_tf1.make_train_op`: that looks at layers of other makers too, and the models
-    # have none.
-    optimizer = tf.train.MomentumOptimizer(learning_rate, config.momentum)
-    if config.weight_ema_decay:
-        optimizer = _Averaging(optimizer, config.weight_ema_decay)
-    train_op = make_train_op(
-        optimizer=optimizer,
-        global_step=global_step,
-        variables=fine_tuning.trained_variables(config),
-        accumulate_steps=config.accumulate_steps,
-        **shared,
-    )
     step = Step(
-        train_op=train_op,
+        train_op=_train_op(config, learning_rate, global_step, minimised),
         global_step=global_step,
         total_loss=total_loss,
         loss=loss,
@@ -331,6 +319,21 @@ def _build_step(config, dataset, workers=None):
     )
     _add_summaries(step, config)
     return step
+
+
+def _train_op(config, learning_rate, global_step, minimised):
+    optimizer = tf.train.MomentumOptimizer(learning_rate, config.momentum)
+    if config.weight_ema_decay:
+        optimizer = _Averaging(optimizer, config.weight_ema_decay)
+    # Not `bn_tf1.make_train_op`: that looks at layers of other makers too, and the models
+    # have none.
+    return make_train_op(
+        optimizer=optimizer,
+        global_step=global_step,
+        variables=fine_tuning.trained_variables(config),
+        accumulate_steps=config.accumulate_steps,
+        **minimised,
+    )
 
 
 class _Averaging:

@@ -6,7 +6,9 @@
 
 Contract: where the records of a shard lie is read once, from their headers, and kept in an
 index; it is read again when a shard has another size. Records are taken from one block of
-neighbours, of bounded size, after the other, and each is held against its checksum.
+neighbours, of bounded size, after the other, and each is held against its checksum. Not by
+`tf.data.TFRecordDataset`, which reads a file from its start: a run that is resumed would read
+all that it has seen, and the order of an epoch would be that of the file.
 """
 
 from __future__ import annotations

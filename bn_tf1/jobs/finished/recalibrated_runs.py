@@ -141,11 +141,8 @@ def _folder_for(destination, config):
 
 def _is_same_run(one, other):
     # What may change in a run may have changed since.
-    return all(
-        getattr(one, field.name) == getattr(other, field.name)
-        for field in dataclasses.fields(one)
-        if field.name not in configuration.CHANGEABLE
-    )
+    changed = {name: getattr(other, name) for name in configuration.CHANGEABLE}
+    return dataclasses.replace(one, **changed) == other
 
 
 def _complete_folder(destination, config):
