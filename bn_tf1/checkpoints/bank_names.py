@@ -102,6 +102,7 @@ def one_bank_of(checkpoint: Checkpoint, dialect: str, bank: int) -> dict[str, st
 
 def _names_of_bank(layer: Layer, *, with_affine):
     roles = layer.names if with_affine else STATISTICS
+    # Whether the layer has them or not: names that are not there are nobody's.
     beside = [join(layer.scope, leaf) for leaf in (*RENORM, COUNTER)]
     return [layer.names[role] for role in roles] + beside
 

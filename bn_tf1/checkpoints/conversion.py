@@ -94,7 +94,6 @@ class _Target(NamedTuple):
     layer: Layer
     names: Mapping[str, str]
     shape: Shape
-    dropped: tuple[str, ...]
 
 
 def convert(
@@ -335,6 +334,7 @@ def _why_no_layer(checkpoint, from_dialect, to_dialect):
             "layer: give each variable of one its name in the target, such as "
             + " ".join(f"OLD=bn/{n}" for n in DIALECTS[to_dialect].leaves.values())
         )
+    # Most often the wrong library was named.
     found = [d for d in DIALECTS if dialects.find_layers(checkpoint.shapes, d)]
     others = f", but of {found}"
     if not found:
@@ -346,6 +346,7 @@ def _why_no_layer(checkpoint, from_dialect, to_dialect):
 
 
 def _reference_layers(like, dialect):
+    # A graph is there before its first checkpoint, and tells of layers as much.
     if os.fspath(like).endswith(".meta"):
         meta = reader_writer.read_meta_graph(like)
         shapes = reader_writer.graph_variables(meta.graph_def)
@@ -395,6 +396,7 @@ def _match_by_order(sources, targets, scopes):
     remaining = {}
     target_groups = _groups(targets)
     for base, group in _groups(sources).items():
+        # Numbers drift where other layers are built before these; the order stays.
         candidates = target_groups.get(base, [])
         if not candidates:
             remaining.update((scope, sources[scope]) for scope in group)
@@ -453,7 +455,6 @@ def _target(layer, moves, reference, to_dialect, shape):
             if role in roles
         },
         shape=_target_shape(layer, model, to_dialect, shape),
-        dropped=tuple(sorted(set(layer.names) - roles)),
     )
 
 
@@ -474,7 +475,13 @@ def _target_shape(layer: Layer, model: Layer | None, to_dialect: str, shape) -> 
 
 def _check_dropped(checkpoint: Checkpoint, sources, targets, shadows):
     """A gamma of 1 and a beta of 0 say nothing; anything else would be lost."""
-    for name, role in ((x.layer.names[r], r) for x in targets for r in x.dropped):
+    lost = [
+        (name, role)
+        for target in targets
+        for role, name in sorted(target.layer.names.items())
+        if role not in target.names
+    ]
+    for name, role in lost:
         slots = [n for n in checkpoint.shapes if dialects.find_slot(n, [name])]
         taken = shadows.get(name, name)
         value = checkpoint.read(sources.get(taken, taken))

@@ -233,6 +233,8 @@ def find_shadows(shapes: Mapping[str, Shape], average: str) -> dict[str, str]:
         if slot is None:
             continue
         leaves.add(slot.leaf)
+        # What else is kept for variables is told in the error: the average's name may
+        # be there.
         if slot.leaf != average:
             continue
         variable = slot.variable

@@ -34,6 +34,7 @@ from bn_tf1.checkpoints.dialects import (
 
 # What tf.train.Checkpoint and Keras 3 append to the name of a variable.
 _OBJECT_SUFFIX = re.compile(r"(/_value)?/\.ATTRIBUTES/VARIABLE_VALUE$")
+# Where an optimizer keeps what is no variable of the model.
 _SLOT = re.compile(r"/\.OPTIMIZER_SLOT/|(^|/)optimizer/")
 
 # The leaves of a mean and its variance; @ stands for tf.train's average.

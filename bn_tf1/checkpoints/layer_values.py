@@ -12,7 +12,7 @@ from typing import Any, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from bn_tf1.checkpoints.dialects import COUNTER, ROLES, join
+from bn_tf1.checkpoints.dialects import COUNTER, ROLES, ZERO_DEBIAS, find_slot, join
 from bn_tf1.checkpoints.found_layers import (
     STATISTICS,
     CheckpointLayer,
@@ -65,6 +65,7 @@ class LayerValues(NamedTuple):
         if not self.has_statistics:
             return False
         mean, variance = (self.values[role] for role in STATISTICS)
+        # Averages of tf.train start from 0, variables of layers from 1.
         return not mean.any() and (bool(np.all(variance == 1)) or not variance.any())
 
 
@@ -127,17 +128,15 @@ class _Reader:
         self._file = file
         self.plain = variable_names(file)
         self.plain_of = {full: plain for plain, full in self.plain.items()}
-        # By their last two parts: how a counter's name ends, whatever its prefix. All
-        # names for each layer would take time with the square of their number.
-        self.by_leaves: dict[str, list[str]] = {}
-        for name in self.plain:
-            leaves = "/".join(name.split("/")[-2:])
-            self.by_leaves.setdefault(leaves, []).append(name)
+        # TensorFlow repeats the scope in front of it: `bn/bn/moving_mean/biased`.
+        slots = [(name, find_slot(name, self.plain)) for name in self.plain]
+        self.slots = {(s.variable, s.leaf): name for name, s in slots if s is not None}
         self.damaged: dict[str, str] = {}
 
     def read(self, full):
         """The numbers of a tensor, float64, flat; None where there are none."""
         tensor = self._file.tensors.get(full)
+        # A complex number is no statistic, whatever it is called.
         if tensor is None or tensor.dtype is None or tensor.dtype.kind == "c":
             return None
         if tensor.elements > _MAX_CHANNELS:
@@ -160,8 +159,9 @@ def _layer_values(reader, layer, graph_layer):
     for statistic in STATISTICS:
         name = reader.plain_of.get(layer.names.get(statistic))
         short = statistic.split("_")[-1]
-        for role, leaf in (("biased", "biased"), ("steps", "local_step")):
-            values[f"{short}_{role}"] = _state_of_average(reader, name, leaf)
+        for role, leaf in zip(("biased", "steps"), ZERO_DEBIAS):
+            slot = reader.slots.get((name, leaf))
+            values[f"{short}_{role}"] = reader.read(reader.plain.get(slot))
     values = {role: value for role, value in values.items() if value is not None}
     settings = {}
     if graph_layer is not None:
@@ -169,18 +169,6 @@ def _layer_values(reader, layer, graph_layer):
             name: getattr(graph_layer, name) for name in LayerValues._fields[2:]
         }
     return LayerValues(layer, values, **settings)
-
-
-def _state_of_average(reader, name, leaf):
-    """The numbers of `[prefix/]name/leaf`, which a zero-debiased average keeps."""
-    if name is None:
-        return None
-    ending = f"{name}/{leaf}"
-    # TensorFlow repeats the scope in front of it: `bn/bn/moving_mean/biased`.
-    for candidate in reader.by_leaves.get("/".join(ending.split("/")[-2:]), ()):
-        if candidate == ending or candidate.endswith("/" + ending):
-            return reader.read(reader.plain[candidate])
-    return None
 
 
 def _step(reader):

@@ -75,6 +75,7 @@ def as_in_checkpoint(file: TensorFile, graph_layers: Iterable[Any]) -> list[Any]
     for layer in layers:
         for role in ROLES:
             name = getattr(layer, role)
+            # Only where the numbered name is unknown: conv_1 may be a layer's own name.
             unnumbered = re.sub(r"_\d+$", "", name) if name else name
             if name not in known and unnumbered in known:
                 layer = layer._replace(**{role: unnumbered})

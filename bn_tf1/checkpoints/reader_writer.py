@@ -91,6 +91,7 @@ def open_checkpoint(path: str) -> Checkpoint:
             reader = tf.train.NewCheckpointReader(prefix)
         except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
             # Where our own reader sees the damage, too, it says it in plain words.
+            # Here, since that module has the errors of this one.
             from bn_tf1.checkpoints.tensor_file import open_tensors
 
             open_tensors(prefix)
@@ -168,6 +169,7 @@ def _one_line_errors(what):
     try:
         yield
     except (tf.errors.OpError, ValueError, IndexError, RuntimeError) as error:
+        # It is a ValueError, in a line already.
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{what}: {first_line(error)}") from error
@@ -291,6 +293,8 @@ def _files_of(prefix):
 
 
 def _temporary(destination):
+    # Beside the destination: the shards are renamed, which is done within a file
+    # system.
     return destination + ".part"
 
 
@@ -318,6 +322,7 @@ def _shards(entries):
     shard, size = [], 0
     for entry in entries:
         entry_size = int(np.prod(entry.shape, dtype=np.int64)) * entry.dtype.size
+        # A tensor is never divided: one larger than a shard is a shard.
         if shard and size + entry_size > _SHARD_BYTES:
             yield shard
             shard, size = [], 0

@@ -145,6 +145,7 @@ def restore(
 
     restored = [t for t in found if t not in wrong]
     for target in restored:
+        # One at a time: a checkpoint may be larger than what is left of the memory.
         value = source.read(old_names[target.name])[target.slices]
         # The variable's own initializer takes the value without a new operation.
         initializer = target.variable.initializer
@@ -207,6 +208,7 @@ def _names_in_checkpoint(source, name_map, ema):
         shadows = dialects.find_shadows(source.shapes, ema)
     except ValueError as error:
         raise ValueError(f"`ema` is {ema!r}, but in {source.prefix} {error}") from error
+    # Last: a shadow takes the place of the variable's own value.
     for variable, shadow in shadows.items():
         old_names[dialects.rename(variable, name_map)] = shadow
     return old_names
@@ -227,6 +229,7 @@ def _matches(name, patterns):
 
 
 def _check_missing(missing, statistics, prefix):
+    # A part of a partitioned statistic is known by its own name.
     lost = [t.name for t in missing if t.variable.op.name in statistics]
     if lost:
         translate = "translate it with `python -m bn_tf1 convert`"

@@ -286,6 +286,7 @@ def _read_part(part):
             file.seek(part.offset)
             while left:
                 data = file.read(min(left, _CHUNK_BYTES))
+                # A job may write on while it is read.
                 if not data:
                     raise CheckpointError(f"{part.path} became shorter meanwhile")
                 left -= len(data)

@@ -42,6 +42,7 @@ class Finding(NamedTuple):
 
 def by_gravity(findings: Iterable[Finding]) -> list[Finding]:
     """The findings, gravest and surest first, otherwise in their order."""
+    # sorted keeps the order of equals: that in which the checks are listed.
     return sorted(
         findings,
         key=lambda finding: (

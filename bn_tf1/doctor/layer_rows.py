@@ -97,6 +97,7 @@ def _spreads(found, step):
     if not found.has_statistics:
         return None
     mean, variance = (found.values[role] for role in STATISTICS)
+    # A negative variance has a finding of its own, and no root.
     return _spread(mean, step), _spread(np.sqrt(np.maximum(variance, 0)), step)
 
 

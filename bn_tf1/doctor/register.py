@@ -100,33 +100,9 @@ def found_by(
 
 def general_remedy(check: Check) -> str:
     """The remedy with PLACEHOLDERS where a finding has a name."""
+    # As str.format reads it: doubled braces are a text's own.
     pieces = string.Formatter().parse(check.remedy)
     return "".join(text + (name or "").upper() for text, name, _, _ in pieces)
-
-
-def explanation(name: str) -> tuple[tuple[str, str], ...]:
-    """(label, text) of all that is known of the check `name`.
-
-    Raises:
-        ValueError: there is no such check; the error names those that sound like it.
-    """
-    if name not in BY_NAME:
-        # People remember how a name begins.
-        part = name.split("-")[0].lower()
-        alike = [known for known in BY_NAME if part and part in known]
-        raise ValueError(
-            f"there is no check {name!r}: "
-            + (f"is it {' or '.join(alike)}? " if alike else "")
-            + "python -m bn_tf1 doctor --list lists them all"
-        )
-    check = BY_NAME[name]
-    return (
-        ("check", f"{check.name}, in a {check.looks_at}"),
-        ("gravity", " or ".join(check.gravities)),
-        ("what", check.what),
-        ("why", check.why),
-        ("remedy", general_remedy(check)),
-    )
 
 
 def by_place() -> dict[str, list[Check]]:

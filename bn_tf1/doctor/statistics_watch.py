@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import check_session
-from bn_tf1.doctor.register import BY_NAME
+from bn_tf1.doctor.register import BY_NAME, general_remedy
 from bn_tf1.population.measured_layers import MeasuredLayer, layers_of
 from bn_tf1.population.variable_cells import lack_of_values_told, runs_before
 
@@ -39,6 +39,7 @@ _FAR_RATIO = math.log(4.0)
 _MOST_NAMES = 4
 # A probe adds some moments and sizes to a run, no layer of the network.
 _MOST_ADDED = 30
+# Those that must be fed; one with a default need not be.
 _PLACEHOLDERS = ("Placeholder", "PlaceholderV2")
 
 
@@ -141,6 +142,7 @@ class StatisticsHook(tf.train.SessionRunHook):
         step = self._step_of(session)
         readings = self._watch.look(session, step, self._probes, run_values.results)
         if self._output_dir is not None and readings:
+            # TensorFlow's hooks share one writer for each folder, too.
             writer = tf.summary.FileWriterCache.get(self._output_dir)
             writer.add_summary(_summary(readings), step)
 
@@ -190,9 +192,9 @@ class _Watch:
             for layer in layers_of(graph)
             if layer.moving and any(call.probe for call in layer.calls)
         ]
-        self._before: dict = {}
+        # By name: the layer, the step at which it was seen in training, its statistics.
+        self._seen: dict = {}
         self._was_far: set = set()
-        self._used: dict = {}
         self._said: set = set()
 
     def says_no_more_of(self, said: set) -> None:
@@ -225,16 +227,14 @@ class _Watch:
         kinds: dict = {"still": [], "not-finite": [], "far": []}
         readings = []
         for (layer, batch), now in zip(batches, moving):
+            # Nothing else can be said of such statistics.
             if not all(np.all(np.isfinite(value)) for value in now):
                 kinds["not-finite"].append(layer.name)
                 continue
-            before = self._before.get(layer.name)
-            is_later = before is not None and before[0] < step
-            if is_later and all(map(np.array_equal, before[1], now)):
+            _, earlier, before = self._seen.get(layer.name, (layer, step, now))
+            if earlier < step and all(map(np.array_equal, before, now)):
                 kinds["still"].append(layer.name)
-            self._before[layer.name] = step, now
-            # Only what was seen in training is judged at the end.
-            self._used[layer.name] = layer
+            self._seen[layer.name] = layer, step, now
             reading = _reading(layer, batch, now)
             readings.append(reading)
             is_far = self._is_far(layer, batch, reading, step)
@@ -256,6 +256,7 @@ class _Watch:
             reading.mean_distance > 1.0 + chance
             or reading.variance_distance > _FAR_RATIO + 3.0 * chance
         )
+        # Once is chance, or a batch that is unlike the others.
         was_far = layer.name in self._was_far
         (self._was_far.add if is_far else self._was_far.discard)(layer.name)
         return is_far and was_far
@@ -264,7 +265,7 @@ class _Watch:
         """Says which averages have not forgotten their initial values after `step`."""
         names = [
             name
-            for name, layer in self._used.items()
+            for name, (layer, _, _) in self._seen.items()
             if _residual(layer, step) > _RESIDUAL and ("still", name) not in self._said
         ]
         self._say("not-converged", names, step)
@@ -286,7 +287,7 @@ class _Watch:
 
 
 def _text(what, check):
-    return f"{what}. {BY_NAME[check].why} {BY_NAME[check].remedy}"
+    return f"{what}. {BY_NAME[check].why} {general_remedy(BY_NAME[check])}"
 
 
 _TEXTS = {

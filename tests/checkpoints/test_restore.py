@@ -9,6 +9,7 @@ from bn_tf1.checkpoints.conversion import convert
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.restore import WrongShape, restore
 from tests import FIXTURES
+from tests.checkpoints import checkpoint_forge as forge
 from tests.fixtures.network import network
 
 # dialect, scopes of the two layers, their epsilons.
@@ -56,6 +57,17 @@ def layer_values(scope="bn", channels=3):
 def build_layer(channels=3, name="bn"):
     x = tf.placeholder(tf.float32, [None, channels])
     return bn_tf1.batch_norm(x, False, name=name)
+
+
+def test_a_checkpoint_of_the_first_format(session, tmp_path):
+    values = layer_values()
+    path = forge.write(tmp_path / "model.ckpt", values, write_version=1)
+    assert not (tmp_path / "model.ckpt.index").exists()
+    build_layer()
+    report = restore(session, path)
+    assert sorted(report.restored) == sorted(values)
+    for variable in tf.global_variables():
+        np.testing.assert_array_equal(session.run(variable), values[variable.op.name])
 
 
 # ----------------------------------------------------------------------------- real networks

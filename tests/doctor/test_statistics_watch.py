@@ -98,6 +98,7 @@ def test_a_short_run_has_not_converged(warnings):
     train(ours(decay=0.99), bn_tf1.StatisticsHook(every_steps=5), steps=20)
     assert len(warnings) == 1
     assert "step 20" in warnings[0] and "initial values" in warnings[0]
+    assert "recalibrate SOURCE computes" in warnings[0]
 
 
 def test_statistics_that_follow_other_data_lie_far(warnings):

@@ -76,6 +76,7 @@ def _slots_of_statistics(file, layers):
         variable, is_object_slot, _ = name.partition("/.OPTIMIZER_SLOT/")
         if is_object_slot:
             variable += "/.ATTRIBUTES/VARIABLE_VALUE"
+        # Not every tensor below a statistic: averages keep theirs there, too.
         elif _SLOT.match(name.rpartition("/")[2]):
             slot = find_slot(name, statistics)
             variable = slot.variable if slot is not None else ""

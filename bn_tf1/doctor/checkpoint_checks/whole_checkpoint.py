@@ -85,6 +85,7 @@ def audit_checkpoint(prefix: str, graph_layers: Sequence[Any]) -> Audit:
 
 def audit_file(file: TensorFile, graph_layers: Sequence[Any] = ()) -> Audit:
     """Checks the batch-norm layers of an open checkpoint; reads nothing else of it."""
+    # A SavedModel of TensorFlow 2 numbers in its graph what it saves by object.
     graph_layers = as_in_checkpoint(file, graph_layers)
     values = read_values(file, graph_layers)
     findings = [_damaged(file.prefix, *item) for item in values.damaged.items()]

@@ -48,6 +48,7 @@ def check_frozen(facts: Facts) -> Iterator[Finding]:
             names = ", ".join(sorted(view.names[end] for end in ends))
             told = f"{view.names[node]} ({op}) takes the constant {names}"
             broken.setdefault(layer, []).append((view.names[node], told))
+    # A function returns what its variable's read was called before it was frozen.
     for place in view.unanswered:
         told = f"no node gives what a function returns, {place}"
         broken.setdefault("", []).append((place.partition(":")[0], told))

@@ -14,7 +14,7 @@ from typing import Iterable, Sequence
 from bn_tf1.doctor.examination import Examination
 from bn_tf1.doctor.findings import GRAVITIES, Finding
 from bn_tf1.doctor.layer_rows import LayerRow, Spread
-from bn_tf1.doctor.register import by_place, explanation
+from bn_tf1.doctor.register import BY_NAME, by_place, general_remedy
 from bn_tf1.doctor.reports.grouping import (
     LayerGroup,
     common_scope,
@@ -76,11 +76,26 @@ def explained(check: str, columns: int = _WIDTH) -> str:
     """All that the register says of a check.
 
     Raises:
-        ValueError: there is no such check.
+        ValueError: there is no such check; the error names those that sound like it.
     """
-    width = _text_width(columns)
+    if check not in BY_NAME:
+        # People remember how a name begins.
+        part = check.split("-")[0].lower()
+        alike = [known for known in BY_NAME if part and part in known]
+        raise ValueError(
+            f"there is no check {check!r}: "
+            + (f"is it {' or '.join(alike)}? " if alike else "")
+            + "python -m bn_tf1 doctor --list lists them all"
+        )
+    entry, width = BY_NAME[check], _text_width(columns)
     return "\n".join(
-        line for part in explanation(check) for line in _wrapped(*part, width)
+        [
+            *_wrapped("check", f"{entry.name}, in a {entry.looks_at}", width),
+            *_wrapped("gravity", " or ".join(entry.gravities), width),
+            *_wrapped("what", entry.what, width),
+            *_wrapped("why", entry.why, width),
+            *_wrapped("remedy", general_remedy(entry), width),
+        ]
     )
 
 

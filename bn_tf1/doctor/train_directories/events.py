@@ -54,6 +54,7 @@ def event_files(directory: str) -> list[str]:
     escaped = glob.escape(directory)
     found = [
         path
+        # Evaluation writes into a folder of the run.
         for pattern in ("*tfevents*", os.path.join("*", "*tfevents*"))
         for path in glob.glob(os.path.join(escaped, pattern))
         if os.path.isfile(path)

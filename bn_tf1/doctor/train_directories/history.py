@@ -33,6 +33,7 @@ def check_history(checkpoints: Sequence[CheckpointValues]) -> list[Finding]:
     findings = []
     for found in states.values():
         channels = found[-1][1].values["moving_mean"].size
+        # A folder may hold checkpoints of another network, too.
         found = [s for s in found if s[1].values["moving_mean"].size == channels]
         # A layer that the newest has no more is no part of what is examined.
         if found[-1][0] is checkpoints[-1]:
@@ -88,6 +89,7 @@ def _check_jumps(states):
     pairs = [
         (before, after)
         for before, after in zip(states, states[1:])
+        # From initial values the first batches are a jump by themselves.
         if before[0].step and not before[1].is_initial
     ]
     for (checkpoint, before), (following, after) in pairs:

@@ -43,6 +43,7 @@ def is_train_directory(directory: str) -> bool:
     """Whether there is a state file, an index or a data file in `directory`."""
     names = os.listdir(directory)
     return any(
+        # Also data alone: what lost its index is found.
         name == STATE_FILE or name.endswith(".index") or _DATA.match(name)
         for name in names
     )
