@@ -30,6 +30,7 @@ def read_arrays(path: str, argument: str) -> dict[str, np.ndarray]:
         ValueError: it cannot be read, or is no such file.
     """
     try:
+        # A pickle from anybody could run code.
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except _NO_ARRAYS as error:

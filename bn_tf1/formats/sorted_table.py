@@ -127,6 +127,7 @@ def _place(data, position):
 
 def _checked_block(file, place):
     size = file.seek(0, os.SEEK_END)
+    # Before anything of a size is read that the file may only claim.
     if place.offset + place.size + _TRAILER_BYTES > size:
         raise ValueError(f"a block at byte {place.offset} lies beyond the end")
     file.seek(place.offset)

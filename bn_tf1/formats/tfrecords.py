@@ -91,6 +91,7 @@ def unframed(frame: bytes, path: str, number: int) -> bytes:
     Raises:
         RecordError: header or data do not have the checksum that stands beside them.
     """
+    # Again: the file may have changed since its frames were listed.
     length = _length(frame[:HEADER_BYTES], path, number)
     data = frame[HEADER_BYTES : HEADER_BYTES + length]
     if masked_crc32c(data) != int.from_bytes(frame[HEADER_BYTES + length :], "little"):
