@@ -107,9 +107,11 @@ def _with_joint_statistics(x, gamma, beta, moving, arguments, layer):
         moments = statistics.joint_of(moments)
     if arguments.sync is not None:
         moments = arguments.sync.joint_moments(moments)
-    moments = _of_several_values(moments, layer)
+    if not _has_values(arguments, least=2):
+        moments = _of_several_values(moments, layer)
     count = moments.count
-    moments = _or_moving(moments, count, moving)
+    if not _has_values(arguments):
+        moments = _or_moving(moments, count, moving)
     averaged, correction = _averaged_statistics(moments, count, moving, arguments)
     operands = gamma, beta, weights, correction, arguments
     y = each(lambda tower: _output(tower, moments, channels_of(tower), *operands), x)
@@ -121,6 +123,16 @@ def may_lack_values(arguments: Arguments) -> bool:
     several = arguments.weights is not None or arguments.sync is not None
     unknown = not arguments.plan.count or arguments.towers > 0
     return not arguments.is_plain and (several or unknown)
+
+
+def _has_values(arguments, least=1):
+    """Whether so many are known when the graph is built: here, whatever others have.
+
+    All workers wait for what stands between two layers: what can be left out is.
+    """
+    if arguments.weights is not None or arguments.towers:
+        return False
+    return (arguments.plan.count or 0) >= least
 
 
 def _batch_output(y, averaged, count, arguments):
@@ -157,8 +169,9 @@ def _averaged_statistics(moments, count, moving, arguments):
         # One update a step: one for each ghost batch would forget the past as many times
         # as fast, and depend on how many there are.
         mean, variance = tf.reduce_mean(mean, 0), tf.reduce_mean(variance, 0)
-    averaged = statistics.Moments(mean, variance, count)
-    mean, variance, _ = _or_moving(averaged, count, moving)
+    if not _has_values(arguments):
+        averaged = statistics.Moments(mean, variance, count)
+        mean, variance, _ = _or_moving(averaged, count, moving)
     if arguments.renorm is None:
         return (mean, variance), None
     correction = statistics.renorm_correction(

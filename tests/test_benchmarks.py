@@ -1,14 +1,16 @@
 """The benchmark runs, at toy sizes, and a layer's graph costs what it may."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from tests import ROOT
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import accuracy, graphs, layers, networks, peers, timing
+from tests.benchmarks import accuracy, graphs, hops, layers, networks, peers, timing
 
 
 def test_layers_measures_every_contender_in_every_mode():
@@ -179,3 +181,14 @@ def test_nodes_of_a_layer(is_training, shape, options, most, graph):
     before = len(graph.get_operations())
     bn_tf1.batch_norm(x, mode, **options)
     assert len(graph.get_operations()) - before <= most
+
+
+def test_the_guide_of_workers_has_the_table_that_hops_makes():
+    # One hop of 1 ms among two; 2 * 2 hops of a third of the bytes among three.
+    assert hops.gathers_ms(2, 1.0) == 2 * hops.LAYERS
+    assert hops.reduce_ms(3, 1.0, 3.0) == pytest.approx(4 * (1 + hops.BYTES / 1e6))
+    guide = (ROOT / "bn_tf1" / "workers" / "README.md").read_text(encoding="utf-8")
+    (hop, byte) = re.search(
+        r"one hop takes ([\d.]+) ms.*a byte ([\d.]+) ns", guide
+    ).groups()
+    assert hops.table(float(hop), float(byte)) in guide

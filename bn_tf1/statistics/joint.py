@@ -55,12 +55,17 @@ def part_moments(
         weights = tf.cast(tf.stop_gradient(weights), x.dtype)
         moments = weighted_moments(x, channels, weights)
         own = [weights]
-    count = tf.convert_to_tensor(moments.count, moments.mean.dtype)
-    # An empty part has NaN, and NaN times a share of 0 would spoil the sum of all.
-    mean, variance = (
-        tf.where_v2(count > 0, statistic, tf.zeros_like(statistic))
-        for statistic in (moments.mean, moments.variance)
-    )
+    mean, variance, count = moments
+    # Each of these small operations costs more than its work: a joint layer of workers has
+    # many, while all wait for it.
+    is_known = isinstance(count, int) and count > 0
+    count = tf.convert_to_tensor(count, mean.dtype)
+    if not is_known:
+        # An empty part has NaN, and NaN times a share of 0 would spoil the sum of all.
+        mean, variance = (
+            tf.where_v2(count > 0, statistic, tf.zeros_like(statistic))
+            for statistic in (mean, variance)
+        )
     mean, variance = with_gradient(
         PART_MOMENTS, [mean, variance], [x, count, *own], (0.0, channels.axes)
     )
@@ -97,21 +102,21 @@ def _part_slopes(operation, dmean, dvariance):
 
 def joint_of(parts: Sequence[Moments]) -> Moments:
     """Of several `part_moments` those of all together; plain operations, with gradients."""
+    means = tf.stack([part.mean for part in parts])
     counts = tf.stop_gradient(tf.stack([part.count for part in parts]))
-    return joint_of_rows(
-        counts,
-        tf.stack([part.mean for part in parts]),
-        tf.stack([part.variance for part in parts]),
-    )
+    counts = tf.reshape(counts, [-1] + [1] * (means.shape.ndims - 1))
+    return joint_of_rows(counts, means, tf.stack([part.variance for part in parts]))
 
 
 def joint_of_rows(counts: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> Moments:
-    """As `joint_of`, for tensors of [batches], [batches, channels], [batches, channels]."""
+    """As `joint_of`, for tensors of [batches, 1], [batches, channels], [batches, channels].
+
+    With several channel axes all three have as many more.
+    """
     # Chan's: of the parts' own variances and the distances of their means, all of them
     # positive, so that nothing cancels as in sums of x and x^2.
     total = tf.reduce_sum(counts)
     shares = tf.math.divide_no_nan(counts, total)
-    shares = tf.reshape(shares, [-1] + [1] * (means.shape.ndims - 1))
     mean = tf.reduce_sum(shares * means, 0)
     squares = variances + tf.square(means - mean)
     return Moments(mean, tf.reduce_sum(shares * squares, 0), total)

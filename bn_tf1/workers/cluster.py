@@ -15,8 +15,9 @@ collective. Each has its own variables, which stay equal bit for bit. Whatever h
 of them ends all, with a sentence that names it (`liveness`): start all of them again from
 the newest checkpoint.
 
-TensorFlow's server runs any graph that reaches its port, at any address of the machine: the
-network must keep strangers out. A secret only protects the meeting of the workers.
+TensorFlow's server runs any graph that reaches its port, at the address that is given and,
+on Linux, at no other: the network must keep strangers out. A secret only protects the
+meeting of the workers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, Iterable, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import version
-from bn_tf1.workers import collectives, meeting
+from bn_tf1.workers import collectives, meeting, own_address
 from bn_tf1.workers.collectives import Group
 from bn_tf1.workers.joint_moments import joint_moments
 from bn_tf1.workers.liveness import Watch
@@ -74,6 +75,7 @@ class Workers:
             ValueError: an argument is outside of what is said above.
         """
         self.hosts = _checked_hosts(hosts)
+        self._all = Group(len(self.hosts), _ALL)
         if isinstance(index, bool) or not 0 <= index < len(self.hosts):
             raise ValueError(
                 f"`index` is {index!r}, but must lie in [0, {len(self.hosts)}), as "
@@ -126,6 +128,7 @@ class Workers:
             )
         if not hosts:
             return None
+        # The workers behind a chief count from 0, too.
         return cls(hosts, index + (kind == _JOB and "chief" in cluster), **options)
 
     @property
@@ -140,6 +143,7 @@ class Workers:
 
     def rows(self, batch_size: int) -> tuple[int, int]:
         """(first, end) of this worker's examples in a batch of all workers."""
+        # Each example once, and no worker has two more than another.
         return (
             batch_size * self.index // self.size,
             batch_size * (self.index + 1) // self.size,
@@ -160,13 +164,16 @@ class Workers:
                 version, other hosts, an index that is taken, a wrong secret.
         """
         if self.size == 1:
-            return message
+            return message  # what is written for several runs as one process, too
         own = Introduction(
             self.index,
             self.hosts,
             {"bn_tf1": version.VERSION, "TensorFlow": tf.version.VERSION},
         )
+        # The port is held from now on, so that one that is taken is told of at once, and
+        # not after the others have built their graphs.
         self._held = meeting.listen(self.hosts[self.index])
+        meeting.check_reach(self._held, self.hosts, self.index)
         if self.is_chief:
             channels = meeting.gather(
                 self._held, own, message, secret=self._secret, seconds=self._join_secs
@@ -202,23 +209,27 @@ class Workers:
             return tf.Session(graph=graph, config=config)
         if self._watch is None:
             raise WorkersError("call `join` before `session`")
-        self._watch.agree(collectives.listed(graph))
         config = _with_cluster(config, self.index)
         self._held.close()
         try:
             self._server = tf.train.Server(
-                {_JOB: self.hosts}, _JOB, self.index, config=config
+                {_JOB: self.hosts}, _JOB, self.index, config=config, start=False
             )
         except tf.errors.OpError as error:
             raise WorkersError(
                 f"TensorFlow's server cannot listen at {self.hosts[self.index]}: "
                 f"{error.message}"
             ) from error
+        # No worker connects before all agree: whoever has come until here is none.
+        own_address.keep(*meeting.address_of(self.hosts[self.index]))
+        self._watch.agree(collectives.listed(graph))
+        self._server.start()
         return WorkerSession(self, self._watch, self._server.target, graph, config)
 
     def fail(self, error: BaseException) -> None:
         """Tells the others that this worker ends with `error`; a session does by itself."""
         if self._watch is not None:
+            # TensorFlow's errors go on with the whole way to the operation.
             what = str(error).split("\n")[0]
             name = type(error).__name__
             self._watch.fail(f"worker {self.index} failed: {name}: {what}")
@@ -236,7 +247,7 @@ class Workers:
                 f"`size` is {size!r}, but must divide the {self.size} workers"
             )
         if size == self.size:
-            return SyncGroup(Group(size, _ALL))
+            return SyncGroup(self._all)
         # One range of keys for each size, so that no two groups have the same.
         key = _ALL + size * self.size + self.index // size
         return SyncGroup(Group(size, key))
@@ -247,22 +258,20 @@ class Workers:
 
     def total(self, tensor: tf.Tensor) -> tf.Tensor:
         """The sum of a vector over all workers, with the same bits on each."""
-        return collectives.total(tensor, Group(self.size, _ALL))
+        return collectives.total(tensor, self._all)
 
     def mean_gradients(
         self, pairs: Sequence[tuple], penalties: Sequence[Any], num_examples: tf.Tensor
     ) -> list[tuple]:
         """As `collectives.mean_gradients`, over all workers."""
-        return collectives.mean_gradients(
-            pairs, penalties, num_examples, Group(self.size, _ALL)
-        )
+        return collectives.mean_gradients(pairs, penalties, num_examples, self._all)
 
     def share(self, variables: Iterable[Any]) -> tf.Operation:
         """An operation that gives all workers the chief's values of `variables`.
 
         Run it once, after the variables were initialised, or restored by the chief.
         """
-        return collectives.share(variables, self.is_chief, Group(self.size, _ALL))
+        return collectives.share(variables, self.is_chief, self._all)
 
 
 class SyncGroup:
@@ -273,7 +282,6 @@ class SyncGroup:
 
     def joint_moments(self, moments: Any) -> Any:
         """The moments of their values together (`bn_tf1.workers.joint_moments`)."""
-
         return joint_moments(moments, self._group)
 
 
@@ -294,6 +302,8 @@ def _with_cluster(config, index):
     merged = tf.ConfigProto()
     if config is not None:
         merged.CopyFrom(config)
+    # Without a leader the first collective hangs, on both versions.
     merged.experimental.collective_group_leader = f"/job:{_JOB}/replica:0/task:0"
+    # Without a filter a session waits until the server of every other worker answers.
     merged.device_filters.append(f"/job:{_JOB}/task:{index}")
     return merged

@@ -16,9 +16,11 @@ from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
+# Not MultiWorkerMirroredStrategy's or Horovod's: these are in both versions, in graph mode.
 _OPERATIONS = ("CollectiveReduce", "CollectiveGather")
 # Of what is shared bit for bit: sums of integers, all but one of them 0, are exact.
 _SAME_BITS = {1: tf.uint8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
+# The last number of each graph; not in one of its collections, which its file would keep.
 _numbers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -63,7 +65,9 @@ def total(tensor: tf.Tensor, group: Group) -> tf.Tensor:
             instance_key=_next_number(),
             merge_op="Add",
             final_op="Id",
-            subdiv_offsets=[0],
+            subdiv_offsets=[0],  # one ring over the whole vector
+            # Whether one waits for another is known from what it needs: more would have
+            # to be the same order on all workers, or they hang.
             wait_for=[],
             communication_hint="auto",
         )
@@ -82,20 +86,19 @@ def mean_gradients(
         penalties: for each of them the gradient of what counts once, or None.
         num_examples: how many this worker has; scalar.
     """
+    # Each worker has rows of its own in a sparse gradient: what is flat has room for all.
     dense = [tf.convert_to_tensor(gradient) for gradient, _ in pairs]
     wide = [_at_least_float32(gradient) for gradient in dense]
     found: list[Any] = [None] * len(pairs)
+    # In one order everywhere: each dtype is a collective.
     for dtype in sorted({gradient.dtype for gradient in wide}, key=str):
         members = [i for i, gradient in enumerate(wide) if gradient.dtype == dtype]
         count = tf.cast(num_examples, dtype)
-        flat = tf.concat([tf.reshape(wide[i], [-1]) for i in members], 0)
+        flat = _flat([wide[i] for i in members] + [count])
         # The mean loss of no examples is NaN, and so are its gradients.
-        flat = tf.where_v2(count > 0, flat, tf.zeros_like(flat))
-        sums = total(tf.concat([flat, [count]], 0), group)
-        mean = sums[:-1] / sums[-1]
-        sizes = [tf.size(wide[i]) for i in members]
-        for i, part in zip(members, tf.split(mean, sizes, num=len(members))):
-            part = tf.reshape(part, tf.shape(dense[i]))
+        sums = total(tf.where_v2(count > 0, flat, tf.zeros_like(flat)), group)
+        parts = _parts_like([dense[i] for i in members] + [count], sums / sums[-1])
+        for i, part in zip(members, parts):
             part.set_shape(dense[i].shape)
             found[i] = part
     result = []
@@ -106,7 +109,17 @@ def mean_gradients(
     return result
 
 
+def _flat(tensors):
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+
+
+def _parts_like(tensors, flat):
+    parts = tf.split(flat, [tf.size(tensor) for tensor in tensors], num=len(tensors))
+    return [tf.reshape(part, tf.shape(like)) for part, like in zip(parts, tensors)]
+
+
 def _at_least_float32(tensor):
+    # 1.15 has no collective for float16 and bfloat16, and a sum in them would be off.
     return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
 
 
@@ -128,16 +141,12 @@ def share(variables: Iterable[Any], is_chief: bool, group: Group) -> tf.Operatio
     assigned = []
     for size, members in sorted(by_size.items()):
         bits = [_bits(tf.convert_to_tensor(v), _SAME_BITS[size]) for v in members]
-        wide = tf.int64 if size == 8 else tf.int32
-        flat = tf.concat([tf.reshape(tf.cast(b, wide), [-1]) for b in bits], 0)
+        # There is no reduce for int16, nor for uint8.
+        flat = _flat([tf.cast(b, tf.int64 if size == 8 else tf.int32) for b in bits])
         if not is_chief:
             flat = tf.zeros_like(flat)
-        parts = tf.split(
-            total(flat, group), [tf.size(b) for b in bits], num=len(members)
-        )
-        for variable, part in zip(members, parts):
-            part = tf.cast(tf.reshape(part, tf.shape(variable)), _SAME_BITS[size])
-            value = _bits(part, variable.dtype.base_dtype)
+        for variable, part in zip(members, _parts_like(bits, total(flat, group))):
+            value = _bits(tf.cast(part, _SAME_BITS[size]), variable.dtype.base_dtype)
             assigned.append(variable.assign(value).op)
     return tf.group(*assigned, name="share_variables")
 
@@ -152,6 +161,7 @@ def _bits(tensor, dtype):
 
 def _next_number() -> int:
     """The number of a new collective of the graph: the same on all workers."""
+    # A branch or a loop of control flow v2 is a graph of its own, but runs with this one.
     with tf.init_scope():
         graph = tf.get_default_graph()
     _numbers[graph] = _numbers.get(graph, 0) + 1
@@ -221,6 +231,7 @@ def _collectives_of_functions(graph) -> Mapping[str, set[int]]:
     functions = graph.as_graph_def().library.function
     found: dict[str, set[int]] = {f.signature.name: set() for f in functions}
     grows = bool(functions)
+    # A function may call one that stands behind it: once more until none finds any.
     while grows:
         grows = False
         for function in functions:

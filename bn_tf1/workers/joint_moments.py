@@ -32,14 +32,16 @@ def joint_moments(part: Moments, group: Group) -> Moments:
     flat = [
         tf.reshape(tensor, [-1]) for tensor in (part.count, part.mean, part.variance)
     ]
+    # A gather and no reduce: sums of squares would cancel, and each worker combines the
+    # rows in the order of the ranks, so that all get the same bits.
     rows = gathered(tf.concat(flat, 0), group)
-    shape = [group.size, *part.mean.shape.as_list()]
-    counts, means, variances = tf.split(rows, [1] + 2 * [tf.size(part.mean)], 1)
-    joint = joint_of_rows(
-        tf.reshape(counts, [-1]),
-        tf.reshape(means, shape),
-        tf.reshape(variances, shape),
-    )
+    size = part.mean.shape.num_elements()
+    counts, means, variances = tf.split(rows, [1, size, size], 1)
+    if part.mean.shape.ndims > 1:
+        shape = [group.size, *part.mean.shape.as_list()]
+        counts = tf.reshape(counts, [-1] + [1] * (len(shape) - 1))
+        means, variances = tf.reshape(means, shape), tf.reshape(variances, shape)
+    joint = joint_of_rows(counts, means, variances)
     mean, variance = with_gradient(
         _JOINT_MOMENTS,
         [joint.mean, joint.variance],
@@ -53,6 +55,8 @@ def joint_moments(part: Moments, group: Group) -> Moments:
 def _gradients(operation, dmean, dvariance, *_):
     joint_mean, _, constant, total, mean, _, count = operation.inputs
     _, group = settings_of(constant)
+    # Every worker's loss depends on these moments, so that the slopes of all add up: one
+    # collective for both, as for the moments.
     flat = tf.concat([tf.reshape(slope, [-1]) for slope in (dmean, dvariance)], 0)
     sums = tf.reduce_sum(gathered(flat, Group(*group)), 0)
     dmean, dvariance = (tf.reshape(s, tf.shape(mean)) for s in tf.split(sums, 2))

@@ -48,9 +48,11 @@ def launch(
         for process in running:
             _send(process, number)
 
+    # Before the first starts: a signal while they start must reach them, too.
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
         for attempt in range(restarts + 1):
+            # On new ports: another program may have taken an old one.
             running[:] = _started(command, workers)
             if stopped:  # meanwhile
                 pass_on(stopped[0], None)
@@ -81,6 +83,7 @@ def _started(command, workers):
         environment = {
             **os.environ,
             "TF_CONFIG": json.dumps(described),
+            # Into a pipe Python writes by blocks: lines would come when all is over.
             "PYTHONUNBUFFERED": "1",
         }
         process = subprocess.Popen(
@@ -95,6 +98,7 @@ def _started(command, workers):
             (process.stdout, sys.stdout),
             (process.stderr, sys.stderr),
         ):
+            # A thread for each: a full pipe that nobody reads stops the worker.
             threading.Thread(
                 target=_mark_lines, args=[stream, out, index], daemon=True
             ).start()
@@ -103,6 +107,7 @@ def _started(command, workers):
 
 
 def _free_ports(count):
+    # All at once, or two of them might be the same.
     holders = [socket.socket() for _ in range(count)]
     try:
         for holder in holders:
@@ -125,6 +130,7 @@ def _codes(processes, grace_secs):
     while any(process.poll() is None for process in processes):
         if deadline is None and any(process.poll() for process in processes):
             deadline = time.monotonic() + grace_secs
+        # One that hangs in a collective hears no other signal.
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 _send(process, signal.SIGKILL)
@@ -139,6 +145,7 @@ def _send(process, number):
 
 def _may_help(codes):
     """Whether only signals and losses have ended it."""
+    # An error of one's own, such as a wrong flag or a loss of NaN, would come again.
     return all(code in (0, LOST) or code < 0 for code in codes)
 
 
@@ -153,6 +160,7 @@ def _told(codes):
 
 
 def _code_of_run(codes):
+    # The cause is not who was lost by it, though it may have ended first.
     own = [code for code in codes if code not in (0, LOST)] or [c for c in codes if c]
     code = own[0] if own else 0
     return 128 - code if code < 0 else code

@@ -19,18 +19,19 @@ import select
 import threading
 import time
 import zlib
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from bn_tf1.workers.meeting import LOST, REFUSED, WorkersError, tell_end
 from bn_tf1.workers.messages import Channel
 
+# Short enough to notice a closed connection within a second, long enough to cost nothing.
 _BEAT_SECS = 0.5
 # Runs whose collectives are remembered: more than a beat can hold.
 _REMEMBERED = 1 << 16
 
 
-class Status:
-    """What one worker has said of its runs with collectives.
+class Status(NamedTuple):
+    """What one worker has said of its runs with collectives; a list, where it travels.
 
     Attributes:
         begun, ended: how many.
@@ -38,15 +39,10 @@ class Status:
         has_left: whether it will make no more.
     """
 
-    def __init__(self, begun=0, ended=0, chain=0, has_left=False):
-        self.begun = begun
-        self.ended = ended
-        self.chain = chain
-        self.has_left = has_left
-
-    def said(self) -> list:
-        """As `Status(*said)` takes it."""
-        return [self.begun, self.ended, self.chain, self.has_left]
+    begun: int = 0
+    ended: int = 0
+    chain: int = 0
+    has_left: bool = False
 
 
 class Watch:
@@ -77,6 +73,7 @@ class Watch:
         self._byes: set[int] = set()
         self._is_closing = False
         self._condition = threading.Condition()
+        # `session.run` gives Python's lock away, even where it hangs.
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -85,16 +82,17 @@ class Watch:
     @contextlib.contextmanager
     def run(self, collectives: Sequence[str]) -> Iterator[None]:
         """Around a `session.run` that holds these collectives."""
-        own = self._own
+        # A checksum of the whole history and no list: a beat stays as short as the first.
         with self._condition:
-            own.chain = zlib.crc32(repr(collectives).encode(), own.chain)
-            own.begun += 1
-            self._chains[own.begun] = own.chain
-            self._chains.pop(own.begun - _REMEMBERED, None)
+            own = self._own
+            chain = zlib.crc32(repr(collectives).encode(), own.chain)
+            self._own = own._replace(begun=own.begun + 1, chain=chain)
+            self._chains[self._own.begun] = chain
+            self._chains.pop(self._own.begun - _REMEMBERED, None)
             self._changed = time.monotonic()
         yield
         with self._condition:
-            own.ended += 1
+            self._own = self._own._replace(ended=self._own.ended + 1)
             self._changed = time.monotonic()
 
     def agree(self, collectives: Sequence[str]) -> None:
@@ -121,6 +119,8 @@ class Watch:
 
     def await_end(self) -> None:
         """After an error that a lost worker may be the cause of: time to be ended."""
+        # 2.21 raises within 0.3 s, and before the beat knows who is gone: its sentence
+        # names no worker, ours does.
         time.sleep(2 * _BEAT_SECS + self._silence_secs)
 
     def fail(self, reason: str, code: int = LOST) -> None:
@@ -135,17 +135,17 @@ class Watch:
         """Waits until all workers have made their last run, and watches no more."""
         if self._is_closing:
             return
-        with self._condition:
-            self._own.has_left = True
-            said = self._own.said()
+        self._own = self._own._replace(has_left=True)
+        # In this order, or a worker that ends early would look like one that is lost, and
+        # take the server away that others still read from.
         if self._rank:
-            self._channels[0].send({"bye": said})
+            self._channels[0].send({"bye": self._own})
             self._wait(lambda: 0 in self._byes, "the chief did not end")
         else:
             everybody = set(self._channels)
             self._wait(lambda: self._byes == everybody, "some worker did not end")
             for channel in self._channels.values():
-                channel.send({"bye": said})
+                channel.send({"bye": self._own})
         self._stop()
 
     def _stop(self):
@@ -181,11 +181,9 @@ class Watch:
                 self._check_runs(now)
 
     def _beat(self):
-        with self._condition:
-            said = self._own.said()
         for rank, channel in self._channels.items():
             try:
-                channel.send({"beat": said})
+                channel.send({"beat": self._own})
             except OSError as error:
                 self._lose(rank, str(error))
 
@@ -204,9 +202,8 @@ class Watch:
 
     def _take(self, rank, kind, content):
         if kind == "beat":
-            before = self._others[rank].said()
-            self._others[rank] = Status(*content)
-            if before != content:
+            before, self._others[rank] = self._others[rank], Status(*content)
+            if before != self._others[rank]:
                 self._changed = time.monotonic()
         elif kind == "ready":
             self._ready[rank] = content
@@ -231,6 +228,7 @@ class Watch:
             everybody = {0: self._own, **self._others}
             most = max(status.begun for status in everybody.values())
             for rank, status in self._others.items():
+                # One that is ahead of the chief is compared when the chief is there, too.
                 known = self._chains.get(status.begun, status.chain)
                 if known != status.chain:
                     self._end(
@@ -241,6 +239,7 @@ class Watch:
             waiting = [s for s in everybody.values() if s.begun > s.ended]
             behind = [rank for rank, s in everybody.items() if s.begun < most]
             left = [rank for rank in behind if everybody[rank].has_left]
+            # Nothing can come any more: told at once, and not after `step_secs`.
             if waiting and left:
                 self._end(
                     f"worker {left[0]} made its last run, number "

@@ -6,7 +6,8 @@ end with the reason: such a run could only hang. A stranger, or a wrong secret, 
 nothing but its own connection.
 
 The chief listens at the address that it is given and at no other, until all are there;
-TensorFlow's server takes the port then, while the connections go on.
+TensorFlow's server takes the port then, while the connections go on, and `own_address`
+keeps it to the same address.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from bn_tf1.workers import messages
 from bn_tf1.workers.messages import Channel
+from bn_tf1.workers.own_address import address_in
 
 # Sysexits' EX_UNAVAILABLE and EX_PROTOCOL.
 LOST = 69
 REFUSED = 76
 
 _RETRY_SECS = 0.2
+# Each has a thread for some seconds.
 _MAX_STRANGERS = 32
 
 
@@ -83,6 +86,26 @@ def listen(host: str) -> socket.socket:
             "a free port of an address of this machine"
         ) from error
     return listener
+
+
+def check_reach(listener: socket.socket, hosts: Sequence[str], rank: int) -> None:
+    """Raises WorkersError if others could not reach worker `rank` where it listens.
+
+    Debian writes a host's own name into its /etc/hosts as 127.0.1.1: the others look the
+    name up elsewhere, and would find nobody at the address that it has there.
+    """
+    own = address_in(listener.getsockname())
+    for host in hosts if own.is_loopback else ():
+        try:
+            found = socket.getaddrinfo(address_of(host)[0], None)
+        except OSError:
+            continue  # who does not come is named later
+        if not any(address_in(place).is_loopback for *_, place in found):
+            raise WorkersError(
+                f"worker {rank} is to listen at {hosts[rank]}, which on this machine is "
+                f"the address {own}, where {host} cannot reach it: give an address of the "
+                "network, or mend /etc/hosts"
+            )
 
 
 def gather(
@@ -154,6 +177,7 @@ def _meet(arrivals, channels, own, deadline, seconds):
                 f"{names} did not join within {seconds:g} s{turned_away}", LOST
             ) from None
         if channel is None:
+            # Told if somebody is missing: it may be a worker with a wrong secret.
             refused.append(other)
             continue
         try:
@@ -173,11 +197,13 @@ def _check(other, own, channels):
         )
     if not 1 <= other.rank < len(own.hosts):
         raise WorkersError("there is a second worker 0: give each its own index")
+    # Other versions have other kernels, and so other bits.
     if dict(other.versions) != dict(own.versions):
         raise WorkersError(
             f"{who} has {_shown(other.versions)}, but the chief has "
             f"{_shown(own.versions)}: install the same everywhere"
         )
+    # One that ended, and was started again while the chief waits, is no second one.
     if other.rank in channels and channels[other.rank].is_open():
         raise WorkersError(
             f"two processes say that they are {who}, the second at "
@@ -197,10 +223,11 @@ def _admit_all(listener, secret, arrivals, closing):
             connection, address = listener.accept()
         except OSError:  # nobody came, or the listener was closed
             continue
-        connection.setblocking(True)
+        connection.setblocking(True)  # on some systems it is as the listener is
         if not places.acquire(blocking=False):
             connection.close()
             continue
+        # Each in a thread: a stranger that says nothing must not keep workers waiting.
         threading.Thread(
             target=_admit, args=[connection, address, secret, arrivals, places]
         ).start()
@@ -231,6 +258,7 @@ def join(own: Introduction, *, secret: bytes, seconds: float) -> tuple[Channel, 
     channel = _connected(chief, secret, deadline, seconds)
     try:
         channel.send({"introduction": own})
+        # The chief may have been started that much later, and waits as long for the others.
         answer = channel.receive_one(max(deadline - time.monotonic(), 0) + seconds)
     except (OSError, ValueError) as error:
         raise WorkersError(

@@ -23,12 +23,14 @@ import threading
 import time
 from typing import Any
 
+# The number is to grow when what follows changes, so that old and new tell each other apart.
 GREETING = b"bn_tf1 workers 1\n"
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _REFUSED = bytes(_PROOF_BYTES)
 PROOF_SECS = 5.0
 _SEND_SECS = 5.0
+# The longest are a configuration and the names of all collectives, some kilobytes each.
 _MAX_BYTES = 1 << 24
 
 
@@ -48,6 +50,7 @@ class Channel:
     """
 
     def __init__(self, connection: socket.socket):
+        # A beat is less than a packet, and must not wait for more to fill one.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(_SEND_SECS)
         self.address = "{}:{}".format(*connection.getpeername()[:2])
@@ -62,6 +65,7 @@ class Channel:
 
     def send(self, message: Any) -> None:
         """Sends what JSON can hold; raises OSError where the other side is gone."""
+        # JSON and no pickle, with which the other side could run what it likes here.
         data = json.dumps(message).encode("utf-8")
         with self._lock:
             self._connection.sendall(len(data).to_bytes(4, "big") + data)
@@ -81,6 +85,7 @@ class Channel:
         messages = []
         while len(self._received) >= 4:
             end = 4 + int.from_bytes(self._received[:4], "big")
+            # Before it has arrived: it must not fill the memory first.
             if end > _MAX_BYTES:
                 raise ValueError(f"it sent a message of {end} bytes")
             if len(self._received) < end:
@@ -121,6 +126,7 @@ def admit(connection: socket.socket, secret: bytes) -> Channel:
         WrongSecret: the other side did not prove that it knows the secret.
         OSError: it is gone, or silent.
     """
+    # Random numbers of both sides: who has listened to one meeting cannot replay it.
     nonce = os.urandom(_NONCE_BYTES)
     connection.settimeout(PROOF_SECS)
     connection.sendall(GREETING + nonce)
@@ -154,6 +160,7 @@ def introduce(connection: socket.socket, secret: bytes) -> Channel:
 
 
 def _proof(secret, side, *nonces):
+    # The side is in it, so that the chief's own proof cannot be sent back to it as one.
     return hmac.new(secret, side + b"".join(nonces), hashlib.sha256).digest()
 
 

@@ -43,6 +43,7 @@ class WorkerSession(tf.Session):
         with self._watched(fetches, feed_dict or ()):
             return super().run(fetches, feed_dict, options, run_metadata)
 
+    # It does not call `run`.
     def make_callable(self, fetches, feed_list=None, accept_options=False):
         run = super().make_callable(fetches, feed_list, accept_options)
 
@@ -53,6 +54,7 @@ class WorkerSession(tf.Session):
         return watched
 
     def __exit__(self, kind, error, traceback):
+        # Before `close`, which would wait for the others.
         if kind is not None:
             self._workers.fail(error)
         return super().__exit__(kind, error, traceback)
@@ -85,6 +87,7 @@ class WorkerSession(tf.Session):
             tuple(element.name for element in elements),
             tuple(tensor.name for tensor in fed),
         )
+        # The walk through the graph takes milliseconds, in each step.
         if key not in self._reached:
             self._reached[key] = collectives.reached(self.graph, elements, fed)
         return self._reached[key]

@@ -144,3 +144,10 @@ def test_another_program_at_the_chief_s_address():
         thread.join()
         with pytest.raises(WorkersError, match="cannot listen at .*: Address already"):
             meeting.listen(hosts[0])
+
+
+def test_a_name_that_is_the_loopback_address_here_alone():
+    with meeting.listen("localhost:0") as listener:
+        meeting.check_reach(listener, ["localhost:1", "127.0.0.1:2"], 0)
+        with pytest.raises(WorkersError, match="192.0.2.1:2 cannot reach it: give an"):
+            meeting.check_reach(listener, ["localhost:1", "192.0.2.1:2"], 0)
