@@ -210,7 +210,7 @@ class Workers:
         if self._watch is None:
             raise WorkersError("call `join` before `session`")
         config = _with_cluster(config, self.index)
-        self._held.close()
+        self._held.close()  # TensorFlow's server takes the port now
         try:
             self._server = tf.train.Server(
                 {_JOB: self.hosts}, _JOB, self.index, config=config, start=False

@@ -40,6 +40,7 @@ def gathered(row: tf.Tensor, group: Group) -> tf.Tensor:
     """The rows of all workers, [workers, length], in one order everywhere."""
     if group.size == 1:
         return row[tf.newaxis]
+    # Known when the graph is built: the operation has it as an attribute.
     length = row.shape.num_elements()
     # Of a few numbers: on the CPU, whatever has made them.
     with tf.device("/cpu:0"):
@@ -200,6 +201,7 @@ def reached(
         fetches: operations and tensors of `graph`.
         fed: tensors that are fed, behind which nothing runs.
     """
+    # By hand and not by `extract_sub_graph`, which copies nodes and knows no fed tensors.
     in_functions = _collectives_of_functions(graph)
     stops = {tensor.name for tensor in fed}
     seen: set[tf.Operation] = set()

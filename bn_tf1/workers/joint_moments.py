@@ -60,6 +60,8 @@ def _gradients(operation, dmean, dvariance, *_):
     flat = tf.concat([tf.reshape(slope, [-1]) for slope in (dmean, dvariance)], 0)
     sums = tf.reduce_sum(gathered(flat, Group(*group)), 0)
     dmean, dvariance = (tf.reshape(s, tf.shape(mean)) for s in tf.split(sums, 2))
+    # A part enters the joint mean with its share, and the joint variance by its own and by
+    # how far its mean is from the joint one.
     share = count / total
     from_mean = share * (dmean + 2 * dvariance * (mean - joint_mean))
     return None, None, None, None, from_mean, share * dvariance, None

@@ -177,6 +177,7 @@ class Watch:
             for rank, heard in self._heard.items():
                 if now - heard > self._silence_secs and rank not in self._byes:
                     self._lose(rank, f"it said nothing for {self._silence_secs:g} s")
+            # The chief alone knows of all; what it finds it tells the others.
             if self._rank == 0:
                 self._check_runs(now)
 

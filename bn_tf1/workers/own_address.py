@@ -80,6 +80,7 @@ def _sockets_at(port):
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):  # closed meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                # Of a copy: Python closes what it made a socket of.
                 one = socket.socket(fileno=os.dup(descriptor))
                 is_tcp = one.family in (socket.AF_INET, socket.AF_INET6)
                 if is_tcp and one.getsockname()[1] == port:
@@ -95,6 +96,7 @@ def _program(addresses):
     """Instructions (what, if true, if false, number): pass what is for one of them."""
     program = []
     for address in addresses:
+        # The version first: the other one has something else at that place.
         first = _HEADER + _DESTINATIONS[address.version]
         words = struct.unpack(f"!{len(address.packed) // 4}I", address.packed)
         length = 4 + 2 * len(words)
