@@ -14,23 +14,27 @@
 // possible: x twice forward, for the statistics and for the output; x and dy twice
 // backward, for the two sums and for dx. z is computed again where the gradient needs it.
 // The second pass goes through the tensors from the end, where the caches still hold what
-// the first one read last.
+// the first one read last; of tensors that they cannot hold, it writes past them.
 //
 // The work is cut into units of about 128 KB, which a cache of the second level holds, by
 // the shape alone: whatever the number of threads, the same numbers are added in the same
 // order. In a unit, sums are float32 for each place of a row, of deviations from a mean of
 // the unit's own; what leaves it is float64, and Chan's formula merges it ("Updating
 // formulae and a pairwise algorithm for computing sample variances", 1979).
-// One source for TensorFlow 1.15 (C++11) and 2 (C++17). Loops are plain, for the compiler
-// to vectorise.
+// One source for C++11 (TensorFlow 1.15) and C++17, of plain loops that compilers vectorise.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -65,42 +69,35 @@ struct Half { uint16_t bits; };
 template <typename T> struct Wide { typedef float type; };
 template <> struct Wide<double> { typedef double type; };
 
-INLINE float from_bits(uint32_t bits) {
-  float value;
-  return std::memcpy(&value, &bits, sizeof value), value;
+// The same bits as another type.
+template <typename To, typename From> INLINE To bits_as(From value) {
+  To to;
+  return std::memcpy(&to, &value, sizeof to), to;
 }
-INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  return std::memcpy(&bits, &value, sizeof bits), bits;
-}
-INLINE float load(float value) { return value; }
-INLINE double load(double value) { return value; }
-INLINE float load(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
-
+template <typename T> INLINE T load(T value) { return value; }
+INLINE float load(BFloat16 value) { return bits_as<float>(uint32_t(value.bits) << 16); }
 INLINE float load(Half value) {
   // Exponents begin 112 lower. Of a subnormal number, 2^-14 is added and taken away again.
   const uint32_t magnitude = (value.bits & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
   const uint32_t more = exponent == 0x0f800000u ? 224u : exponent == 0 ? 113u : 112u;
-  const float absolute = from_bits(magnitude + (more << 23)) -
-                         from_bits(exponent == 0 ? 113u << 23 : 0u);
-  return from_bits(bits_of(absolute) | (value.bits & 0x8000u) << 16);
+  const float absolute = bits_as<float>(magnitude + (more << 23)) -
+                         bits_as<float>(exponent == 0 ? 113u << 23 : 0u);
+  return bits_as<float>(bits_as<uint32_t>(absolute) | (value.bits & 0x8000u) << 16);
 }
-INLINE void store(float value, float* to) { *to = value; }
-INLINE void store(double value, double* to) { *to = value; }
+template <typename A> INLINE void store(A value, A* to) { *to = value; }
 // Both round to nearest, ties to even, as TensorFlow's casts do.
 INLINE void store(float value, BFloat16* to) {
-  const uint32_t bits = bits_of(value);
+  const uint32_t bits = bits_as<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   to->bits = uint16_t(is_nan ? 0x7fc0u : rounded);
 }
 INLINE void store(float value, Half* to) {
-  const uint32_t sign = bits_of(value) & 0x80000000u;
-  const uint32_t bits = bits_of(value) ^ sign;
+  const uint32_t sign = bits_as<uint32_t>(value) & 0x80000000u;
+  const uint32_t bits = bits_as<uint32_t>(value) ^ sign;
   const uint32_t special = bits > 0x7f800000u ? 0x7e00u : 0x7c00u;
   // The addition rounds a subnormal number to the last bit that there is.
-  const uint32_t magic = 126u << 23;
-  const uint32_t subnormal = bits_of(from_bits(bits) + from_bits(magic)) - magic;
+  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(bits) + 0.5f) - (126u << 23);
   const uint32_t normal = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
   const uint32_t small = bits < (113u << 23) ? subnormal : normal;
   to->bits = uint16_t((bits >= (143u << 23) ? special : small) | sign >> 16);
@@ -108,8 +105,7 @@ INLINE void store(float value, Half* to) {
 // With eight digits: what is less by it loses none, mostly.
 INLINE float coarse(float value) {
   BFloat16 rounded;
-  store(value, &rounded);
-  return load(rounded);
+  return store(value, &rounded), load(rounded);
 }
 INLINE double coarse(double value) { return value; }
 
@@ -185,6 +181,9 @@ class Layout {
   int64_t outer_, channels_, inner_, places_, block_, parts_, units_, columns_ = 1;
   int64_t planes_ = 1, length_ = 1, step_ = 1, pieces_ = 1;
 };
+// What a pass makes of each place.
+enum Pass { kStatistics, kOutput, kOutputWithResidual, kUnmasked, kMaskedAgain, kMaskedByOutput };
+
 // What is done to all units of a tensor, forward or backward.
 template <typename T> struct Task {
   typedef typename Wide<T>::type A;
@@ -195,7 +194,8 @@ template <typename T> struct Task {
   double *first, *second;
   int64_t channels;
   const A* coefficients;  // [kind, channels]
-  bool is_masked;
+  Pass pass;         // that which writes `out`
+  bool is_streamed;  // past the caches
   A low, high;  // between which the activation passes z on
 };
 // The kinds of coefficients:
@@ -214,22 +214,14 @@ template <typename A> INLINE void spread(const Unit& u, const A* by_channel, A* 
 }
 // From the sums at each place of a row, those by channel.
 template <typename A> INLINE void fold(const Unit& u, const A* by_place, double* by_channel) {
-  if (!u.is_planar) {
-    for (int64_t c = 0; c < u.channels; ++c) by_channel[c] = 0;
-    for (int64_t i = 0; i < u.repeat; ++i, by_place += u.channels) {
-      for (int64_t c = 0; c < u.channels; ++c) by_channel[c] += by_place[c];
-    }
-    return;
+  for (int64_t c = 0; c < u.channels; ++c) by_channel[c] = 0;
+  for (int64_t i = 0; !u.is_planar && i < u.repeat; ++i, by_place += u.channels) {
+    for (int64_t c = 0; c < u.channels; ++c) by_channel[c] += by_place[c];
   }
-  for (int64_t c = 0; c < u.channels; ++c, by_place += u.repeat) {
-    double sums[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= u.repeat; i += 8) {
-      for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += by_place[i + lane];
-    }
-    for (; i < u.repeat; ++i) sums[0] += by_place[i];
-    by_channel[c] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
-                    ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  for (int64_t c = 0; u.is_planar && c < u.channels; ++c) {
+    double sums[8] = {0};  // none waits for another
+    for (int64_t i = 0; i < u.repeat; ++i) sums[i % 8] += by_place[c * u.repeat + i];
+    for (double sum : sums) by_channel[c] += sum;
   }
 }
 // Asks for a row that comes next: the processor looks ahead within a page of memory alone.
@@ -238,9 +230,6 @@ template <typename T> INLINE void fetch(const T* from, int64_t width) {
 }
 
 // ------------------------------------------------------------------------------- passes
-
-// What a pass makes of each place.
-enum Pass { kStatistics, kOutput, kOutputWithResidual, kUnmasked, kMaskedAgain, kMaskedByOutput };
 
 // One place of a row: `at` in the tensor, `j` in the row, of which `kinds` are coefficients.
 template <typename T> struct Place {
@@ -288,18 +277,22 @@ INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
   for (int64_t j = 0; j < u.width; ++j) sum[j] = product[j] = 0;
   for (; row + 4 <= u.rows; row += 4) {
     const int64_t at = u.offset + row * s;
-    // With more than one tensor to read, the processor has enough to do.
-    for (int64_t k = 4; pass == kStatistics && k < 8 && row + k < u.rows; ++k) {
-      fetch(p.x + at + k * s, u.width);
-    }
-    INDEPENDENT
-    for (int64_t j = 0; j < u.width; ++j) {
-      const int64_t a = at + j, b = a + s, c = b + s, d = c + s;
-      const A g0 = p.template g<pass>(a, j), g1 = p.template g<pass>(b, j);
-      const A g2 = p.template g<pass>(c, j), g3 = p.template g<pass>(d, j);
-      sum[j] += (g0 + g1) + (g2 + g3);
-      product[j] += (g0 * p.deviation(a, j) + g1 * p.deviation(b, j)) +
-                    (g2 * p.deviation(c, j) + g3 * p.deviation(d, j));
+    for (int64_t begin = 0, end; begin < u.width; begin = end) {
+      end = std::min(begin + kLanes, u.width);
+      // In portions, between which it adds. Where no mask delays it, it looks ahead by itself.
+      for (int64_t k = 4; pass != kUnmasked && k < 8 && row + k < u.rows; ++k) {
+        fetch(p.x + at + k * s + begin, end - begin);
+        if (pass != kStatistics) fetch(p.dy + at + k * s + begin, end - begin);
+      }
+      INDEPENDENT
+      for (int64_t j = begin; j < end; ++j) {
+        const int64_t a = at + j, b = a + s, c = b + s, d = c + s;
+        const A g0 = p.template g<pass>(a, j), g1 = p.template g<pass>(b, j);
+        const A g2 = p.template g<pass>(c, j), g3 = p.template g<pass>(d, j);
+        sum[j] += (g0 + g1) + (g2 + g3);
+        product[j] += (g0 * p.deviation(a, j) + g1 * p.deviation(b, j)) +
+                      (g2 * p.deviation(c, j) + g3 * p.deviation(d, j));
+      }
     }
   }
   for (; row <= u.rows; ++row) {
@@ -312,16 +305,35 @@ INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
     }
   }
 }
-template <int pass, typename T> INLINE void write_rows(const Unit& u, const Place<T>& p, T* out) {
+// To memory, past the caches, which then keep what is read again. Fenced by who calls it.
+INLINE void stream(const void* from, int64_t bytes, void* to) {
+#ifdef __SSE2__
+  if ((reinterpret_cast<uintptr_t>(to) | bytes) % sizeof(__m128i) == 0) {
+    const __m128i *next = static_cast<const __m128i*>(from), *end = next + bytes / sizeof *next;
+    __m128i* place = static_cast<__m128i*>(to);
+    while (next < end) _mm_stream_si128(place++, _mm_load_si128(next++));
+    return;
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
+template <int pass, typename T> INLINE void write_rows(const Unit& u, const Place<T>& p,
+                                                       const Task<T>& t) {
+  alignas(64) T line[kMostPlaces];
   for (int64_t row = 0; row <= u.rows; ++row) {
     const int64_t at = u.offset + row * u.stride, width = row < u.rows ? u.width : u.tail;
     if (row + 1 < u.rows) {
       fetch(p.x + at + u.stride, width);
       if (pass != kOutput) fetch((pass < kUnmasked ? p.other : p.dy) + at + u.stride, width);
     }
+    T* to = t.is_streamed ? line : t.out + at;
     INDEPENDENT
-    for (int64_t j = 0; j < width; ++j) store(p.template written<pass>(at + j, j), out + at + j);
+    for (int64_t j = 0; j < width; ++j) store(p.template written<pass>(at + j, j), to + j);
+    if (t.is_streamed) stream(line, width * sizeof(T), t.out + at);
   }
+#ifdef __SSE2__
+  if (t.is_streamed) _mm_sfence();  // before another thread is told that the unit is done
+#endif
 }
 // The first `last` and one kinds of coefficients, for each place of a row.
 template <typename T, typename A>
@@ -367,50 +379,34 @@ template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& 
     t.second[to + c] = around_mean < 0 ? 0 : around_mean;  // NaN stays NaN
   }
 }
-template <typename T> INLINE void unit_output(const Task<T>& t, const Unit& u) {
-  alignas(64) typename Wide<T>::type kinds[kOffset + 1][kMostPlaces];
-  spread_kinds(t, u, kOffset, kinds);
-  const Place<T> place(t, kinds);
-  if (t.other == nullptr) {
-    write_rows<kOutput>(u, place, t.out);
-  } else {
-    write_rows<kOutputWithResidual>(u, place, t.out);
-  }
-}
 template <typename T> INLINE void unit_sums(const Task<T>& t, const Unit& u) {
   typedef typename Wide<T>::type A;
   alignas(64) A kinds[kOffset + 1][kMostPlaces], sum[kMostPlaces], product[kMostPlaces];
-  const bool again = t.is_masked && t.other == nullptr;
-  spread_kinds(t, u, again ? kOffset : kMean, kinds);
+  spread_kinds(t, u, t.pass == kMaskedAgain ? kOffset : kMean, kinds);
   const Place<T> place(t, kinds);
-  if (again) {
-    sum_rows<kMaskedAgain>(u, place, sum, product);
-  } else if (t.other != nullptr) {
-    sum_rows<kMaskedByOutput>(u, place, sum, product);
-  } else {
-    sum_rows<kUnmasked>(u, place, sum, product);
-  }
+  if (t.pass == kUnmasked) sum_rows<kUnmasked>(u, place, sum, product);
+  if (t.pass == kMaskedAgain) sum_rows<kMaskedAgain>(u, place, sum, product);
+  if (t.pass == kMaskedByOutput) sum_rows<kMaskedByOutput>(u, place, sum, product);
   const int64_t to = u.part * t.channels + u.first_channel;
   fold(u, sum, t.first + to);
   fold(u, product, t.second + to);
 }
-template <typename T> INLINE void unit_slopes(const Task<T>& t, const Unit& u) {
+// y, or dx.
+template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) {
   alignas(64) typename Wide<T>::type kinds[kKinds][kMostPlaces];
-  spread_kinds(t, u, kConstant, kinds);
+  spread_kinds(t, u, t.pass < kUnmasked ? kOffset : kConstant, kinds);
   Place<T> place(t, kinds);
-  if (t.is_masked && t.other == nullptr) {
-    write_rows<kMaskedAgain>(u, place, t.out);
-  } else {
-    if (t.other != nullptr) place.dy = t.g;  // masked already
-    write_rows<kUnmasked>(u, place, t.out);
-  }
+  if (t.pass == kOutput) return write_rows<kOutput>(u, place, t);
+  if (t.pass == kOutputWithResidual) return write_rows<kOutputWithResidual>(u, place, t);
+  if (t.pass == kMaskedAgain) return write_rows<kMaskedAgain>(u, place, t);
+  if (t.pass == kMaskedByOutput) place.dy = t.g;  // masked already
+  write_rows<kUnmasked>(u, place, t);
 }
 // What is compiled for several processors: all of the work on large tensors.
 #define FOR_STORED(T)                                                                       \
   CLONED void find_statistics(const Task<T>& t, const Unit& u) { unit_statistics(t, u); }  \
-  CLONED void find_output(const Task<T>& t, const Unit& u) { unit_output(t, u); }          \
   CLONED void find_sums(const Task<T>& t, const Unit& u) { unit_sums(t, u); }              \
-  CLONED void find_slopes(const Task<T>& t, const Unit& u) { unit_slopes(t, u); }
+  CLONED void find_results(const Task<T>& t, const Unit& u) { unit_results(t, u); }
 
 FOR_STORED(float)
 FOR_STORED(double)
@@ -459,11 +455,8 @@ template <typename T> class Operation : public OpKernel {
     }
     sizes[0] = sizes[1] = sizes[2] = 1;
     for (int i = 0; i < x.dims(); ++i) sizes[(i >= axis_) + (i > axis_)] *= x.dim_size(i);
-    for (int i = gamma; i < gamma + 2; ++i) {
-      const Result fits = check(context, i, TensorShape({sizes[1]}));
-      if (!fits.ok()) return fits;
-    }
-    return Result();
+    const Result fits = check(context, gamma, TensorShape({sizes[1]}));
+    return fits.ok() ? check(context, gamma + 1, TensorShape({sizes[1]})) : fits;
   }
   static Result check(OpKernelContext* context, int index, const TensorShape& wanted) {
     const TensorShape& shape = context->input(index).shape();
@@ -479,10 +472,19 @@ template <typename T> class Operation : public OpKernel {
     t.second = t.first + partial->size() / 2;
     t.channels = channels;
     t.coefficients = coefficients->data();
-    t.is_masked = is_masked_;
     t.low = is_masked_ ? A(0) : -A(high_);
     t.high = A(high_);
     return t;
+  }
+  // Whether `tensors` tensors like x are more than the last cache holds, as Linux tells: of
+  // such, what is written is best written past it. (glibc's sysconf adds up several caches.)
+  static bool exceed_cache(int tensors, const Tensor& x) {
+    static const int64_t kilobytes = [] {
+      int64_t told = 0;  // from "32768K", or where there is no such file
+      std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> told;
+      return told;
+    }();
+    return kilobytes > 0 && tensors * int64_t(x.TotalBytes()) > kilobytes << 10;
   }
   // The same forward and backward, so that the activation passes on there what it did here.
   // The offset makes up for what the mean loses when it is rounded.
@@ -496,15 +498,17 @@ template <typename T> class Operation : public OpKernel {
     }
   }
   // In TensorFlow's own pool, with no lock and no shared sum: each unit writes to places of
-  // its own. The second pass over a tensor goes from the end.
+  // its own. Each thread takes the next unit when it is done with one, so that all go through
+  // the tensor together and end together; the second pass over it goes from the end.
   template <typename F>
   static void for_each_unit(OpKernelContext* context, const Layout& layout, int64_t size,
                             bool from_the_end, const F& work) {
     const int64_t units = layout.units();
+    std::atomic<int64_t> next(0);
     // The cost is in cycles, of which a value takes about one.
     context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(
-        units, size / units, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
+        units, size / units, [&](int64_t, int64_t) {
+          for (int64_t i = next++; i < units; i = next++) {
             work(layout.unit(from_the_end ? units - 1 - i : i));
           }
         });
@@ -526,29 +530,25 @@ template <typename T> class Forward : public Operation<T> {
     Tensor *y, *mean, *variance, *kept;
     OP_REQUIRES(context, context->num_inputs() < 5, errors::InvalidArgument("two residuals"));
     const bool has_residual = context->num_inputs() > 3;
-    if (has_residual) {  // one that nobody else needs is written over
-      NEED(this->check(context, 3, x.shape()));
-      NEED(context->forward_input_or_allocate_output({3}, 0, x.shape(), &y));
-    } else {
-      NEED(context->allocate_output(0, x.shape(), &y));
-    }
+    if (has_residual) NEED(this->check(context, 3, x.shape()));
+    const std::vector<int> forwarded(has_residual, 3);  // which is written over, if it may be
+    NEED(context->forward_input_or_allocate_output(forwarded, 0, x.shape(), &y));
     NEED(context->allocate_output(1, {channels}, &mean));
     NEED(context->allocate_output(2, {channels}, &variance));
     NEED(context->allocate_output(3, {2, channels}, &kept));
     A *means = values<A>(*mean), *variances = values<A>(*variance);
     double *exact = values<double>(*kept), *inverses = exact + channels;
-    if (size == 0) {  // as 0 / 0 is
-      std::fill_n(means, channels, std::numeric_limits<A>::quiet_NaN());
-      std::copy_n(means, channels, variances);
-      std::fill_n(exact, 2 * channels, std::numeric_limits<double>::quiet_NaN());
-      return;
-    }
+    for (A* moments : {means, variances}) std::fill_n(moments, channels, A(NAN));
+    std::fill_n(exact, 2 * channels, NAN);
+    if (size == 0) return;  // with what 0 / 0 is
     const Layout layout(sizes[0], channels, sizes[2]);
     std::vector<double> partial(2 * layout.parts() * channels);
     std::vector<A> coefficients(kKinds * channels);
     Task<S> t = this->task(x, channels, &partial, &coefficients);
     t.other = has_residual ? values<S>(context->input(3)) : nullptr;
+    t.pass = has_residual ? kOutputWithResidual : kOutput;
     t.out = values<S>(*y);
+    t.is_streamed = t.out != t.other && this->exceed_cache(2, x);
     this->for_each_unit(context, layout, size, false,
                         [&](const Unit& u) { find_statistics(t, u); });
     // Of all parts, into the first of them: by Chan's formula, one after the other.
@@ -571,7 +571,7 @@ template <typename T> class Forward : public Operation<T> {
     }
     this->set_output(channels, values<A>(context->input(1)), values<A>(context->input(2)),
                      exact, coefficients.data());
-    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_output(t, u); });
+    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_results(t, u); });
   }
 };
 template <typename T> class Backward : public Operation<T> {
@@ -597,11 +597,10 @@ template <typename T> class Backward : public Operation<T> {
     }
     // What is read for the last time is written over, where nobody else needs it.
     Tensor *dx, *dgamma, *dbeta, *g = nullptr;
-    const bool by_output = outputs_ > 0;
-    NEED(context->forward_input_or_allocate_output({by_output ? 5 : 0}, 0, x.shape(), &dx));
+    NEED(context->forward_input_or_allocate_output({outputs_ > 0 ? 5 : 0}, 0, x.shape(), &dx));
     NEED(context->allocate_output(1, {channels}, &dgamma));
     NEED(context->allocate_output(2, {channels}, &dbeta));
-    if (by_output) NEED(context->forward_input_or_allocate_output({0}, 3, x.shape(), &g));
+    if (outputs_) NEED(context->forward_input_or_allocate_output({0}, 3, x.shape(), &g));
     A *dgammas = values<A>(*dgamma), *dbetas = values<A>(*dbeta);
     for (A* sums : {dgammas, dbetas}) std::fill_n(sums, channels, A(0));
     if (size == 0) return;
@@ -613,9 +612,11 @@ template <typename T> class Backward : public Operation<T> {
     this->set_output(channels, gamma, values<A>(context->input(3)), mean, coefficients.data());
     Task<S> t = this->task(x, channels, &partial, &coefficients);
     t.dy = values<S>(context->input(0));
-    t.other = by_output ? values<S>(context->input(5)) : nullptr;
-    t.g = by_output ? values<S>(*g) : nullptr;
+    t.other = outputs_ ? values<S>(context->input(5)) : nullptr;
+    t.pass = outputs_ ? kMaskedByOutput : this->is_masked_ ? kMaskedAgain : kUnmasked;
+    t.g = outputs_ ? values<S>(*g) : nullptr;
     t.out = values<S>(*dx);
+    t.is_streamed = t.out != t.dy && t.out != t.other && this->exceed_cache(3, x);
     this->for_each_unit(context, layout, size, false, [&](const Unit& u) { find_sums(t, u); });
     for (int64_t i = channels; i < layout.parts() * channels; ++i) {
       t.first[i % channels] += t.first[i];
@@ -639,7 +640,7 @@ template <typename T> class Backward : public Operation<T> {
       coefficients[kThrough * channels + c] = A(through);
       coefficients[kConstant * channels + c] = A(constant - rest * through);
     }
-    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_slopes(t, u); });
+    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_results(t, u); });
   }
  private:
   int outputs_, moments_;
@@ -685,12 +686,11 @@ REGISTER_OP("BnTf1CompiledBatchNormGrad")
     .SetShapeFn(infer_backward)
     .Doc("The gradient of BnTf1CompiledBatchNorm.");
 
-#define REGISTER(NAME, CLASS, T, U)                                                    \
-  REGISTER_KERNEL_BUILDER(                                                             \
-      Name(NAME).Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<U>("U"), CLASS<T>)
-#define REGISTER_BOTH(T, U)                             \
-  REGISTER("BnTf1CompiledBatchNorm", Forward, T, U);    \
-  REGISTER("BnTf1CompiledBatchNormGrad", Backward, T, U)
+#define KERNEL(NAME, T, U) \
+  Name(NAME).Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<U>("U")
+#define REGISTER_BOTH(T, U)                                                       \
+  REGISTER_KERNEL_BUILDER(KERNEL("BnTf1CompiledBatchNorm", T, U), Forward<T>);    \
+  REGISTER_KERNEL_BUILDER(KERNEL("BnTf1CompiledBatchNormGrad", T, U), Backward<T>)
 
 REGISTER_BOTH(tensorflow::bfloat16, float);
 REGISTER_BOTH(Eigen::half, float);

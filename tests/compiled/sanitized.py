@@ -35,13 +35,12 @@ def main(sanitizer):
         os.environ, LD_PRELOAD=runtime, BN_TF1_SANITIZED=library, **_OPTIONS
     )
     # The number of threads needs processes, which build for themselves.
-    tests = [
-        "-q",
-        "-n0",
-        "-k",
-        "not(number_of_threads)",
-        "tests/compiled/test_kernel.py",
-    ]
+    left_out = ["number_of_threads"]
+    if sanitizer == "thread":
+        # Of what TensorFlow's own pool hands from thread to thread it sees only one end.
+        left_out.append("cache_does_not_hold")
+    chosen = f"not({' or '.join(left_out)})"
+    tests = ["-q", "-n0", "-k", chosen, "tests/compiled/test_kernel.py"]
     code = subprocess.run(
         [sys.executable, "-m", "pytest", *tests],
         cwd=str(ROOT),

@@ -1,5 +1,6 @@
 """kernel="compiled" gives what the other kernels give, in every mode."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -53,7 +54,7 @@ def test_every_layout_in_float64(shape, axis, activation, session):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def _normalized(x, gamma, beta, residual, axis, activation):
+def _normalized(x, gamma, beta, residual=None, axis=1, activation=None):
     plan = bn_tf1.statistics.plan_of(x, (axis,), epsilon=EPSILON, kernel="compiled")
     how = {"activation": activation, "residual": residual}
     return kernel.normalize_batch(
@@ -135,6 +136,27 @@ def test_a_mean_that_drifts_within_a_unit_costs_no_digits(session):
     _, _, variance = session.run(_normalized(*tensors, 1, None))
     exact = x.astype(np.float64).var(0, ddof=1)
     np.testing.assert_allclose(variance, exact, rtol=2e-7)
+
+
+@pytest.mark.parametrize("channels", [64, 33])  # whose rows are 16 bytes, or are not
+def test_what_the_cache_does_not_hold(channels, session):
+    """Written past the caches where they are too small, which Linux tells."""
+    told = pathlib.Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    kilobytes = int(told.read_text().strip().rstrip("K")) if told.exists() else 1
+    rows = kilobytes * 1024 // (2 * 4 * channels) + 1001
+    random = np.random.RandomState(0)
+    x, dy = random.uniform(size=(2, rows, channels)).astype(np.float32)
+    fed = tf.placeholder(tf.float32, [None, channels])
+    y = _normalized(fed, tf.ones([channels]), tf.zeros([channels]))[0]
+    (dx,) = tf.gradients(y, fed, dy)
+    found = session.run([y, dx], {fed: x})
+    centred = x - x.mean(0, dtype=np.float64)
+    deviation = np.sqrt(np.square(centred).mean(0) + EPSILON)
+    exact = centred / deviation
+    slope = (dy * exact).mean(0)
+    expected = exact, (dy - dy.mean(0, dtype=np.float64) - slope * exact) / deviation
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
 def test_second_derivatives_are_an_error():
