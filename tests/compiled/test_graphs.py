@@ -5,8 +5,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1.compiled import library
 from bn_tf1.graphs.layer_analysis import find_layers
 from bn_tf1.graphs.view import view_of
+from bn_tf1.population.imported_graphs import FedExamples, recalibrate_graph
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -25,7 +27,7 @@ def _trained(x, is_training):
         y = _layer(x, is_training, ema_variance="unbiased")
     with tf.variable_scope("second"):
         y = _layer(y + x, is_training, axis=1, residual=y)
-    loss = tf.reduce_mean(tf.square(y), name="loss")
+    loss = tf.reduce_mean(tf.square(tf.identity(y, "y")), name="loss")
     return tf.group(
         bn_tf1.make_train_op(loss, tf.train.GradientDescentOptimizer(0.1)),
         name="train",
@@ -72,6 +74,42 @@ def _losses(session):
         found.append(session.run("loss:0", {"x:0": VALUES}))
     assert found[0] != found[1] != found[2]
     return found
+
+
+@pytest.fixture
+def checkpoint(tmp_path, session, monkeypatch):
+    """(prefix, y in inference), where nothing is built any more."""
+    x = tf.placeholder(tf.float32, [None, 5, 5, 4], "x")
+    is_training = tf.placeholder_with_default(True, [], "is_training")
+    train = _trained(x, is_training)
+    session.run(tf.global_variables_initializer())
+    session.run(train, {x: VALUES})
+    prefix = tf.train.Saver().save(session, str(tmp_path / "model"))
+    y = session.run("y:0", {x: VALUES, is_training: False})
+    monkeypatch.setattr(library, "_loaded", [])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return prefix, y
+
+
+def test_export_needs_none_of_it(checkpoint, tmp_path):
+    prefix, expected = checkpoint
+    out = tmp_path / "model.pb"
+    bn_tf1.export(prefix, str(out), to="frozen", outputs=["y"], examples=VALUES)
+    graph_def = tf.GraphDef.FromString(out.read_bytes())
+    with tf.Graph().as_default(), tf.Session() as session:
+        (y,) = tf.import_graph_def(graph_def, {}, ["y:0"], name="")
+        found = session.run(y, {"x:0": VALUES})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_recalibration_needs_none_of_it(checkpoint, tmp_path):
+    prefix, _ = checkpoint
+    new = str(tmp_path / "new")
+    examples = FedExamples({"x": VALUES})
+    recalibrate_graph(prefix + ".meta", new, examples=examples, checkpoint=prefix)
+    mean = tf.train.load_variable(new, "first/batch_norm/moving_mean")
+    exact = VALUES.astype(np.float64).mean((0, 1, 2))
+    np.testing.assert_allclose(mean, exact, rtol=1e-5, atol=1e-6)
 
 
 def test_the_doctor_reads_it(graph):
