@@ -18,7 +18,8 @@ from bn_tf1.statistics import plan_of
 _EPSILON = 1e-3
 _UNITS = {tf.float32: 1e-7, tf.bfloat16: 2.0**-8, tf.float16: 2.0**-11}
 _NAMES = ("y", "mean", "variance", "dx", "dgamma", "dbeta", "dresidual")
-# Shape, channel axis, dtype, mean in deviations.
+# Shape, channel axis, dtype, mean in deviations. Each way that the operation goes through a
+# tensor is there, with rows that are full and rows that are not.
 _CASES = (
     ((64, 9, 9, 16), 3, tf.float32, 0.0),
     ((64, 9, 9, 16), 3, tf.float32, 300.0),
@@ -63,9 +64,11 @@ class Distance(NamedTuple):
 def measure() -> Iterator[Distance]:
     """The errors of each output and gradient, case by case."""
     for number, (shape, axis, dtype, mean) in enumerate(_CASES):
+        # A seed for each case: what is found in one does not depend on those before it.
         random = np.random.RandomState(number)
         values = [random.normal(size=shape) for _ in range(3)]
         values[0] += mean
+        # Rounded before the oracle sees them: it is not to be blamed for their digits.
         x, dy, residual = (v.astype(dtype.as_numpy_dtype) for v in values)
         gamma, beta = random.normal(size=(2, shape[axis])).astype(np.float32)
         given = x, dy, residual, gamma, beta
@@ -77,6 +80,7 @@ def measure() -> Iterator[Distance]:
             errors = [
                 np.max(np.abs(t.astype(np.float64) - exact)) / scale for t in tensors
             ]
+            # Statistics and gradients of parameters are float32 whatever the input is.
             unit = _UNITS[dtype] if name in ("y", "dx", "dresidual") else 1e-7
             yield Distance(case, name, *errors, max(errors[1], unit))
 
@@ -120,6 +124,7 @@ def _compiled(x, residual, gamma, beta, axis):
 
 
 def _recipe(x, residual, gamma, beta, axis):
+    # Not the page of recipe.py, which has variables: they would hide the gradients here.
     wide = tf.cast(x, tf.float32)
     axes = [a for a in range(x.shape.ndims) if a != axis]
     mean, variance = tf.nn.moments(wide, axes, keep_dims=True)

@@ -77,15 +77,18 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
             flags.append(
                 "-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute"
             )
-        # Clones are chosen before a sanitizer starts.
+        # Clones are chosen when the library is loaded, before a sanitizer has started: it
+        # would end the process.
         plain = compiler._replace(flags=())
         _compile(plain, headers, path, say, flags)
         return path
     place = _made_folder()
-    known = (compiler.command[1:], *compiler[1:])  # with the flags that CXX may have
+    # With the flags that CXX may have, but not where the compiler lies: that tells nothing.
+    known = (compiler.command[1:], *compiler[1:])
     name = hashlib.sha256(repr(known).encode()).hexdigest()[:16]
     path = os.path.join(place, f"batch_norm-{name}.so")
     lock = filelock.FileLock(os.path.join(place, "lock"))
+    # First without waiting, so that who has to wait for half a minute learns why.
     try:
         turn = lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -99,6 +102,7 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
         for old in [n for n in os.listdir(place) if n.endswith(".part")]:
             os.remove(os.path.join(place, old))
         _compile(compiler, headers, path + ".part", say)
+        # A linker follows the umask, which often lets others read.
         os.chmod(path + ".part", 0o700)
         os.replace(path + ".part", path)
         # One of another compiler would else be taken for it.
@@ -110,6 +114,7 @@ def build(say: Callable[[str], None], sanitizer: str | None = None) -> str:
 
 
 def _compiler():
+    # What make and CMake take, too. g++ comes first: it alone clones the functions.
     asked = os.environ.get("CXX")
     try:
         candidates = [shlex.split(asked)] if asked else [["g++"], ["c++"], ["clang++"]]
@@ -124,6 +129,7 @@ def _compiler():
             "--install), or set CXX to the command of one"
         )
     version = _said(command, "--version").partition("\n")[0].strip()
+    # "12" or "12.2.0", as the distribution likes it: a tuple compares with either.
     number = tuple(map(int, re.findall(r"\d+", _said(command, "-dumpversion"))))
     standard, gnu, llvm = _STANDARDS[tf.version.VERSION.startswith("1.")]
     least = llvm if "clang" in version.lower() else gnu
@@ -163,6 +169,8 @@ def _fast_flags(command):
 
 
 def _takes(command, flags, source):
+    # Asked, not looked up by version: vendors backport, and -Werror turns what a compiler
+    # ignores with a warning into a no. Linked, since clones need help from the linker.
     with tempfile.TemporaryDirectory() as place:
         done = subprocess.run(
             [*command, *flags, "-Werror", "-fPIC", "-shared", "-xc++", "-"]
@@ -192,6 +200,7 @@ def _made_folder():
         for path in (library.cache(), place):
             os.makedirs(path, mode=0o700, exist_ok=True)
             library.check_private(path)
+        # Who is root may write where a read-only file system does not: only trying tells.
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
@@ -212,10 +221,13 @@ def _compile(
     say(f"compiling for TensorFlow {tf.version.VERSION} with {compiler.version}")
     standard = _STANDARDS[tf.version.VERSION.startswith("1.")][0]
     command = [*compiler.command, *library.FLAGS, *compiler.flags, f"-std={standard}"]
+    # As a system's headers, for warnings in TensorFlow's are not ours to mend.
     command += [f"-isystem{headers}", *tf.sysconfig.get_compile_flags(), *more]
     command += [library.SOURCE, "-o", path, *tf.sysconfig.get_link_flags()]
+    # There TensorFlow's symbols are found when the library is loaded.
     if sys.platform == "darwin":
         command += ["-undefined", "dynamic_lookup"]
+    # Not a pipe: nobody reads while the time is told, and a full one would stop the compiler.
     with tempfile.TemporaryFile(mode="w+") as complaints:
         process = subprocess.Popen(command, stderr=complaints)
         waited = 0
@@ -228,7 +240,7 @@ def _compile(
                     waited += 5
                     say(f"... {waited} s")
         finally:
-            process.kill()
+            process.kill()  # where Ctrl-C ends the wait; of one that has ended, nothing
         complaints.seek(0)
         lines = complaints.read().splitlines()
     if exit_code != 0:

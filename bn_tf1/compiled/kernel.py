@@ -46,6 +46,7 @@ def normalize_batch(
         activation: "relu", "relu6" or None.
         residual: tensor like `x`, or None for 0.
     """
+    # Ones and zeros, rather than a variant of the operation for each: they cost nothing.
     size = [tf.dimension_value(x.shape[plan.axes[0]])]
     # An attribute is a float32; float64 inputs take the rest of the digits, too.
     rounded = float(np.float32(epsilon))
@@ -66,6 +67,7 @@ def normalize_batch(
 @gradient_of(FORWARD)
 def _gradient(operation, dy, dmean, dvariance, _):
     x, gamma, beta, *residuals = operation.inputs
+    # From the node alone, which may have been imported from a file.
     settings = {name: operation.get_attr(name) for name in _SETTINGS}
     is_masked = settings["activation"] != b"none"
     # Where nothing is on the statistics, TensorFlow passes zeros that are made like them.
@@ -84,6 +86,7 @@ def _gradient(operation, dy, dmean, dvariance, _):
     return [dx, dgamma, dbeta, *[*through, dy][: len(residuals)]]
 
 
+# TensorFlow's own error, that there is no gradient, would not tell what to do.
 @gradient_of(BACKWARD)
 def _second_gradient(operation, *_):
     raise ValueError(

@@ -23,6 +23,7 @@ SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "batch_norm.cc
 FLAGS = ("-O3", "-fno-trapping-math", "-fPIC", "-shared", "-w")
 COMMAND = "python -m bn_tf1 build"
 
+# TensorFlow takes each name of an operation once in a process, and never gives it back.
 _loaded: list[Any] = []
 
 
@@ -46,6 +47,7 @@ def load() -> Any:
                 f"the compiled kernel is not built for TensorFlow {tf.version.VERSION} "
                 f"(there is none in {folder()}): run `{COMMAND}`"
             )
+        # All on the way: who may rename in a folder decides what is found in it.
         for place in (cache(), folder(), path):
             check_private(place)
         try:
@@ -71,6 +73,8 @@ def cache() -> str:
 
 def folder() -> str:
     """The folder of the operation for this TensorFlow, this source and these flags."""
+    # The version of the compiler, too: nightly and patched builds share a number, and what
+    # was made with another layout of TensorFlow's classes ends the process.
     version = tf.version
     with open(SOURCE, "rb") as source:
         key = hashlib.sha256(source.read())
@@ -84,7 +88,7 @@ def folder() -> str:
 
 def check_private(path: str) -> None:
     """Raises a NotBuiltError unless only this user can write `path`, or read a folder."""
-    status = os.lstat(path)
+    status = os.lstat(path)  # of a link itself: it may lead elsewhere in a moment
     problem = None
     if status.st_uid != os.getuid():
         problem = f"belongs to the user {status.st_uid}, and not to you"
