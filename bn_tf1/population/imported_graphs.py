@@ -43,7 +43,6 @@ from bn_tf1.population.measured_layers import (
     MeasuredLayer,
     banks_of,
     channel_axis,
-    channels_of,
     in_loop,
     layer_names,
 )
@@ -305,7 +304,7 @@ class _Network:
         `bn_tf1` sees several pixels in a row as more channels; before that, they are one
         pixel each.
         """
-        channels = channels_of(self._view, layer)
+        channels = layer.layer.channels
         wide = seen = None
         for name in self._ways_in(call):
             x = self._inputs.get(name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.checkpoints.dialects import STATISTICS, statistic_role
@@ -230,7 +229,7 @@ class _Recognised:
         self._conditions = conditions
         self._analysis = analysis
         self._graph = graph
-        self._channels = channels_of(view, analysis)
+        self._channels = analysis.layer.channels
 
     def layer(self, name):
         calls, variables = self._analysis.calls, self._analysis.variables
@@ -356,15 +355,3 @@ def banks_of(view: GraphView, analysis: Analysis) -> str:
     nodes = analysis.variables["moving_mean"]
     names = dict.fromkeys(variable_name(view, node) for node in nodes)
     return ", ".join(names) if len(names) > 1 else ""
-
-
-def channels_of(view: GraphView, analysis: Analysis) -> int | None:
-    """The number of channels, from the first variable whose shape is known."""
-    # All parts of a partitioned one together, or none: a part has fewer channels.
-    for nodes in analysis.variables.values():
-        # Of a variable by resource, the shape of its output is that of a handle.
-        shapes = [view.attribute(node, "shape") for node in nodes]
-        sizes = [[size.size for size in s.shape.dim] for s in shapes if s is not None]
-        if sizes and len(sizes) == len(nodes):
-            return int(sum(np.prod(size) for size in sizes))
-    return None
