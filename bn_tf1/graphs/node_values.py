@@ -174,7 +174,7 @@ def only_origin(view: GraphView, reference: int, but: Container[str] = ()) -> in
     return reference
 
 
-def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
+def leaves(view: GraphView, reference: int) -> Leaves:
     """What `reference` is computed from by arithmetic on each number by itself."""
     found: dict[str, set[int]] = {field: set() for field in Leaves._fields}
     seen, pending = {reference}, [reference]
@@ -184,11 +184,11 @@ def leaves(view: GraphView, reference: int, steps: int = _STEPS) -> Leaves:
         earlier = operands_of(view, current)
         if not earlier:
             _sort_leaf(view, current, found)
-        for source in earlier[:steps]:
+        for source in earlier[:_STEPS]:
             if source not in seen:
                 seen.add(source)
                 pending.append(source)
-        if len(seen) > steps or len(earlier) > steps:
+        if len(seen) > _STEPS or len(earlier) > _STEPS:
             found["others"].add(node)  # unknown, which may be anything
             break
     return Leaves(*(frozenset(found[field]) for field in Leaves._fields))

@@ -111,20 +111,18 @@ class GraphView:
         collections: names of nodes and tensors by collection.
         saver: the SaverDef of the graph, or None.
         signatures: by signature, the names of the output tensors; of a SavedModel.
-        kind: "graph", "meta" or "saved_model".
         path: "PATH: " of the file that was read, for errors; "" of a graph in memory.
         constant_sizes: the sizes of constants that were asked for, most of them often.
         unanswered: values that a function returns and no node gives, described.
     """
 
-    def __init__(self, graph: Graph, meta: Any = None, kind: str = "graph"):
+    def __init__(self, graph: Graph, meta: Any = None):
         """Indexes `graph`.
 
         Raises:
             GraphTooLargeError: its functions are called too often.
             ValueError: a node of it is damaged.
         """
-        self.kind = kind
         self.path = ""
         self.names: list[str] = []
         self.ops: list[str] = []
@@ -351,7 +349,7 @@ def read_graph(path: str) -> GraphView:
         warnings.filterwarnings("error", "Unexpected end-group tag", RuntimeWarning)
         loaded = load_graph_file(path)
         try:
-            view = GraphView(loaded.graph, loaded.meta, loaded.kind)
+            view = GraphView(loaded.graph, loaded.meta)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     view.path = f"{path}: "
@@ -379,7 +377,7 @@ def view_of(graph: Any) -> GraphView:
         }
         return view
     if isinstance(graph, tf.MetaGraphDef):
-        return GraphView(parsed_graph(graph.graph_def), graph, "meta")
+        return GraphView(parsed_graph(graph.graph_def), graph)
     if isinstance(graph, tf.GraphDef):
         return GraphView(parsed_graph(graph))
     raise TypeError(

@@ -140,15 +140,9 @@ def _copy_of(graph, source):
     return graph.add("Identity", f"{switch.name}/place", [source], T=dtype)
 
 
-def extract(graph: EditableGraph, outputs: Sequence[str]) -> int:
-    """Leaves what the nodes `outputs` need; returns how many nodes went.
-
-    Shapes that were noted and places on devices go, too: they were those of training.
-    """
-    needed = graph.ancestors(outputs)
-    gone = [name for name in graph.nodes if name not in needed]
-    graph.remove(gone)
-    return len(gone)
+def extract(graph: EditableGraph, outputs: Sequence[str]) -> None:
+    """Leaves what the nodes `outputs` need."""
+    graph.remove(graph.nodes.keys() - graph.ancestors(outputs))
 
 
 def clean_attributes(graph: EditableGraph) -> None:
