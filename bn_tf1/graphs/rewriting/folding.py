@@ -149,6 +149,7 @@ class _Folder:
         self._check_region(last, x)
         producer = self._graph.nodes[node_name(x)]
         if producer.op == "ConcatV2" and port_in(x) == 0:
+            # Each part, as in dense blocks, has weights of its own before it.
             return self._fold_parts(last, x, producer, affine)
         place = self._place(x)
         scale, offset = self._vectors(affine, place)
@@ -209,7 +210,9 @@ class _Folder:
         for _ in range(_MAX_STEPS):
             name = node_name(source)
             node = self._graph.nodes[name]
-            if port_in(source):
+            if port_in(
+                source
+            ):  # of a Split, say: the other outputs are somebody else's
                 raise _Left(f"it normalises output {port_in(source)} of {name!r}")
             if node.op in LINEAR:
                 return self._place_at(name, node, way)
@@ -326,8 +329,7 @@ class _Folder:
 
     def _add(self, name, x, bias, after, dtype):
         """Lets the node `name` be x + bias."""
-        value = bias.astype(dtype.as_numpy_dtype).reshape([-1] + [1] * after)
-        made = self._graph.constant(f"{name}/folded", value)
+        made = self._constant(f"{name}/folded", bias, after, dtype)
         node = tf.NodeDef(
             name=name, op="AddV2" if after else "BiasAdd", input=[x, made]
         )
@@ -365,7 +367,8 @@ class _Folder:
             start += size
             name = self._graph.free_name(f"{last}/part_{number}")
             if place is None:
-                self._scale_part(name, part, scale, after, dtype)
+                factor = self._constant(f"{name}/scale", scale, after, dtype)
+                self._graph.add("Mul", name, [part, factor], T=dtype)
                 self._add(f"{name}/offset", name, offset, after, dtype)
                 name = f"{name}/offset"
             else:
@@ -380,16 +383,14 @@ class _Folder:
         axis = self._values.constant(data_inputs(concatenation)[-1])
         afters = {place.after for place in places if place is not None}
         weights = next(place.weights for place in places if place is not None)
-        channel_axis = 1 if 0 not in afters else weights.ndim - 1
-        if axis is None or len(afters) != 1 or int(axis) not in (-1, channel_axis):
-            raise _Left("it normalises a concatenation along another axis")
-        if int(axis) == -1 and 0 not in afters:
+        channel_axes = (-1, weights.ndim - 1) if 0 in afters else (1,)
+        if axis is None or len(afters) != 1 or int(axis) not in channel_axes:
             raise _Left("it normalises a concatenation along another axis")
 
-    def _scale_part(self, name, part, scale, after, dtype):
-        value = scale.astype(dtype.as_numpy_dtype).reshape([-1] + [1] * after)
-        made = self._graph.constant(f"{name}/scale", value)
-        self._graph.add("Mul", name, [part, made], T=dtype)
+    def _constant(self, name, vector, after, dtype):
+        """A vector by channel for what has `after` more axes."""
+        value = vector.astype(dtype.as_numpy_dtype).reshape([-1] + [1] * after)
+        return self._graph.constant(name, value)
 
 
 def _dtype_of(node):
