@@ -106,13 +106,13 @@ def _dead_nodes(graph, flags):
             inputs = node.input[len(data_inputs(node)) :]
         return any(_is_dead(i, dead, flags) for i in inputs)
 
-    order, before = graph.in_order() if flags else [], -1
-    # Once, and once more to see that it was all: loops within loops have no order.
-    while before < len(dead):
-        before = len(dead)
-        for name in order:
-            if name not in dead and dies(graph.nodes[name]):
-                dead.add(name)
+    consumers = graph.consumers()
+    pending = [user for name in flags for user in consumers[name]]
+    while pending:
+        name = pending.pop()
+        if name not in dead and dies(graph.nodes[name]):
+            dead.add(name)
+            pending += consumers[name]
     return dead
 
 
