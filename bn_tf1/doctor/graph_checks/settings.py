@@ -98,13 +98,13 @@ def check_decay(facts: Facts) -> Iterator[Finding]:
         if _DECAYS[1] < decay < 1:
             # decay^(1 / (1 - decay)) is nearly 1 / e.
             what += f" Initial values weigh 37% after {1 / (1 - decay):.0f} steps."
-        is_average = 0 <= decay < 1
+        never = decay >= 1 or decay < 0
         yield found_by(
             "unusual-decay",
-            "likely" if is_average else "certain",
+            "certain" if never else "likely",
             facts.view.names[analysis.updates[0].node],
             what,
-            gravity="warning" if is_average else "error",
+            gravity="error" if never else "warning",
             layer=analysis.layer.name,
         )
 

@@ -62,13 +62,14 @@ def read_train_state(directory: str) -> TrainState:
         if name.endswith(".index")
     ]
     listed, findings = _listed(directory, bool(indexed), names)
+    indexed_here = set(indexed)
     present, missing = [], []
     for path in listed:
         name = os.path.basename(path)
         here = os.path.join(directory, name)
         if os.path.exists(path + ".index"):
             present.append(path)
-        elif here in indexed:
+        elif here in indexed_here:
             # The directory was moved: TensorFlow writes absolute paths unless told not to.
             present.append(here)
             what = f"The state file names {path}, which is not there; one of that name "
