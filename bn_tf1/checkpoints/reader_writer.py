@@ -78,8 +78,12 @@ class Entry(NamedTuple):
     fill: Any = 0.0
 
 
-def open_checkpoint(path: str) -> Checkpoint:
-    """Opens a name-based checkpoint, given by its prefix or its directory.
+def open_checkpoint(path: str, *, by_object: bool = False) -> Checkpoint:
+    """Opens a checkpoint, given by its prefix or its directory.
+
+    Args:
+        path: the prefix or directory.
+        by_object: whether it may be an object-based one, whose names are ways to objects.
 
     Raises:
         CheckpointError: there is none at `path`, it is damaged, or it is an
@@ -99,7 +103,7 @@ def open_checkpoint(path: str) -> Checkpoint:
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
     # Its names are ways to objects, which a conversion by name would make worthless.
-    if OBJECT_GRAPH in shapes:
+    if OBJECT_GRAPH in shapes and not by_object:
         raise CheckpointError(
             f"{prefix} is an object-based checkpoint of tf.train.Checkpoint, but only "
             "name-based ones, as tf.compat.v1.train.Saver writes them, can be used"

@@ -49,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch",
-        choices=("any", "keep"),
-        help="the batch size: any number, or that of the graph; any where it can be",
+        choices=("any", "keep", "whole"),
+        help="the batch size: any number, or that of the graph; any where it can be. "
+        "whole: that of the graph, whose examples may depend on each other",
     )
     parser.add_argument(
         "--list",

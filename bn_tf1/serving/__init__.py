@@ -9,5 +9,6 @@ exporting       the way from one to the other, in order
 new_statistics  recalibration over the examples that are given
 isolated_run    foreign graphs run elsewhere, for a limited time
 model_formats   frozen, SavedModel, TFLite, ONNX: written and run
+model_ends      what goes in and comes out of it
 refusal         the error of all of them
 """

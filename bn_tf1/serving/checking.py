@@ -11,7 +11,7 @@ Differences are shares of the largest absolute value of an output.
 from __future__ import annotations
 
 import os
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -19,19 +19,24 @@ from bn_tf1.formats.array_files import read_arrays
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, canonical
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.serving.isolated_run import Isolated, IsolatedError
-from bn_tf1.serving.partwise_comparison import bytes_of, differences_by_part
-from bn_tf1.serving.preparing import Model
+from bn_tf1.serving.partwise_comparison import differences_by_part
+from bn_tf1.serving.preparing import Model, Reference
 from bn_tf1.serving.refusal import ExportError
 
 # What TensorFlow's own kernels differ by with another order of summation.
 TOLERANCE = 1e-5
+# Folded weights are rounded once more, before the sum.
 _FOLDED_TOLERANCE = 1e-4
+# Kernels sum in another order, or are others, for another batch size.
 _BATCH_TOLERANCE = 1e-4
+# The effect of the inputs' rounding (2^-23, and some) stands for that of one layer; the
+# layers of a deep network are many, but what makes a hundredth is no rounding any more.
 _ROUNDING = 2e-7
 _AMPLIFIED = 30
 _MOST_ALLOWED = 1e-2
 _EXAMPLES = 4
 _ALONE = 2
+# By rank: 64 pixels outlast the strides of most networks for images.
 _GUESSED_SIZES = {4: 64, 5: 16, 3: 16, 2: 16}
 
 
@@ -45,6 +50,10 @@ class Examples(NamedTuple):
 
     arrays: Mapping[str, np.ndarray]
     are_random: bool
+
+    def count(self) -> int:
+        """How many there are."""
+        return max(len(array) for array in self.arrays.values() if array.ndim)
 
     def batch(self, size: int) -> dict[str, np.ndarray]:
         """The first `size` examples, from the beginning again where they are fewer."""
@@ -159,6 +168,8 @@ def measure(
     unfolded: EditableGraph | None,
     examples: Examples,
     isolated: Isolated,
+    *,
+    is_whole: bool = False,
 ) -> Measured:
     """Runs a model, and what it was made of, and compares them.
 
@@ -167,6 +178,7 @@ def measure(
         unfolded: its graph before folding, or None.
         examples: what it is given.
         isolated: runs them.
+        is_whole: whether a batch is one example in all.
 
     Raises:
         ExportError: something does not hold.
@@ -184,9 +196,10 @@ def measure(
     alone = [examples.alone(i, of_one) for i in range(min(_ALONE, count))]
     together = examples.batch(count)
     feeds = [full, full, _nudged(full), together, *alone]
-    own, *further = isolated.run("frozen", bytes_of(model.graph), feeds, outputs)
+    own, *further = isolated.run(model.graph, feeds, outputs)
     _check_numbers(outputs, own)
-    notes = [_examples_note(examples, size), _repeatable(outputs, own, further[0])]
+    notes = [_examples_note(examples, size), "two runs give the same"]
+    compare(zip(outputs, further[0], own), TOLERANCE, "two runs on the same examples")
     # A network that amplifies the rounding of its input amplifies that of its layers.
     rounding = max(difference(a, b) for a, b in zip(further[1], own))
     compared = _Comparison(
@@ -194,17 +207,21 @@ def measure(
     )
     plain = _Ran(model.graph, own)
     if unfolded is not None:
-        plain = _Ran(
-            unfolded, isolated.run("frozen", bytes_of(unfolded), [full], outputs)[0]
-        )
-    if model.before is None:
-        notes.append("the graph before had no inference mode: there is no comparison")
-    else:
-        notes.append(compared.as_before(plain, model.before))
+        plain = _Ran(unfolded, isolated.run(unfolded, [full], outputs)[0])
+    notes.append(
+        compared.as_before(plain, model.references)
+        if model.references
+        else f"{model.unknown}: there is no comparison with the graph before"
+    )
     if unfolded is not None:
         notes.append(compared.as_unfolded(_Ran(model.graph, own), plain))
     allowed = max(_BATCH_TOLERANCE, compared.rounding)
-    notes.append(_by_itself(outputs, count, further[2], further[3:], allowed))
+    notes.append(
+        "a batch is one example in all: whether its parts depend on each other was not "
+        "looked at"
+        if is_whole
+        else _by_itself(outputs, count, further[2], further[3:], allowed)
+    )
     return Measured(full, own, tuple(notes))
 
 
@@ -227,22 +244,17 @@ class _Comparison(NamedTuple):
     rounding: float
     isolated: Isolated
 
-    def as_before(self, own: _Ran, before: EditableGraph) -> str:
-        try:
-            runs = self.isolated.run(
-                "frozen", bytes_of(before), [self.feed, self.feed], self.outputs
-            )
-        except IsolatedError as error:
-            return (
-                f"the graph before could not be run: there is no comparison ({error})"
-            )
-        if any(difference(a, b) > TOLERANCE for a, b in zip(*runs)):
-            return "the graph before draws random numbers: there is no comparison"
-        what = "the outputs and those of the graph before"
-        worst = self._worst(own, _Ran(before, runs[0]), TOLERANCE, what)
-        return (
-            f"the outputs are those of the graph before, to {worst:.1e} of their scale"
-        )
+    def as_before(self, own: _Ran, references: Sequence[Reference]) -> str:
+        for graph, what in references:
+            try:
+                runs = self.isolated.run(graph, [self.feed, self.feed], self.outputs)
+            except IsolatedError as error:
+                return f"{what} could not be run: there is no comparison ({error})"
+            if all(difference(a, b) <= TOLERANCE for a, b in zip(*runs)):
+                compared = f"the outputs and those of {what}"
+                worst = self._worst(own, _Ran(graph, runs[0]), TOLERANCE, compared)
+                return f"the outputs are those of {what}, to {worst:.1e} of their scale"
+        return "the graph before draws random numbers: there is no comparison"
 
     def as_unfolded(self, own: _Ran, unfolded: _Ran) -> str:
         what = "the outputs of the folded graph"
@@ -253,9 +265,9 @@ class _Comparison(NamedTuple):
         parts = differences_by_part(
             right.graph, own.graph, self.feed, self.outputs, self.isolated
         )
-        _compared(parts, tolerance, f"{what}, each part given the same values,")
+        compare(parts, tolerance, f"{what}, each part given the same values,")
         whole = zip(self.outputs, own.values, right.values)
-        return _compared(whole, max(tolerance, self.rounding), what)
+        return compare(whole, max(tolerance, self.rounding), what)
 
 
 def _nudged(feed):
@@ -286,6 +298,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
         return np.inf
     if found.dtype.kind not in "fc" or not found.size:
         return float(not np.array_equal(found, expected))
+    # A subtraction would make NaN of two infinities, such as masked logits.
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(same, 0.0, np.abs(found.astype(float) - expected))
@@ -295,8 +308,14 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return worst / (scale or 1.0) if np.isfinite(worst) else np.inf
 
 
-def _compared(triples, tolerance, what):
-    """The largest difference of (name, found, expected)."""
+def compare(
+    triples: Iterable[tuple[str, np.ndarray, np.ndarray]], tolerance: float, what: str
+) -> float:
+    """The largest difference of (name, found, expected).
+
+    Raises:
+        ExportError: it is more than `tolerance`: `what`, in words, differ.
+    """
     worst = 0.0
     for name, found, expected in triples:
         apart = difference(found, expected)
@@ -316,16 +335,6 @@ def _check_numbers(names, values):
                 f"{name} is NaN for the examples: the checkpoint or the examples have "
                 "values that are not finite; `python -m bn_tf1 doctor` names those of layers"
             )
-
-
-def _repeatable(names, first, second):
-    for name, a, b in zip(names, first, second):
-        apart = difference(a, b)
-        if apart > TOLERANCE:
-            raise ExportError(
-                f"two runs on the same examples differ: {name} by {apart:.1e} of its scale"
-            )
-    return "two runs give the same"
 
 
 def _by_itself(names, count, together, runs_alone, allowed):
@@ -351,7 +360,8 @@ def _by_itself(names, count, together, runs_alone, allowed):
                 raise ExportError(
                     f"the prediction for an example depends on the rest of its batch: "
                     f"{name} changes by {apart:.1e} of its scale when it is alone; a "
-                    "layer still takes the statistics of the batch"
+                    "layer still takes the statistics of the batch, or the batch is one "
+                    "example in all, such as a sequence (`--batch whole`)"
                 )
             worst = max(worst, float(apart))
     if not checked:

@@ -33,7 +33,7 @@ from bn_tf1.serving.refusal import ExportError
 from bn_tf1.serving.sources import open_source
 from bn_tf1.serving.writing import check_new, write_model
 
-_BATCHES = ("any", "keep")
+_BATCHES = ("any", "keep", "whole")
 _TIME_LIMIT_SECS = 600.0
 
 
@@ -101,7 +101,9 @@ def export(
         settings: values by name of placeholders that are no inputs, such as keep_prob.
         fold: whether batch norm is folded into the weights before it, where it can be.
         batch: "any" for a batch size of any number, "keep" for that of the graph; by
-            default any, where that can be done.
+            default any, where that can be done. "whole": kept, and the batch is one
+            example in all, such as the steps of sequences: what is predicted of a part
+            may depend on the others.
         examples: arrays by name of an input, a .npz file of them, or one array for
             every input; the first axis is the batch. Random numbers by default.
         recalibrate: whether the statistics are computed anew, over all of `examples`,
@@ -167,17 +169,20 @@ def _noting_down(new):
 
 
 def _check_arguments(out, to, batch):
-    if to not in model_formats.FORMATS:
-        known = ", ".join(model_formats.FORMATS)
-        raise ExportError(f"`to` is {to!r}, but must be one of {known}")
-    if batch is not None and batch not in _BATCHES:
-        raise ExportError(f"`batch` is {batch!r}, but must be one of any, keep")
+    for name, value, known in (
+        ("to", to, model_formats.FORMATS),
+        ("batch", batch or "any", _BATCHES),
+    ):
+        if value not in known:
+            raise ExportError(
+                f"`{name}` is {value!r}, but must be one of {', '.join(known)}"
+            )
     check_new(out)
     model_formats.check_installed(to)
 
 
 def _folded(model):
-    graph = model.graph.copy()
+    graph = model.graph.copy()  # what folding changed is compared with that before
     _, outputs = model.names()
     folding = fold_layers(graph, outputs)
     extract(graph, outputs)
@@ -198,7 +203,7 @@ def _with_batch(
     isolated: Isolated,
 ) -> tuple[Model, Measured]:
     """The model with any batch size, where that is wanted and can be done."""
-    if batch != "keep":
+    if batch in (None, "any"):
         changed, names = _with_any_batch(model)
         try:
             return changed, measure(changed, unfolded, examples, isolated)
@@ -210,7 +215,8 @@ def _with_batch(
         model = model._replace(
             left=(*model.left, f"the batch size of the graph: {reason}")
         )
-    return model, measure(model, unfolded, examples, isolated)
+    is_whole = batch == "whole"
+    return model, measure(model, unfolded, examples, isolated, is_whole=is_whole)
 
 
 def _with_any_batch(model):

@@ -73,34 +73,31 @@ class Isolated:
         self._process.kill()
         self._process.communicate()
 
-    def write(self, kind: str, graph: bytes, path: str, **options: Any) -> None:
-        """Writes a graph in the format `kind`; see `model_formats`.
+    def write(self, kind: str, graph: Any, path: str, **options: Any) -> None:
+        """Writes an `EditableGraph` in the format `kind`; see `model_formats`.
 
         Raises:
             IsolatedError: that failed.
         """
-        self._take(
-            {"do": "write", "kind": kind, "path": path, **options},
-            graph=graph,
-            feeds=(),
-        )
+        step = {"do": "write", "kind": kind, "path": path, **options}
+        self._take(step, graph, feeds=())
 
     def run(
         self,
-        kind: str,
         model: Any,
         feeds: Sequence[Mapping[str, np.ndarray]],
         outputs: Sequence[str],
         *,
+        kind: str = "frozen",
         as_written: bool = False,
     ) -> list[list[np.ndarray]]:
-        """The outputs of a path, or of the bytes of a GraphDef, for each of `feeds`.
+        """The outputs of a model for each of `feeds`.
 
         Args:
-            kind: see `model_formats`.
-            model: the path or bytes.
+            model: the path of a model, or an `EditableGraph`.
             feeds: arrays by name of an input, or of any other tensor of a graph.
             outputs: names of tensors.
+            kind: see `model_formats`.
             as_written: whether TensorFlow runs a graph without optimising it.
 
         Raises:
@@ -108,16 +105,16 @@ class Isolated:
         """
         step = {"do": "run", "kind": kind, "outputs": list(outputs)}
         step["as_written"] = as_written
-        if isinstance(model, bytes):
-            return self._take(step, graph=model, feeds=feeds)
-        return self._take(dict(step, path=model), graph=None, feeds=feeds)
+        if isinstance(model, str):
+            return self._take(dict(step, path=model), None, feeds)
+        return self._take(step, model, feeds)
 
     def _take(self, step, graph, feeds):
         with tempfile.TemporaryDirectory() as folder:
             if graph is not None:
                 step["graph"] = os.path.join(folder, "graph.pb")
                 with open(step["graph"], "wb") as file:
-                    file.write(graph)
+                    file.write(graph.portable_graph_def().SerializeToString())
             for number, feed in enumerate(feeds):
                 _save(_feed(folder, number), feed)
             _write_json(_step_file(folder), dict(step, feeds=len(feeds)))

@@ -100,6 +100,7 @@ def _write_saved_model(graph_def, step):
 
 def _write_tflite(graph_def, step):
     del graph_def  # the converter reads the file
+    # TFLite wants whole numbers; its interpreter resizes the first to any batch.
     shapes = {
         name: [1 if size is None else size for size in shape]
         for name, shape in zip(step["inputs"], step["shapes"])
@@ -130,33 +131,28 @@ def run(
 ) -> Iterable[list[np.ndarray]]:
     """The outputs of a model for each of `feeds`; see `Isolated.run`."""
     runner = {
-        "frozen": _run_frozen,
-        "saved_model": _run_saved_model,
+        "frozen": _run_tensorflow,
+        "saved_model": _run_tensorflow,
         "tflite": _run_tflite,
         "onnx": _run_onnx,
     }[step["kind"]]
     return runner(step, feeds)
 
 
-def _run_frozen(step, feeds):
+def _run_tensorflow(step, feeds):
     config = tf.ConfigProto()
     rewriting = config.graph_options.rewrite_options
     rewriting.disable_meta_optimizer = step.get("as_written", False)
     with tf.Graph().as_default(), tf.Session(config=config) as session:
-        tf.import_graph_def(_read(step.get("graph") or step["path"]), name="")
+        if step["kind"] == "frozen":
+            tf.import_graph_def(_read(step.get("graph") or step["path"]), name="")
+        else:
+            tags = [tf.saved_model.tag_constants.SERVING]
+            tf.saved_model.loader.load(session, tags, step["path"])
         names = [f"{name}:0" for name in step["outputs"]]
         for feed in feeds:
             values = {f"{name}:0": value for name, value in feed.items()}
             yield session.run(names, values)
-
-
-def _run_saved_model(step, feeds):
-    with tf.Graph().as_default(), tf.Session() as session:
-        tags = [tf.saved_model.tag_constants.SERVING]
-        tf.saved_model.loader.load(session, tags, step["path"])
-        for feed in feeds:
-            values = {f"{name}:0": value for name, value in feed.items()}
-            yield session.run([f"{name}:0" for name in step["outputs"]], values)
 
 
 def _interpreter_class():

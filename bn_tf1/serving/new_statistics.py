@@ -4,13 +4,12 @@ Layer by layer, in the order in which the data passes them, each with all before
 normalised by their new statistics: what a layer gets is then the population that it will
 be served. A network that never had moving statistics gets them in the same way.
 
-Mean and biased variance over all examples, combined from batches in float64. Source of
-the combination: Chan, Golub & LeVeque, 1979.
+Mean and biased variance over all examples, combined from batches in float64.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -23,30 +22,15 @@ from bn_tf1.graphs.rewriting.editable_graph import (
     node_name,
 )
 from bn_tf1.graphs.rewriting.moving_statistics import Statistics, normalise_with
-from bn_tf1.graphs.view import GraphView, reference_to
+from bn_tf1.graphs.view import GraphView
+from bn_tf1.population.measured_layers import channels_of
+from bn_tf1.population.pooling import BatchStatistics, Pool, PooledStatistics
 from bn_tf1.serving.checking import Examples
 from bn_tf1.serving.isolated_run import Isolated
 from bn_tf1.serving.preparing import Model, NewLayer
 from bn_tf1.serving.refusal import ExportError
 
 _BATCH_SIZE = 32
-
-
-class _Population(NamedTuple):
-    count: int
-    mean: np.ndarray
-    squares: np.ndarray
-
-    def joined(self, other: _Population) -> _Population:
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        return _Population(
-            count,
-            self.mean + apart * other.count / count,
-            self.squares
-            + other.squares
-            + apart**2 * (self.count * other.count / count),
-        )
 
 
 def with_new_statistics(
@@ -65,16 +49,14 @@ def with_new_statistics(
     """
     graph = model.graph.copy()
     for layer in _in_order(graph, layers):
-        population = _measured(graph, layer, model, examples, isolated)
-        variance = population.squares / population.count
-        for name, value in zip(layer.constants, (population.mean, variance)):
+        found = _measured(graph, layer, model, examples, isolated)
+        for name, value in zip(layer.constants, found):
             if not np.all(np.isfinite(value)):
                 raise ExportError(
                     f"the statistics of {layer.name} over the examples are not finite"
                 )
             graph.make_constant(name, value.astype(np.float32))
-    count = max(len(array) for array in examples.arrays.values() if array.ndim)
-    note = f"{len(layers)} layers have statistics of {count} examples"
+    note = f"{len(layers)} layers have statistics of {examples.count()} examples"
     return model._replace(graph=graph, changed=(*model.changed, note))
 
 
@@ -88,35 +70,31 @@ def _in_order(graph, layers):
 
 
 def _measured(graph, layer, model, examples, isolated):
-    # In float64: a float32 variance of a far mean has no digits left.
+    """Mean and biased variance of what a layer normalises, over all examples."""
     trial = graph.copy()
-    mean, variance, shape = _with_moments(trial, layer)
-    outputs = [mean, variance, shape]
-    count = max(len(array) for array in examples.arrays.values() if array.ndim)
+    outputs = _with_moments(trial, layer)
+    count = examples.count()
     size = model.batch_size or min(_BATCH_SIZE, count)
+    # A fixed batch size is filled up with the first examples, which then count twice.
     whole = examples.batch(-(-count // size) * size if model.batch_size else count)
     feeds = [
         {k: a[start : start + size] if a.ndim else a for k, a in whole.items()}
         for start in range(0, count, size)
     ]
-    trial_bytes = trial.portable_graph_def().SerializeToString()
-    runs = isolated.run("frozen", trial_bytes, feeds, outputs)
-    joined = None
-    for batch_mean, batch_variance, sizes in runs:
-        number = int(np.prod(sizes) // batch_mean.size)
-        own = _Population(
-            number,
-            batch_mean.reshape(-1).astype(np.float64),
-            batch_variance.reshape(-1).astype(np.float64) * number,
-        )
-        joined = own if joined is None else joined.joined(own)
-    return joined
+    pool = Pool()
+    for mean, variance, sizes in isolated.run(trial, feeds, outputs):
+        own = PooledStatistics.of(mean, variance)
+        pool.add(BatchStatistics(np.prod(sizes) // mean.size, own))
+    return pool.statistics
 
 
 def _with_moments(graph, layer):
-    """Adds the mean, variance and shape of what a layer normalises, in float64."""
+    """Adds the mean, variance and shape of what a layer normalises, in float64.
+
+    A float32 variance of a far mean has no digits left.
+    """
     scope = f"{layer.name}/moments_of_examples"
-    x = graph.add("Cast", f"{scope}/x", [layer.x], SrcT=layer.dtype, DstT=tf.float64)
+    x = graph.add("Cast", f"{scope}/x", [layer.x], SrcT=tf.float32, DstT=tf.float64)
     axes = graph.constant(f"{scope}/axes", np.array(layer.axes, np.int32))
     types = {"T": tf.float64, "Tidx": tf.int32}
     mean = graph.add("Mean", f"{scope}/mean", [x, axes], keep_dims=True, **types)
@@ -146,28 +124,15 @@ def take_new_statistics(
         (call,) = analysis.calls
         shape = static_shape(view, call.x)
         name = analysis.layer.name
-        channels = _channels(view, analysis, call, shape)
-        if shape is None or channels is None:
+        axis = 1 if call.layout == "NCHW" else len(shape or ()) - 1
+        channels = shape and (channels_of(view, analysis) or shape[axis])
+        if not channels:
             raise ExportError(f"the shape of what {name} normalises is not known")
-        axis = 1 if call.layout == "NCHW" else len(shape) - 1
         constants = tuple(
             graph.constant(f"{name}/of_examples/{role}", np.full(channels, fill, "f4"))
             for role, fill in (("mean", 0), ("variance", 1))
         )
         normalise_with(graph, view, call, Statistics(*constants))
         axes = tuple(i for i in range(len(shape)) if i != axis)
-        found.append(
-            NewLayer(name, constants, input_for(view, call.x), axes, tf.float32)
-        )
+        found.append(NewLayer(name, constants, input_for(view, call.x), axes))
     return found
-
-
-def _channels(view, analysis, call, shape):
-    for role in ("gamma", "beta", "moving_mean"):
-        for node in analysis.variables[role][:1]:
-            own = static_shape(view, reference_to(node))
-            if own and None not in own:
-                return int(np.prod(own))
-    if shape is None:
-        return None
-    return shape[1 if call.layout == "NCHW" else -1]

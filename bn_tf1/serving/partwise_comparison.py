@@ -51,22 +51,15 @@ def differences_by_part(
     names = [*cuts, *outputs]
     # As written: 2.21 fuses a node away that is given or asked for (LeakyRelu after a
     # bias), and then does not find it.
-    (values,) = isolated.run("frozen", bytes_of(before), [feed], names, as_written=True)
+    (values,) = isolated.run(before, [feed], names, as_written=True)
     right = dict(zip(names, values))
     found = []
     for first in (0, 1):
         given = {**feed, **{name: right[name] for name in cuts[first::2]}}
         asked = [*cuts[1 - first :: 2], *outputs]
-        (own,) = isolated.run(
-            "frozen", bytes_of(after), [given], asked, as_written=True
-        )
+        (own,) = isolated.run(after, [given], asked, as_written=True)
         found += [(name, value, right[name]) for name, value in zip(asked, own)]
     return found
-
-
-def bytes_of(graph: EditableGraph) -> bytes:
-    """The graph as what reads it takes it."""
-    return graph.portable_graph_def().SerializeToString()
 
 
 def _common_cuts(before, after):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -19,7 +19,6 @@ from bn_tf1.graphs.rewriting.editable_graph import (
     canonical,
     node_name,
     port_in,
-    tensor_name,
 )
 from bn_tf1.graphs.rewriting.extraction import (
     clean_attributes,
@@ -29,10 +28,8 @@ from bn_tf1.graphs.rewriting.extraction import (
 )
 from bn_tf1.graphs.rewriting.freezing import freeze, variables_in
 from bn_tf1.graphs.rewriting.graph_interface import (
-    PIPELINES,
     Candidate,
     Interface,
-    candidate_of,
     find_interface,
 )
 from bn_tf1.graphs.rewriting.inference_mode import (
@@ -41,9 +38,12 @@ from bn_tf1.graphs.rewriting.inference_mode import (
     Mode,
     set_inference_mode,
 )
-from bn_tf1.graphs.rewriting.moving_statistics import take_moving_statistics
+from bn_tf1.graphs.rewriting.moving_statistics import (
+    take_moving_statistics,
+    write_out,
+)
 from bn_tf1.graphs.training_nodes import find_training
-from bn_tf1.graphs.view import reference_to
+from bn_tf1.serving.model_ends import Ends, Wishes, served_tensors, some
 from bn_tf1.serving.refusal import ExportError
 from bn_tf1.serving.sources import Source
 
@@ -52,7 +52,18 @@ _OF_TRAINING = re.compile(
     r"(Resource)?(Sparse)?Apply[A-Z]|(Resource)?Scatter[A-Z]\w*(Add|Sub|Update)$|"
     r"\w+Grad(V\d+)?$"
 )
-_MOST_NAMED = 3
+
+
+class Reference(NamedTuple):
+    """A graph that gives what a model should.
+
+    Attributes:
+        graph: the graph of the source, with the mode set and constants for variables.
+        what: what it is called, with all else that was changed in it.
+    """
+
+    graph: EditableGraph
+    what: str
 
 
 class Model(NamedTuple):
@@ -62,9 +73,8 @@ class Model(NamedTuple):
         graph: the graph, with constants for variables.
         inputs: its placeholders.
         outputs: its outputs.
-        before: the same outputs as the graph of the source has them, with the mode set
-            and constants for variables, but nothing else changed; None where it has no
-            inference mode.
+        references: what its outputs are compared with, the first that can be.
+        unknown: why there is no reference, where there is none.
         keys: what the source's signature calls inputs and outputs, by their names.
         batch_size: that of the source; None where it takes any.
         changed: what was done, a sentence each.
@@ -74,7 +84,8 @@ class Model(NamedTuple):
     graph: EditableGraph
     inputs: tuple[Candidate, ...]
     outputs: tuple[Candidate, ...]
-    before: EditableGraph | None
+    references: tuple[Reference, ...]
+    unknown: str
     keys: Mapping[str, str]
     batch_size: int | None
     changed: tuple[str, ...]
@@ -96,22 +107,12 @@ class NewLayer(NamedTuple):
         constants: the names of those that hold its mean and variance.
         x: the input of nodes that it normalises.
         axes: the axes of `x` that are reduced.
-        dtype: the dtype of `x`.
     """
 
     name: str
     constants: tuple[str, ...]
     x: str
     axes: tuple[int, ...]
-    dtype: tf.DType
-
-
-class Wishes(NamedTuple):
-    """What a user says of a graph; see `export`."""
-
-    inputs: Sequence[str] | None = None
-    outputs: Sequence[str] | None = None
-    settings: Mapping[str, Any] = {}
 
 
 def interface_of(source: Source, settings: Mapping[str, Any]) -> tuple[Interface, Mode]:
@@ -136,13 +137,14 @@ def prepare(
     Raises:
         ExportError: that cannot be done; the error names the node and what to do.
     """
-    served = _served_tensors(source)
+    served = served_tensors(source)
     wished = wishes.outputs or [name for name, _ in served[1]]
     mode = _set_mode(source, wishes, wished)
     graph = mode.graph
-    interface = _Interface(mode, wishes, served)
-    outputs = interface.outputs()
+    ends = Ends(mode, wishes, served)
+    outputs = ends.outputs()
     names = [node_name(canonical(c.tensor)) for c in outputs]
+    # First of all: an update that an output waits for counts as needed until then.
     drop_controls(graph, names)
     changed = _mode_notes(mode, wishes)
     layers = _needed_layers(mode, names)
@@ -150,26 +152,30 @@ def prepare(
     if baked:
         changed.append(
             f"{len(baked)} layers take statistics that they did not take in the graph: "
-            f"{_some(baked)}"
+            f"{some(baked)}"
         )
-    given = [canonical(c.tensor) for c in interface.asked_inputs()]
-    dropped = remove_dropout(
-        graph, interface.data(names) + [node_name(n) for n in given]
-    )
+    # Before the inputs are cut: what no data comes to is a mask, and no activation.
+    given = [canonical(c.tensor) for c in ends.asked_inputs()]
+    dropped = remove_dropout(graph, ends.data(names) + [node_name(n) for n in given])
     if dropped:
-        changed.append(f"dropout is taken out: {_some(dropped)}")
-    inputs = interface.inputs(names)
+        changed.append(f"dropout is taken out: {some(dropped)}")
+    inputs = ends.inputs(names)
     size = len(source.graph_def.node)
     made = _extracted(graph, inputs, outputs)
-    before = None if baked else _before(source, mode, inputs, outputs)
+    if baked and take_statistics is not take_moving_statistics:
+        made = made._replace(unknown="its layers have new statistics")
+    else:
+        made = _with_references(made, source, mode, layers, (inputs, outputs), dropped)
     changed.append(f"{size} nodes became {len(made.graph.nodes)}")
     unpack_views(made.graph)
+    # Again: what was unpacked left nodes that nobody takes, and OpenVINO calls outputs.
     extract(made.graph, made.names()[1])
     _check_clean(made.graph)
-    for model in filter(None, (made.graph, before)):
-        model.definitions = source.definitions
-        _freeze(model, source)
-        clean_attributes(model)
+    # Only now: a variable that is for training alone may be in no checkpoint.
+    for own in (made.graph, *(reference.graph for reference in made.references)):
+        own.definitions = source.definitions
+        _freeze(own, source)
+        clean_attributes(own)
     left = []
     if take_statistics is take_moving_statistics:
         left = _never_updated(mode.view, layers, baked, source)
@@ -178,9 +184,7 @@ def prepare(
         canonical(now.tensor): served_keys.get(canonical(then.tensor))
         for then, now in zip((*inputs, *outputs), (*made.inputs, *made.outputs))
     }
-    return made._replace(
-        before=before, keys=keys, changed=tuple(changed), left=tuple(left)
-    )
+    return made._replace(keys=keys, changed=tuple(changed), left=tuple(left))
 
 
 def _set_mode(source, wishes, outputs):
@@ -196,18 +200,12 @@ def _set_mode(source, wishes, outputs):
             known = [n for n, node in graph.nodes.items() if node.op in PLACEHOLDERS]
             raise ExportError(
                 f"`--set {name}` names no placeholder of {source.path}; it has "
-                f"{_some(known) if known else 'none'}"
+                f"{some(known) if known else 'none'}"
             )
     try:
         return set_inference_mode(graph, settings, source.definitions, outputs)
     except ValueError as error:
         raise ExportError(f"{source.path}: {error}") from error
-
-
-def _some(names):
-    names = list(names)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _mode_notes(mode, wishes):
@@ -227,205 +225,6 @@ def _needed_layers(mode: Mode, outputs):
     return found
 
 
-def _served_tensors(source):
-    """([(key, tensor)], [(key, tensor)]) of the signature; empty without one."""
-    if source.signature is None:
-        return [], []
-    return tuple(
-        [
-            (canonical(info.name), key)
-            for key, info in sorted(infos.items())
-            if info.name
-        ]
-        for infos in (source.signature.inputs, source.signature.outputs)
-    )
-
-
-# ------------------------------------------------------------------ inputs and outputs
-
-
-class _Interface:
-    """Which tensors go in and come out: as asked for, as served, or as found."""
-
-    def __init__(self, mode: Mode, wishes: Wishes, served):
-        self._mode = mode
-        self._view = mode.view
-        self._wishes = wishes
-        self._served_inputs = [name for name, _ in served[0]]
-        self._served_outputs = [name for name, _ in served[1]]
-        self._known: Interface | None = None
-
-    def found(self):
-        if self._known is None:
-            self._known = find_interface(self._view, self._mode.values)
-        return self._known
-
-    def outputs(self):
-        names = self._wishes.outputs or self._served_outputs
-        if names:
-            return tuple(self._candidate(name, "outputs") for name in names)
-        found = self.found().outputs
-        if len(found) == 1:
-            return found
-        raise ExportError(
-            f"the graph has {len(found) or 'no'} tensors that may be its output: name "
-            "it with `--outputs`"
-            + "".join(f"\n  {candidate}" for candidate in found[:40])
-        )
-
-    def asked_inputs(self):
-        names = self._wishes.inputs or self._served_inputs
-        return tuple(self._candidate(name, "inputs") for name in names)
-
-    def _candidate(self, name, flag):
-        tensor = self._mode.graph.tensor(name)
-        node = self._view.find(tensor)
-        if node is None:
-            found = getattr(self.found(), flag)
-            raise ExportError(
-                f"`--{flag} {name}` names no tensor that there is in inference; the "
-                "graph tells of"
-                + ("".join(f"\n  {c}" for c in found[:40]) if found else " none")
-            )
-        return candidate_of(self._view, reference_to(node, port_in(tensor)))
-
-    def data(self, outputs):
-        """The nodes that data comes in by, as far as they are needed.
-
-        A placeholder of any rank, as keep_prob often is one, is data where none other is.
-        """
-        needed = self._mode.graph.ancestors(outputs)
-        found = [name for name in needed if self._is_source(name)]
-        nodes = self._mode.graph.nodes
-        return [
-            name
-            for name in found
-            if nodes[name].op in PIPELINES or nodes[name].attr["shape"].shape.dim
-        ] or found
-
-    def _is_source(self, name):
-        node = self._mode.graph.nodes[name]
-        if node.op in PIPELINES:
-            return True
-        if node.op not in PLACEHOLDERS or _is_default(self._mode.graph, name):
-            return False
-        shape = node.attr["shape"].shape
-        return bool(shape.dim) or shape.unknown_rank or "shape" not in node.attr
-
-    def inputs(self, outputs):
-        """The inputs that the outputs need."""
-        graph = self._mode.graph
-        asked = self.asked_inputs()
-        cut = {canonical(c.tensor) for c in asked}
-        needed = _needed_up_to(graph, outputs, cut)
-        for candidate in asked:
-            if node_name(canonical(candidate.tensor)) not in needed:
-                raise ExportError(
-                    f"`--inputs {candidate.tensor}`: no output needs it; they need "
-                    f"{_some(sorted(self.data(outputs)))}"
-                )
-        found = []
-        for name in graph.nodes:
-            node = graph.nodes[name]
-            if name not in needed or name in cut:
-                continue
-            if node.op == "PlaceholderWithDefault" and _is_default(graph, name):
-                graph.make_identity(name, node.input[0])
-            elif node.op in PLACEHOLDERS or node.op in PIPELINES:
-                found += self._tensors(name, needed, cut)
-        if self._wishes.inputs is None:
-            found = self._without_labels(found)
-            return asked + tuple(c for c in found if c not in asked)
-        if found:
-            raise ExportError(self._undecided(found[0]))
-        return asked
-
-    def _tensors(self, name, needed, cut):
-        ports = sorted(
-            {
-                port_in(source)
-                for user in needed
-                for source in self._mode.graph.nodes[user].input
-                if node_name(source) == name and not source.startswith("^")
-            }
-        )
-        tensors = [tensor_name(name, port) for port in ports or [0]]
-        tensors = [self._named(tensor, needed) for tensor in tensors]
-        return [self._candidate(t, "inputs") for t in tensors if t not in cut]
-
-    def _named(self, tensor, needed):
-        """What the program called a value of its input pipeline, where it gave a name."""
-        nodes = self._mode.graph.nodes
-        if nodes[node_name(tensor)].op in PLACEHOLDERS:
-            return tensor
-        while True:
-            users = [name for name in needed if tensor in nodes[name].input]
-            if len(users) != 1 or nodes[users[0]].op != "Identity":
-                return tensor
-            tensor = users[0]
-
-    def _without_labels(self, candidates):
-        known = self.found()
-        for candidate in candidates:
-            if candidate in known.labels or candidate.shape == ():
-                raise ExportError(self._undecided(candidate))
-        return candidates
-
-    def _undecided(self, candidate):
-        name = canonical(candidate.tensor)
-        if candidate in self.found().labels:
-            return (
-                f"the outputs depend on {candidate}, which looks like a label: name "
-                f"other outputs, or name it as an input with `--inputs`"
-            )
-        if (
-            candidate.shape == ()
-            or candidate.dtype is not None
-            and (candidate.dtype.name == "bool")
-        ):
-            return (
-                f"the outputs depend on {candidate}: give its value with "
-                f"`--set {name}=VALUE`, or name it with `--inputs`"
-            )
-        return (
-            f"the outputs depend on {candidate}: name it with `--inputs`, or give its "
-            f"value with `--set {name}=VALUE`"
-        )
-
-
-def _is_default(graph, name):
-    """Whether a placeholder has a default that is constant."""
-    node = graph.nodes[name]
-    if node.op != "PlaceholderWithDefault":
-        return False
-    return all(
-        graph.nodes[source].op not in (*PIPELINES, "Placeholder", "PlaceholderV2")
-        for source in graph.ancestors([node_name(node.input[0])])
-    )
-
-
-def _is_fed(graph, name):
-    """Whether data comes in at a node, so that nothing before it is needed."""
-    op = graph.nodes[name].op
-    is_default = op == "PlaceholderWithDefault" and not _is_default(graph, name)
-    return op in PIPELINES or is_default
-
-
-def _needed_up_to(graph, outputs, cut):
-    """The nodes that the outputs need when the tensors `cut` are given."""
-    found = set(outputs)
-    pending = list(found)
-    while pending:
-        for source in graph.nodes[pending.pop()].input:
-            name = node_name(source)
-            if name in found or name not in graph.nodes:
-                continue
-            found.add(name)
-            if source not in cut and not _is_fed(graph, name):
-                pending.append(name)
-    return found
-
-
 # -------------------------------------------------------------------------- extraction
 
 
@@ -438,14 +237,13 @@ def _extracted(graph, inputs, outputs):
     extract(graph, [node_name(c.tensor) for c in made_outputs])
     sizes = [c.shape[0] for c in (*inputs, *outputs) if c.shape and c.shape[0]]
     size = sizes[0] if sizes else None
-    return Model(graph, made_inputs, made_outputs, None, {}, size, (), ())
+    return Model(graph, made_inputs, made_outputs, (), "", {}, size, (), ())
 
 
 def with_stored_pixels(model: Model, scale: float) -> Model:
     """The model with inputs of uint8, which are multiplied by `scale` in its graph."""
-    graphs = [
-        graph.copy() for graph in (model.graph, model.before) if graph is not None
-    ]
+    given = [model.graph, *(reference.graph for reference in model.references)]
+    graphs = [graph.copy() for graph in given]
     for graph in graphs:
         factor = graph.constant("pixels/scale", np.float32(scale))
         for candidate in model.inputs:
@@ -459,7 +257,10 @@ def with_stored_pixels(model: Model, scale: float) -> Model:
             graph.nodes[name].attr["dtype"].type = tf.uint8.as_datatype_enum
     return model._replace(
         graph=graphs[0],
-        before=graphs[1] if len(graphs) > 1 else None,
+        references=tuple(
+            reference._replace(graph=graph)
+            for reference, graph in zip(model.references, graphs[1:])
+        ),
         inputs=tuple(c._replace(dtype=tf.uint8) for c in model.inputs),
         changed=(*model.changed, f"the inputs are stored pixels, times {scale:.6g}"),
     )
@@ -474,15 +275,35 @@ def _first_output(graph, candidate):
     return candidate._replace(tensor=f"{name}:0")
 
 
-def _before(source: Source, mode: Mode, inputs, outputs) -> EditableGraph:
-    """The graph of the source, with TensorFlow's own control flow."""
+def _with_references(made, source, mode, layers, ends, dropped):
+    """The model with the graph of the source, under TensorFlow's own control flow.
+
+    Layers that have no inference mode there are written out: another way to the same
+    numbers than the model's. A dropout that nothing turns off is taken out of a second.
+    """
     graph = EditableGraph(source.graph_def)
     resolve(graph, {}, source.definitions)
     for name, value in mode.values.items():
         if name in graph.nodes:
             graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
+    what = "the graph before"
+    try:
+        written = take_moving_statistics(graph, mode.view, layers, write_out)
+    except ValueError as error:
+        return made._replace(unknown=f"the graph has no inference mode, and {error}")
+    if written:
+        what += (
+            f" with the moving statistics of {len(written)} layers in plain formulas"
+        )
+    inputs, outputs = ends
     drop_controls(graph, [node_name(canonical(c.tensor)) for c in outputs])
-    return _extracted(graph, inputs, outputs).graph
+    before = _extracted(graph, inputs, outputs)
+    references = [Reference(before.graph, what)]
+    if dropped:
+        graph = before.graph.copy()
+        remove_dropout(graph, before.names()[0])
+        references.append(Reference(graph, f"{what} and without its dropout"))
+    return made._replace(references=tuple(references))
 
 
 def _check_clean(graph):
@@ -491,7 +312,7 @@ def _check_clean(graph):
         if functions:
             # A layer in there would keep its mode, and a variable could not be frozen.
             raise ExportError(
-                f"the outputs need {name!r} ({node.op}), which calls {_some(functions)} as "
+                f"the outputs need {name!r} ({node.op}), which calls {some(functions)} as "
                 "the graph runs: name what it gives as an input with `--inputs`, or name "
                 "other outputs"
             )
@@ -536,11 +357,11 @@ def _never_updated(view, layers, baked, source):
     ]
     if of_batch:
         raise ExportError(
-            f"the moving statistics of {_some(of_batch)} were never updated, and no "
+            f"the moving statistics of {some(of_batch)} were never updated, and no "
             "training step updates them: recalibrate them with `--recalibrate --examples "
             "X.npz`"
         )
-    names = _some(analysis.layer.name for analysis in untouched)
+    names = some(analysis.layer.name for analysis in untouched)
     told = "as they began, all means 0 and all variances alike"
     return [f"the moving statistics of {names} {told}: `--recalibrate` computes them"]
 
@@ -558,11 +379,11 @@ def _freeze(graph, source):
     if missing and source.values.prefix is None:
         raise ExportError(
             f"{source.path} has no checkpoint beside it, and {len(missing)} variables "
-            f"({_some(missing)}): give one with `--checkpoint`"
+            f"({some(missing)}): give one with `--checkpoint`"
         )
     if missing:
         raise ExportError(
-            f"the checkpoint {source.values.prefix} has no {_some(missing)}: give the "
+            f"the checkpoint {source.values.prefix} has no {some(missing)}: give the "
             "checkpoint of this graph with `--checkpoint`"
         )
     try:

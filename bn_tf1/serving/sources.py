@@ -19,11 +19,11 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.checkpoints.object_names import is_saved_by_object, variable_names
+from bn_tf1.checkpoints.object_names import variable_names
 from bn_tf1.checkpoints.reader_writer import (
+    OBJECT_GRAPH,
     Checkpoint,
     CheckpointError,
-    first_line,
     open_checkpoint,
 )
 from bn_tf1.checkpoints.tensor_file import open_tensors
@@ -33,6 +33,7 @@ from bn_tf1.graphs.rewriting.compiled_operations import replace_in_graph
 from bn_tf1.graphs.rewriting.function_inlining import operation_definitions
 from bn_tf1.graphs.view import GraphView, ancestors, node_of, view_of
 
+# By operation, where the tensors begin; SaveSlices writes the first format.
 _SAVES = {"SaveV2": 3, "SaveSlices": 3}
 
 
@@ -176,13 +177,14 @@ def _served_signature(meta):
 def _values(view, meta, prefix):
     if prefix is None:
         return VariableValues(None, {})
-    try:
-        checkpoint = open_checkpoint(prefix)
-    except CheckpointError:
-        if not os.path.exists(prefix + ".index"):
-            raise
-        return _values_by_object(view, prefix)
-    return VariableValues(checkpoint, _saved_places(view, meta))
+    checkpoint = open_checkpoint(prefix, by_object=True)
+    if OBJECT_GRAPH in checkpoint.shapes:
+        places = _places_by_object(
+            view, variable_names(open_tensors(checkpoint.prefix))
+        )
+    else:
+        places = _saved_places(view, meta)
+    return VariableValues(checkpoint, places)
 
 
 def _saved_places(view: GraphView, meta: Any) -> dict[str, tuple[str, str]]:
@@ -205,6 +207,7 @@ def _saved_places(view: GraphView, meta: Any) -> dict[str, tuple[str, str]]:
         if names is None or parts is None:
             continue
         for name, part, tensor in zip(names, parts, tensors):
+            # One variable is saved by each; the first saver that names it is taken.
             for variable in variables_of(view, tensor)[:1]:
                 places.setdefault(view.names[variable], (name, part))
     return places
@@ -217,21 +220,8 @@ def _strings(view, reference):
     return [value.decode("utf-8", "replace") for value in array.reshape(-1)]
 
 
-def _values_by_object(view, prefix):
-    """A checkpoint of objects: what the variables are called in the program is in it."""
-    file = open_tensors(prefix)
-    if not is_saved_by_object(file):
-        raise CheckpointError(f"{prefix} cannot be read")
-    try:
-        reader = tf.train.NewCheckpointReader(prefix)
-        shapes = reader.get_variable_to_shape_map()
-        dtypes = reader.get_variable_to_dtype_map()
-    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
-        raise CheckpointError(
-            f"{prefix} cannot be read: {first_line(error)}"
-        ) from error
-    checkpoint = Checkpoint(prefix, shapes, dtypes, reader)
-    keys = variable_names(file)
+def _places_by_object(view, keys):
+    """What the variables are called in the program, `keys` has by object."""
     places = {}
     for node, op in enumerate(view.ops):
         if op == "VarHandleOp":
@@ -240,7 +230,7 @@ def _values_by_object(view, prefix):
             key = keys.get(name) or keys.get(view.names[node])
             if key is not None:
                 places[view.names[node]] = (key, "")
-    return VariableValues(checkpoint, places)
+    return places
 
 
 def _slices(part):

@@ -97,13 +97,22 @@ def test_a_wrong_number_is_found_also_where_the_network_amplifies_rounding(ampli
         )
 
 
-def saved(folder, build):
+def saved(folder, build, statistics=None):
     prefix = str(folder / "model.ckpt")
     with tf.Graph().as_default(), tf.Session() as session:
         build()
         session.run(tf.global_variables_initializer())
+        if statistics is not None:
+            session.run(
+                [_set("moving_mean", statistics[0]), _set("variance", statistics[1])]
+            )
         tf.train.Saver().save(session, prefix)
     return prefix
+
+
+def _set(name, number):
+    (variable,) = (v for v in tf.global_variables() if v.op.name.endswith(name))
+    return tf.assign(variable, tf.fill(variable.shape, number))
 
 
 def endless():
@@ -164,6 +173,36 @@ def test_a_prediction_that_depends_on_its_batch_is_refused(batch, tmp_path):
             batch=batch,
         )
     assert not list(tmp_path.glob("out*"))
+
+
+def steps_of_a_sequence():
+    """Activations of two steps each of which takes the one before, and dropout for good."""
+    x = tf.placeholder(tf.float32, [4, 5, 5, 3], name="images")
+    y = with_fused_kernel(convolution(x), True, epsilon=1e-3)
+    y = tf.reshape(y, [2, 2, 5, 5, 4])
+    y = tf.reshape(tf.cumsum(y, axis=1), [4, 5, 5, 4])
+    make_train_op(loss_of(tf.nn.dropout(y, rate=0.5)))
+
+
+@pytest.mark.parametrize("batch", ["keep", "whole"])
+def test_a_batch_that_is_one_example_in_all(batch, tmp_path):
+    options = {
+        "outputs": ["logits/logits"],
+        "examples": {"images": example_images(4)},
+        "batch": batch,
+    }
+    source = saved(tmp_path, steps_of_a_sequence, statistics=(0.5, 2.0))
+    if batch == "keep":
+        with pytest.raises(ExportError, match="of its batch.*--batch whole"):
+            bn_tf1.export(source, str(tmp_path / "out"), **options)
+        return
+    made = bn_tf1.export(source, str(tmp_path / "out"), **options)
+    assert made.inputs[0].shape == (4, 5, 5, 3)
+    assert any(text.startswith("a batch is one example in all") for text in made.checks)
+    assert any(
+        "of 1 layers in plain formulas and without its dropout" in text
+        for text in made.checks
+    )
 
 
 def leaky():

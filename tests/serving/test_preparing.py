@@ -47,6 +47,15 @@ def test_the_logits_are_those_of_inference_code(maker, mode, tmp_path):
     assert [c.tensor for c in model.inputs] == ["images:0"]
     left = {node.op for node in model.graph.nodes.values()}
     assert not {"Switch", "Merge", "VariableV2", "VarHandleOp"} & left
+    # What it is compared with is right, too, and made in another way.
+    (reference,) = model.references
+    (found,) = run_graph(
+        reference.graph.portable_graph_def(),
+        feed,
+        ["logits/logits"],
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert ("in plain formulas" in reference.what) == (mode == "baked")
 
 
 def in_residual_block(x, is_training):

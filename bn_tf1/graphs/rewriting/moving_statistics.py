@@ -5,11 +5,13 @@ the graph all the same: the update operations lead to them.
 
     fused kernel    is_training := false, mean and variance := the moving ones
     arithmetic      whoever takes the batch's mean or variance takes the moving one
+
+To check that, `write_out` puts the formula itself in the place of a layer.
 """
 
 from __future__ import annotations
 
-from typing import Iterable, NamedTuple
+from typing import Callable, Iterable, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -52,7 +54,10 @@ class MissingStatistics(ValueError):
 
 
 def take_moving_statistics(
-    graph: EditableGraph, view: GraphView, layers: Iterable[Analysis]
+    graph: EditableGraph,
+    view: GraphView,
+    layers: Iterable[Analysis],
+    normalise: Callable[..., None] | None = None,
 ) -> list[str]:
     """Lets the normalisations of `layers` that take the batch's statistics take the
     moving ones.
@@ -61,6 +66,7 @@ def take_moving_statistics(
         graph: is changed.
         view: its view.
         layers: layers of that view.
+        normalise: changes each, `normalise_with` by default.
 
     Returns:
         The names of the layers that were changed.
@@ -69,6 +75,7 @@ def take_moving_statistics(
         MissingStatistics: some have none; nothing is changed then.
         ValueError: what one takes cannot be told.
     """
+    normalise = normalise or normalise_with
     # In a switched one, what remains in the graph can still take the batch.
     batch = [a for a in layers if any(c.mode != "inference" for c in a.calls)]
     # All are named at once: whoever recalibrates does so for all.
@@ -79,7 +86,7 @@ def take_moving_statistics(
         reads = Statistics(*(_read(graph, view, analysis, r) for r in STATISTICS))
         for call in analysis.calls:
             if call.mode != "inference":
-                normalise_with(graph, view, call, reads)
+                normalise(graph, view, call, reads)
     return [analysis.layer.name for analysis in batch]
 
 
@@ -137,7 +144,7 @@ def normalise_with(
         return
     # Its statistics went into a kernel, whose result alone is left.
     if call.op == "IdentityN":
-        _rebuild(graph, view, call, given)
+        write_out(graph, view, call, given)
         return
     targets = {}
     for role, reference, value in zip(STATISTICS, (call.mean, call.variance), given):
@@ -148,36 +155,66 @@ def normalise_with(
     graph.redirect(targets)
 
 
-def _rebuild(graph, view, call, given):
-    """What `bn_tf1` composes is one node with its output, statistics and operands."""
+def write_out(
+    graph: EditableGraph, view: GraphView, call: Normalization, given: Statistics
+) -> None:
+    """Puts gamma * (x - mean) / sqrt(variance + epsilon) + beta, in plain operations,
+    in the place and under the name of one normalisation.
+
+    Raises:
+        ValueError: the recogniser does not know all that is in the formula.
+    """
     name = view.names[call.node]
-    dtype = tf.as_dtype(graph.nodes[name].attr["T"].list.type[0])
-    scope = f"{name}/inference"
-    x, gamma, beta = (input_for(view, r) for r in (call.x, call.gamma, call.beta))
     x_shape = static_shape(view, call.x)
-    if x_shape is None or call.axes is None:
-        raise ValueError(f"the shape of the input of {name!r} is not known")
     # gamma and beta may be by group, as in ghost batches; the statistics are by channel.
-    kept = [i for i in range(len(x_shape)) if i not in call.axes]
+    kept = _channel_axes(call, x_shape)
+    if not kept or call.epsilon is None:
+        raise ValueError(
+            f"the shape of the input of {name!r} or its epsilon is unknown"
+        )
     whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
     channels = [-1 if i == kept[-1] else 1 for i in range(len(x_shape))]
+    scope = f"{name}/inference"
 
-    names = (*STATISTICS, "gamma", "beta")
-    shapes = (channels, channels, whole, whole)
-    mean, variance, gamma, beta = (
-        _reshaped(graph, value, sizes, f"{scope}/{role}")
-        for value, sizes, role in zip((*given, gamma, beta), shapes, names)
+    def shaped(value, sizes, role):
+        return _reshaped(graph, value, sizes, f"{scope}/{role}")
+
+    def arithmetic(op, *inputs, place=None):
+        return graph.add(op, place or f"{scope}/{op}", inputs, T=tf.float32)
+
+    mean, variance = (
+        shaped(value, channels, role) for value, role in zip(given, STATISTICS)
     )
-    epsilon = graph.constant(f"{scope}/epsilon", dtype.as_numpy_dtype(call.epsilon))
-
-    def arithmetic(op, *inputs):
-        return graph.add(op, f"{scope}/{op}", inputs, T=dtype)
-
+    epsilon = graph.constant(f"{scope}/epsilon", np.float32(call.epsilon))
     scale = arithmetic("Rsqrt", arithmetic("Add", variance, epsilon))
-    scale = arithmetic("Mul", scale, gamma)
-    offset = arithmetic("Sub", beta, arithmetic("Mul", mean, scale))
-    y = arithmetic("Add", arithmetic("Mul", x, scale), offset)
-    graph.redirect({name: y})
+    if call.gamma is not None:
+        gamma = shaped(input_for(view, call.gamma), whole, "gamma")
+        scale = arithmetic("Mul", scale, gamma)
+    # The mean first: where it is far from 0, x * scale has few digits of the difference.
+    y = arithmetic("Mul", arithmetic("Sub", input_for(view, call.x), mean), scale)
+    offset = graph.constant(f"{scope}/none", np.float32(0))
+    if call.beta is not None:
+        offset = shaped(input_for(view, call.beta), whole, "beta")
+    _move_away(graph, name)
+    arithmetic("Add", y, offset, place=name)
+
+
+def _channel_axes(call, x_shape):
+    """The axes that a layer does not reduce; empty where they are not known."""
+    if x_shape is None:
+        return []
+    if call.kind == "fused":
+        # The kernels of five axes have the same attribute as those of four.
+        return [1 if call.layout == "NCHW" else len(x_shape) - 1]
+    return [i for i in range(len(x_shape)) if i not in call.axes] if call.axes else []
+
+
+def _move_away(graph, name):
+    """Gives a node another name; who takes its further outputs takes them there."""
+    node = graph.nodes.pop(name)
+    node.name = graph.free_name(f"{name}/of_the_batch")
+    graph.nodes[node.name] = node
+    graph.redirect({f"{name}:{port}": f"{node.name}:{port}" for port in range(1, 9)})
 
 
 def _sizes(view, call, reference):
