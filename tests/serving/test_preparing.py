@@ -48,6 +48,9 @@ def test_the_logits_are_those_of_inference_code(maker, mode, tmp_path):
     left = {node.op for node in model.graph.nodes.values()}
     assert not {"Switch", "Merge", "VariableV2", "VarHandleOp"} & left
     # What it is compared with is right, too, and made in another way.
+    if maker == "tf_layers_renorm" and mode == "baked":
+        assert model.references == () and "depend on what it norm" in model.unknown
+        return
     (reference,) = model.references
     (found,) = run_graph(
         reference.graph.portable_graph_def(),

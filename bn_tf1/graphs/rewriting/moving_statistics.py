@@ -24,6 +24,7 @@ from bn_tf1.graphs.rewriting.editable_graph import (
     EditableGraph,
     data_inputs,
     input_for,
+    node_name,
     set_attributes,
 )
 from bn_tf1.graphs.view import GraphView, node_of
@@ -172,6 +173,15 @@ def write_out(
         raise ValueError(
             f"the shape of the input of {name!r} or its epsilon is unknown"
         )
+    operands = [
+        node_name(input_for(view, r)) for r in (call.gamma, call.beta) if r is not None
+    ]
+    # Renormalization: r * gamma and d * gamma + beta have the batch in them. Those of
+    # ours are variables, whose shape alone may be made of that of the input.
+    is_ours = call.op == "IdentityN"
+    x = input_for(view, call.x)
+    if not is_ours and node_name(x) in graph.ancestors(operands):
+        raise ValueError(f"gamma or beta of {name!r} depend on what it normalises")
     whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
     channels = [-1 if i == kept[-1] else 1 for i in range(len(x_shape))]
     scope = f"{name}/inference"
@@ -191,7 +201,7 @@ def write_out(
         gamma = shaped(input_for(view, call.gamma), whole, "gamma")
         scale = arithmetic("Mul", scale, gamma)
     # The mean first: where it is far from 0, x * scale has few digits of the difference.
-    y = arithmetic("Mul", arithmetic("Sub", input_for(view, call.x), mean), scale)
+    y = arithmetic("Mul", arithmetic("Sub", x, mean), scale)
     offset = graph.constant(f"{scope}/none", np.float32(0))
     if call.beta is not None:
         offset = shaped(input_for(view, call.beta), whole, "beta")
