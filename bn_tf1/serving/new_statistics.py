@@ -75,10 +75,16 @@ def _measured(graph, layer, model, examples, isolated):
     outputs = _with_moments(trial, layer)
     count = examples.count()
     size = model.batch_size or min(_BATCH_SIZE, count)
-    # A fixed batch size is filled up with the first examples, which then count twice.
-    whole = examples.batch(-(-count // size) * size if model.batch_size else count)
+    # A fixed batch size is filled up from the beginning: the last examples count, too,
+    # and the first a second time.
+    whole = -(-count // size) * size if model.batch_size else count
     feeds = [
-        {k: a[start : start + size] if a.ndim else a for k, a in whole.items()}
+        {
+            name: np.take(array, range(start, min(start + size, whole)), 0, mode="wrap")
+            if array.ndim
+            else array
+            for name, array in examples.arrays.items()
+        }
         for start in range(0, count, size)
     ]
     pool = Pool()

@@ -178,6 +178,7 @@ def prepare(
         clean_attributes(own)
     left = []
     if take_statistics is take_moving_statistics:
+        _check_variances(mode.view, layers, source)
         left = _never_updated(mode.view, layers, baked, source)
     served_keys = {graph.tensor(name): key for pairs in served for name, key in pairs}
     keys = {
@@ -331,6 +332,20 @@ def _check_clean(graph):
                 f"the outputs need {name!r} ({node.op}), which is for training: name "
                 "other outputs"
             )
+
+
+def _check_variances(view, layers, source):
+    """Kernels make NaN of them, and a ReLU 0 of NaN: nothing would be seen outside."""
+    for analysis in layers:
+        for node in analysis.variables["moving_variance"]:
+            name = view.names[node]
+            value = source.values.read(name) if source.values.has(name) else np.zeros(1)
+            if not np.all(value >= 0):
+                raise ExportError(
+                    f"the moving variance {name} has values that are below 0 or no "
+                    "numbers: take another checkpoint, or recalibrate with `--recalibrate "
+                    "--examples X.npz`"
+                )
 
 
 def _never_updated(view, layers, baked, source):

@@ -180,6 +180,20 @@ def test_a_checkpoint_of_other_sizes(tmp_path):
         prepare(open_source(meta, other), Wishes(outputs=["logits/logits"]))
 
 
+def test_a_variance_below_0(tmp_path):
+    meta = saved(tmp_path, plain)
+    with tf.Graph().as_default(), tf.Session() as session:
+        saver = tf.train.import_meta_graph(meta)
+        prefix = meta[: -len(".meta")]
+        saver.restore(session, prefix)
+        (variance,) = (
+            v for v in tf.global_variables() if v.op.name.endswith("variance")
+        )
+        session.run(tf.assign(variance, -variance - 1.0))
+        saver.save(session, prefix, write_meta_graph=False)
+    assert "bn/moving_variance has values that are below 0" in refused(meta)
+
+
 def test_weights_that_are_no_numbers(tmp_path):
     def nan():
         return plain() * tf.get_variable("factor", initializer=np.float32("nan"))

@@ -76,6 +76,7 @@ class _Place(NamedTuple):
         bias: what is added to its result by channel, or zeros.
         additions: names of the nodes on the way that add it.
         after: how many axes follow that of the channels.
+        is_nchw: whether it gives [batch, channels, height, width], and so does the way.
     """
 
     linear: str
@@ -83,6 +84,7 @@ class _Place(NamedTuple):
     bias: np.ndarray
     additions: tuple[str, ...]
     after: int
+    is_nchw: bool
 
 
 def fold(graph: EditableGraph, outputs: Iterable[str]) -> Folding:
@@ -155,7 +157,8 @@ class _Folder:
         scale, offset = self._vectors(affine, place)
         self._scale_weights(place, scale)
         dtype = _dtype_of(self._graph.nodes[place.linear])
-        self._add(last, x, place.bias * scale + offset, place.after, dtype)
+        bias = place.bias * scale + offset
+        self._add(last, x, bias, place.after, dtype, place.is_nchw)
         return None
 
     # --------------------------------------------------------------------- who takes what
@@ -268,7 +271,9 @@ class _Folder:
             elif passed.op in _SHAPING:
                 after = self._after_shaping(step, passed, channels, after)
         additions = tuple(n for n in way if self._graph.nodes[n].op in _ADDING)
-        return _Place(name, weights, bias, additions, after)
+        is_shaped = any(self._graph.nodes[n].op in _SHAPING for n in way)
+        is_nchw = after == 2 and weights.ndim == 4 and not is_shaped
+        return _Place(name, weights, bias, additions, after, is_nchw)
 
     def _added(self, name, node, channels, after):
         constant = data_inputs(node)[1 - self._variable_operand(name, node)]
@@ -327,13 +332,15 @@ class _Folder:
             kept = data_inputs(passed)[self._variable_operand(name, passed)]
             self._graph.make_identity(name, kept)
 
-    def _add(self, name, x, bias, after, dtype):
+    def _add(self, name, x, bias, after, dtype, is_nchw=False):
         """Lets the node `name` be x + bias."""
-        made = self._constant(f"{name}/folded", bias, after, dtype)
-        node = tf.NodeDef(
-            name=name, op="AddV2" if after else "BiasAdd", input=[x, made]
-        )
-        set_attributes(node, T=dtype)
+        # TensorFlow makes one kernel of a convolution, its BiasAdd and a ReLU, but not
+        # of a sum; a BiasAdd of other ranks has its channels last.
+        is_bias = is_nchw or not after
+        made = self._constant(f"{name}/folded", bias, 0 if is_bias else after, dtype)
+        op = "BiasAdd" if is_bias else "AddV2"
+        node = tf.NodeDef(name=name, op=op, input=[x, made])
+        set_attributes(node, T=dtype, **({"data_format": b"NCHW"} if is_nchw else {}))
         self._graph.replace(node)
 
     # --------------------------------------------------------------------- concatenations
@@ -374,7 +381,7 @@ class _Folder:
             else:
                 self._scale_weights(place, scale)
                 bias = place.bias * scale + offset
-                self._add(name, part, bias, after, dtype)
+                self._add(name, part, bias, after, dtype, place.is_nchw)
             concatenation.input[number] = name
         self._graph.make_identity(last, x)
         return f"one of its parts: {reasons[0]}" if reasons else None

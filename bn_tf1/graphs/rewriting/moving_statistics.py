@@ -167,7 +167,6 @@ def write_out(
     """
     name = view.names[call.node]
     x_shape = static_shape(view, call.x)
-    # gamma and beta may be by group, as in ghost batches; the statistics are by channel.
     kept = _channel_axes(call, x_shape)
     if not kept or call.epsilon is None:
         raise ValueError(
@@ -182,8 +181,10 @@ def write_out(
     x = input_for(view, call.x)
     if not is_ours and node_name(x) in graph.ancestors(operands):
         raise ValueError(f"gamma or beta of {name!r} depend on what it normalises")
-    whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
     channels = [-1 if i == kept[-1] else 1 for i in range(len(x_shape))]
+    whole = channels
+    if is_ours:  # gamma and beta may be by group, as in ghost batches
+        whole = [x_shape[i] or -1 if i in kept else 1 for i in range(len(x_shape))]
     scope = f"{name}/inference"
 
     def shaped(value, sizes, role):

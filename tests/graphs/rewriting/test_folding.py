@@ -150,6 +150,26 @@ def test_the_output_is_what_it_was(case):
     np.testing.assert_allclose(outputs(after), expected, rtol=1e-4, atol=2e-5)
 
 
+def in_nchw():
+    x = tf.placeholder(tf.float32, [None, 3, 6, 6], name="x")
+    y = tf.nn.conv2d(
+        x, weights(3, 3, 3, 4), strides=[1] * 4, padding="SAME", data_format="NCHW"
+    )
+    return composed(y, 4, [4, 1, 1])
+
+
+def test_channels_first_get_a_bias_which_becomes_one_kernel_with_the_convolution():
+    before, after, done = folded(in_nchw)
+    assert len(done.folded) == 1, done.left
+    (bias,) = (node for node in after.node if node.op == "BiasAdd")
+    assert bias.attr["data_format"].s == b"NCHW"
+    assert not any(node.op in ("Add", "AddV2") for node in after.node)
+    # 1.15 has no such convolution on a CPU.
+    if not tf.version.VERSION.startswith("1"):
+        expected = outputs(before)
+        np.testing.assert_allclose(outputs(after), expected, rtol=1e-4, atol=2e-5)
+
+
 def two_users():
     x = convolution(images())
     return fused(x, 4) + x
