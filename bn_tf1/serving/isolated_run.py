@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import select
 import subprocess
 import sys
@@ -110,19 +111,20 @@ class Isolated:
         return self._take(step, model, feeds)
 
     def _take(self, step, graph, feeds):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
             if graph is not None:
-                step["graph"] = os.path.join(folder, "graph.pb")
-                with open(step["graph"], "wb") as file:
-                    file.write(graph.portable_graph_def().SerializeToString())
+                file = folder / "graph.pb"
+                file.write_bytes(graph.portable_graph_def().SerializeToString())
+                step["graph"] = str(file)
             for number, feed in enumerate(feeds):
-                _save(_feed(folder, number), feed)
-            _write_json(_step_file(folder), dict(step, feeds=len(feeds)))
-            self._ask(folder)
-            error = _read_json(_error_file(folder))
+                _save(folder / f"feed-{number}", feed)
+            (folder / "step.json").write_text(json.dumps(dict(step, feeds=len(feeds))))
+            self._ask(name)
+            error = json.loads((folder / "error.json").read_text())
             if error is not None:
                 raise IsolatedError(error)
-            results = (_load(_result(folder, number)) for number in range(len(feeds)))
+            results = (_load(folder / f"result-{n}") for n in range(len(feeds)))
             return [list(result.values()) for result in results]
 
     def _ask(self, folder):
@@ -167,43 +169,19 @@ class Isolated:
         return answer
 
 
-def _step_file(folder):
-    return os.path.join(folder, "step.json")
-
-
-def _error_file(folder):
-    return os.path.join(folder, "error.json")
-
-
-def _feed(folder, number):
-    return os.path.join(folder, f"feed-{number}")
-
-
-def _result(folder, number):
-    return os.path.join(folder, f"result-{number}")
-
-
-def _write_json(path, value):
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-
-
-def _read_json(path):
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
 def _save(path, arrays):
     """Arrays by name; names of tensors are no names of files."""
-    numbered = {str(i): value for i, value in enumerate(arrays.values())}
-    np.savez(path + ".npz", **numbered)
-    _write_json(path + ".json", list(arrays))
+    numbered = {}
+    for number, value in enumerate(arrays.values()):
+        # Strings are objects in TensorFlow, which a file would hold as pickles.
+        is_text = value.dtype == object
+        numbered[str(number)] = value.astype(bytes) if is_text else value
+    np.savez(f"{path}.npz", names=np.array(list(arrays), str), **numbered)
 
 
 def _load(path):
-    names = _read_json(path + ".json")
-    with np.load(path + ".npz", allow_pickle=False) as loaded:
-        return {name: loaded[str(i)] for i, name in enumerate(names)}
+    with np.load(f"{path}.npz", allow_pickle=False) as loaded:
+        return {str(name): loaded[str(i)] for i, name in enumerate(loaded["names"])}
 
 
 # ------------------------------------------------------------------------- in the process
@@ -217,14 +195,14 @@ def main() -> None:
 
     answers.write(b"ready\n")
     for line in sys.stdin:
-        folder = line.rstrip("\n")
-        step, error = _read_json(_step_file(folder)), None
+        folder = pathlib.Path(line.rstrip("\n"))
+        step, error = json.loads((folder / "step.json").read_text()), None
         try:
             _take(model_formats, folder, step)
         # Whatever a foreign graph or a converter raises is told in one line.
         except Exception as raised:  # noqa: BLE001
             error = model_formats.explained(step, raised)
-        _write_json(_error_file(folder), error)
+        (folder / "error.json").write_text(json.dumps(error))
         answers.write(b"done\n")
 
 
@@ -232,10 +210,10 @@ def _take(model_formats, folder, step):
     if step["do"] == "write":
         model_formats.write(step)
         return
-    feeds = [_load(_feed(folder, number)) for number in range(step["feeds"])]
+    feeds = [_load(folder / f"feed-{number}") for number in range(step["feeds"])]
     for number, outputs in enumerate(model_formats.run(step, feeds)):
         arrays = {str(i): np.asarray(value) for i, value in enumerate(outputs)}
-        _save(_result(folder, number), arrays)
+        _save(folder / f"result-{number}", arrays)
 
 
 if __name__ == "__main__":
