@@ -23,7 +23,6 @@ from bn_tf1.graphs.rewriting.editable_graph import (
 )
 from bn_tf1.graphs.rewriting.moving_statistics import Statistics, normalise_with
 from bn_tf1.graphs.view import GraphView
-from bn_tf1.population.measured_layers import channels_of
 from bn_tf1.population.pooling import BatchStatistics, Pool, PooledStatistics
 from bn_tf1.serving.checking import Examples
 from bn_tf1.serving.isolated_run import Isolated
@@ -131,7 +130,7 @@ def take_new_statistics(
         shape = static_shape(view, call.x)
         name = analysis.layer.name
         axis = 1 if call.layout == "NCHW" else len(shape or ()) - 1
-        channels = shape and (channels_of(view, analysis) or shape[axis])
+        channels = shape and (analysis.layer.channels or shape[axis])
         if not channels:
             raise ExportError(f"the shape of what {name} normalises is not known")
         constants = tuple(
