@@ -467,6 +467,12 @@ def _batch_size(arrays, count, examples):
         (size,) = fixed
         if count < size:
             raise ValueError(f"the graph takes {size} examples at once: give as many")
+        # An example that filled up the last batch would count twice.
+        if count % size:
+            raise ValueError(
+                f"the graph takes {size} examples at once, and {count} is no multiple of "
+                f"{size}: give {count - count % size}"
+            )
         return size
     if examples.batch_size is not None:
         return examples.batch_size

@@ -211,6 +211,8 @@ def test_a_fixed_batch_is_kept(tmp_path):
     graph = _Graph(tmp_path, _switched, batch=8)
     with pytest.raises(ValueError, match="takes 8 examples at once"):
         graph.recalibrate(_X[:5])
+    with pytest.raises(ValueError, match="39 is no multiple of 8: give 32"):
+        graph.recalibrate(_X[:39])
     report, _ = graph.recalibrate(_X)
     assert report.layers[0].count == 40
 
