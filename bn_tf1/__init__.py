@@ -20,7 +20,7 @@ __version__ = version.VERSION
 
 # What is public, and the module that it comes from.
 _MODULES = {
-    "BatchNormCall": "bn_tf1.records",
+    "BatchNormCall": "bn_tf1.built_layers",
     "Divergence": "bn_tf1.population.divergence",
     "Examination": "bn_tf1.doctor.examination",
     "Finding": "bn_tf1.doctor.findings",
@@ -35,14 +35,14 @@ _MODULES = {
     "WorkersError": "bn_tf1.workers.meeting",
     "audit": "bn_tf1.doctor.examination",
     "batch_norm": "bn_tf1.builder",
-    "batch_norm_calls": "bn_tf1.records",
+    "batch_norm_calls": "bn_tf1.built_layers",
     "check_statistics": "bn_tf1.doctor.statistics_watch",
     "convert": "bn_tf1.checkpoints.conversion",
     "divergence": "bn_tf1.population.divergence",
     "examine": "bn_tf1.doctor.examination",
     "export": "bn_tf1.jobs.finished.exported_runs",
     "install": "bn_tf1.installation.everything",
-    "keep_memory": "bn_tf1.jobs.allocator",
+    "keep_memory": "bn_tf1.jobs.memory_allocator",
     "lint": "bn_tf1.doctor.lint",
     "make_train_op": "bn_tf1.doctor.training_lint",
     "migrate_graph": "bn_tf1.graphs.migrate",

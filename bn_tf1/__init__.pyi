@@ -6,6 +6,8 @@ from bn_tf1 import recipe as recipe
 from bn_tf1 import slim as slim
 from bn_tf1.arguments import WarmUp as WarmUp
 from bn_tf1.builder import batch_norm as batch_norm
+from bn_tf1.built_layers import BatchNormCall as BatchNormCall
+from bn_tf1.built_layers import batch_norm_calls as batch_norm_calls
 from bn_tf1.checkpoints.conversion import convert as convert
 from bn_tf1.checkpoints.restore import RestoreReport as RestoreReport
 from bn_tf1.checkpoints.restore import restore as restore
@@ -20,16 +22,14 @@ from bn_tf1.doctor.training_lint import make_train_op as make_train_op
 from bn_tf1.graphs.migrate import migrate_graph as migrate_graph
 from bn_tf1.installation.everything import install as install
 from bn_tf1.installation.everything import uninstall as uninstall
-from bn_tf1.jobs.allocator import keep_memory as keep_memory
 from bn_tf1.jobs.finished.exported_runs import export as export
+from bn_tf1.jobs.memory_allocator import keep_memory as keep_memory
 from bn_tf1.jobs.saving.safe_saver import SafeSaver as SafeSaver
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION as UPDATE_OPS_COLLECTION
 from bn_tf1.population.divergence import Divergence as Divergence
 from bn_tf1.population.divergence import LayerTensors as LayerTensors
 from bn_tf1.population.divergence import divergence as divergence
 from bn_tf1.population.recalibration import recalibrate as recalibrate
-from bn_tf1.records import BatchNormCall as BatchNormCall
-from bn_tf1.records import batch_norm_calls as batch_norm_calls
 from bn_tf1.statistics import Renormalization as Renormalization
 from bn_tf1.workers.cluster import Workers as Workers
 from bn_tf1.workers.meeting import WorkersError as WorkersError

@@ -156,7 +156,7 @@ def batch_norm(
             that no checkpoint holds, does not follow the others by itself. It passes no
             gradient to the weights, gamma and beta, and an exported graph would have to
             initialise it, too: to train, or to export, use True.
-            (`bn_tf1.statistics.folded`)
+            (`bn_tf1.statistics.folded_weights`)
         sync: a `bn_tf1.Workers`, or a group of them: in training, the statistics are
             those of the batches of all its workers together, and so are their
             gradients. All must make the same runs. The check of one value per channel

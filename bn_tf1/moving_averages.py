@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import COUNTED, Arguments, WarmUp
+from bn_tf1.built_layers import MERGED_KEY, batch_norm_calls
 from bn_tf1.control_flow import inside_of_control_flow
-from bn_tf1.records import MERGED_KEY, batch_norm_calls
 from bn_tf1.statistics import in_dtype
 from bn_tf1.variables import OF_STATISTICS
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1 import compiled, recipe, records, statistics
+from bn_tf1 import built_layers, compiled, recipe, statistics
 from bn_tf1.arguments import COUNTED, Arguments
+from bn_tf1.built_layers import Bank, CallUpdates
 from bn_tf1.control_flow import each, inside_of_control_flow, may_switch, switch
 from bn_tf1.moving_averages import (
     MERGED_MARK,
@@ -25,13 +26,12 @@ from bn_tf1.moving_averages import (
     counted_rate,
     update_moving_average,
 )
-from bn_tf1.own_statistics import (
+from bn_tf1.special_statistics import (
     MovingValues,
     checks_of_several_values,
     may_lack_values,
-    normalize_by_own_statistics,
+    normalize_by_special_statistics,
 )
-from bn_tf1.records import Bank, CallUpdates
 from bn_tf1.statistics.channels import IS_TENSORFLOW_1
 from bn_tf1.variables import LayerVariables
 
@@ -97,8 +97,8 @@ def normalize_and_update(
             own = _made_updates(draw, layer, bank, x, batch, arguments, updating)
         of_batch = (batch.mean, batch.variance) if in_batch else (None, None)
         record = layer, *bank.variables[:4], *of_batch, own, x, arguments
-        call = records.BatchNormCall(*record, bank.number, bank.is_chosen)
-        tf.add_to_collection(records.CALLS_KEY, call)
+        call = built_layers.BatchNormCall(*record, bank.number, bank.is_chosen)
+        tf.add_to_collection(built_layers.CALLS_KEY, call)
         updates += zip((call.moving_mean, call.moving_variance), own)
     if not (updates and updating.in_place):
         return Normalized(batch.y, updates)
@@ -225,7 +225,7 @@ def _with_batch_statistics(
 ):
     if not arguments.is_plain:
         operands = x, gamma, beta, moving
-        return normalize_by_own_statistics(*operands, arguments, layer)
+        return normalize_by_special_statistics(*operands, arguments, layer)
     unbiased = arguments.ema_variance == "unbiased"
     how = {"epsilon": arguments.epsilon, "unbiased": unbiased}
     if plan.kernel == "compiled":
@@ -338,7 +338,7 @@ def _read_all(variables, shape):
 
 def _made_updates(draw, layer, *call):
     """The operations of the updates, which a train op can order, or must make."""
-    graph_state = tf.get_collection_ref(records.COLLECTED_KEY)
+    graph_state = tf.get_collection_ref(built_layers.COLLECTED_KEY)
     if not graph_state:
         graph_state.append({})
     # By the variable: under reuse one layer is called from several scopes.

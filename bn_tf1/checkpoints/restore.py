@@ -20,10 +20,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import check_session
+from bn_tf1.built_layers import batch_norm_calls
 from bn_tf1.checkpoints import dialects
 from bn_tf1.checkpoints.dialects import Shape
 from bn_tf1.checkpoints.reader_writer import open_checkpoint
-from bn_tf1.records import batch_norm_calls
 
 
 class WrongShape(NamedTuple):

@@ -32,7 +32,7 @@ from bn_tf1.doctor.register import BY_NAME, general_remedy
 from bn_tf1.population.measured_layers import MeasuredLayer, layers_of
 from bn_tf1.population.variable_cells import lack_of_values_told, runs_before
 
-# A tuple, as in `records`: what has a string for a key is written with the graph.
+# A tuple, as in `built_layers`: what has a string for a key is written with the graph.
 _WATCH_KEY = ("bn_tf1_statistics_watch",)
 _RESIDUAL = 0.05
 _FAR_RATIO = math.log(4.0)

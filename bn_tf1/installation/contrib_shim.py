@@ -26,7 +26,7 @@ from typing import Any
 import tensorflow
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.replacements import on_undo, put, put_item, works
+from bn_tf1.undoable_changes import on_undo, put, put_item, works
 
 _CONTRIB = "tensorflow.contrib"
 

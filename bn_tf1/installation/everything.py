@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bn_tf1 import replacements
+from bn_tf1 import undoable_changes
 from bn_tf1.installation.contrib_shim import install_contrib
 from bn_tf1.installation.slim_package import install_into_tf_slim
 from bn_tf1.layers.tf_layers_module import install_every_layer
@@ -50,4 +50,4 @@ def uninstall() -> None:
 
     Layers that are built stay as they are.
     """
-    replacements.undo_all()
+    undoable_changes.undo_all()

@@ -20,7 +20,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1.slim
 from bn_tf1.layers import BatchNormalization
-from bn_tf1.replacements import on_undo, put
+from bn_tf1.undoable_changes import on_undo, put
 
 _LAYERS = "tf_slim.layers.layers"
 # Of rank 2 and 4: the original goes other ways for them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import network
+from bn_tf1.jobs import network_from_config
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.evaluation import EvaluationError
@@ -36,7 +36,7 @@ def diagnose(model_dir: str, checkpoint: str, split: str = "test") -> Divergence
     config = configuration.load(model_dir)
     if config.normalization == "none":
         raise ConfigError("--divergence is given, but --normalization is 'none'")
-    dataset = network.open_split(config, split)
+    dataset = network_from_config.open_split(config, split)
     # Of one size: in a smaller batch the statistics of the batch differ for that alone.
     size = min(_BATCH_SIZE, dataset.num_examples)
     count = min(_MAX_BATCHES, dataset.num_examples // size)

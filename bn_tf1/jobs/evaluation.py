@@ -33,8 +33,8 @@ import bn_tf1
 from bn_tf1.checkpoints.reader_writer import CheckpointError
 from bn_tf1.checkpoints.tensor_file import open_tensors
 from bn_tf1.doctor.checkpoint_checks.whole_checkpoint import audit_file
-from bn_tf1.jobs import allocator, network, summaries
 from bn_tf1.jobs import config as configuration
+from bn_tf1.jobs import memory_allocator, network_from_config, summaries
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.finished.recalibrated_runs import BATCH_SIZE, SwitchedNetwork
@@ -152,8 +152,8 @@ def evaluate(request: Request) -> Iterator[Result]:
     first = next(candidates)  # config.json is there once a checkpoint is
     config = configuration.load(request.model_dir)
     if config.keep_memory:
-        allocator.keep_memory()
-    dataset = network.open_split(config, request.split)
+        memory_allocator.keep_memory()
+    dataset = network_from_config.open_split(config, request.split)
     eval_dir = _eval_dir(request)
     durable_files.make_folder(eval_dir, "--eval_dir")
     with tf.Graph().as_default(), contextlib.ExitStack() as stack:
@@ -427,7 +427,7 @@ def _build_graph(config, dataset):
     next_images, labels = iterator.get_next()
     # Can be fed, to evaluate an example in another company.
     images = tf.placeholder_with_default(next_images, next_images.shape)
-    objective = network.build(
+    objective = network_from_config.build(
         images, labels, False, config, dataset.num_classes, fold_once=True
     )
     best = min(5, dataset.num_classes)
@@ -452,7 +452,7 @@ def _restore(session, saver, graph, path, averages=None):
         shapes = tf.train.NewCheckpointReader(path).get_variable_to_shape_map()
     # Before it is restored: TensorFlow's errors do not tell a damaged file, which is passed
     # over, from one of another network.
-    misfit = network.misfit(shapes, path)
+    misfit = network_from_config.misfit(shapes, path)
     if misfit is not None:
         raise EvaluationError(misfit)
     with _damage_named(path):
@@ -484,7 +484,7 @@ def _averages(config):
             f"--weight_ema is given, but the run in {config.model_dir} keeps no averages "
             "of its weights: train with --weight_ema_decay"
         )
-    training = ArrayBatches(network.open_split(config, "train"), BATCH_SIZE)
+    training = ArrayBatches(network_from_config.open_split(config, "train"), BATCH_SIZE)
     return contextlib.closing(SwitchedNetwork(config, training))
 
 

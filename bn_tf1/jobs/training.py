@@ -22,15 +22,15 @@ import tensorflow.compat.v1 as tf
 import bn_tf1
 from bn_tf1 import compiled
 from bn_tf1.checkpoints.reader_writer import first_line
+from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs import (
-    allocator,
     fine_tuning,
-    network,
+    memory_allocator,
+    network_from_config,
     step_loop,
     stop_signals,
     summaries,
 )
-from bn_tf1.jobs import config as configuration
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
@@ -104,11 +104,11 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
         except compiled.NotBuiltError as error:
             raise ConfigError(f"--bn_kernel is 'compiled', but {error}") from error
     if config.keep_memory:
-        allocator.keep_memory()
-    dataset = network.open_split(config, "train")
+        memory_allocator.keep_memory()
+    dataset = network_from_config.open_split(config, "train")
     _check_batch_size(config, dataset)
     _check_data_format(config)
-    test_dataset = network.open_split(config, "test")  # eval.py needs it
+    test_dataset = network_from_config.open_split(config, "test")  # eval.py needs it
     checksum = datasets.checksum(dataset, test_dataset)
     if workers is not None and not workers.is_chief:
         step, loss = _follow(config, dataset, checksum, workers)
@@ -277,7 +277,7 @@ def _build_step(config, dataset, workers=None):
     batches = _input(config, dataset, first_step, workers)
     images, labels = batches.get_next()
     images = tf.identity(images, name="images")  # what a served model calls its input
-    objective = network.build(
+    objective = network_from_config.build(
         images,
         labels,
         True,

@@ -16,7 +16,7 @@ import importlib
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.layers.normalization_layer import BatchNormalization, batch_normalization
-from bn_tf1.replacements import put, works
+from bn_tf1.undoable_changes import put, works
 
 _SHOWN = "tensorflow.compat.v1.layers"
 _CARRIED = "tensorflow.python.layers.layers"

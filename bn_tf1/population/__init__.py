@@ -5,6 +5,6 @@ recalibrated_checkpoints    in a new checkpoint
 imported_graphs             for somebody's .meta file
 divergence                  which layer breaks evaluation
 measured_layers, probes     which layers, and how a batch's statistics are had
-passes, pooling             over all batches, of any size
+measuring_passes, pooling   over all batches, of any size
 variable_cells              variables that are written and put back
 """

@@ -46,7 +46,7 @@ from bn_tf1.population.measured_layers import (
     in_loop,
     layer_names,
 )
-from bn_tf1.population.passes import Passes, in_order, unwatched
+from bn_tf1.population.measuring_passes import Passes, in_order, unwatched
 from bn_tf1.population.pooling import PooledStatistics
 from bn_tf1.population.probes import of_statistics
 from bn_tf1.population.recalibrated_checkpoints import (

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.built_layers import BatchNormCall, batch_norm_calls
 from bn_tf1.checkpoints.dialects import STATISTICS, statistic_role
 from bn_tf1.graphs.layer_analysis import Analysis, analyse
 from bn_tf1.graphs.node_values import leaves, same_values, variable_name
@@ -26,7 +27,6 @@ from bn_tf1.population.probes import (
     size_of,
 )
 from bn_tf1.population.variable_cells import Cell, cell_of
-from bn_tf1.records import BatchNormCall, batch_norm_calls
 
 # Why a layer of a graph that somebody built cannot be measured.
 WEIGHTED = (

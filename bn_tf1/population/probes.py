@@ -22,7 +22,7 @@ import tensorflow.compat.v1 as tf
 from bn_tf1 import statistics
 from bn_tf1.population.pooling import BatchStatistics, PooledStatistics
 
-# A tuple, as in `records`: what has a string for a key is written with the graph.
+# A tuple, as in `built_layers`: what has a string for a key is written with the graph.
 _MADE_KEY = ("bn_tf1_population_probes",)
 
 

@@ -28,7 +28,7 @@ import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import check_session, unfit
 from bn_tf1.population.measured_layers import MeasuredLayer, given_layers, layers_of
-from bn_tf1.population.passes import Passes, in_order, unwatched
+from bn_tf1.population.measuring_passes import Passes, in_order, unwatched
 from bn_tf1.population.pooling import (
     PooledStatistics,
     distance,

@@ -10,16 +10,16 @@ its own module. What computes what is decided in `plan` alone.
     plan                                   kernel, view and layout of a tensor
     fused, composed                        the two ways; `channels` is their arithmetic
     moments, formula, output_gradients     what goes from one to the other
-    weighted, ghost_batches, joint         a mask; parts of a batch; several batches
+    weighted, ghost_batches, joint_batches  a mask; parts of a batch; several batches
     renormalization                        batch renormalisation
-    folded                                 constant statistics, in the weights before them
+    folded_weights                         constant statistics, in the weights before them
     registered_gradients                   the names of gradients by hand
 """
 
 from bn_tf1.statistics.composed import batch_moments, normalize_with_moments
 from bn_tf1.statistics.composed import normalize_batch as normalize_composed
-from bn_tf1.statistics.folded import normalize as normalize_folded
-from bn_tf1.statistics.folded import why_not_folded
+from bn_tf1.statistics.folded_weights import normalize as normalize_folded
+from bn_tf1.statistics.folded_weights import why_not_folded
 from bn_tf1.statistics.formula import (
     ACTIVATIONS,
     activated,
@@ -29,7 +29,7 @@ from bn_tf1.statistics.formula import (
 )
 from bn_tf1.statistics.fused import normalize_batch as normalize_fused
 from bn_tf1.statistics.ghost_batches import join_ghost_batches, split_ghost_batches
-from bn_tf1.statistics.joint import joint_of, normalize_part, part_moments
+from bn_tf1.statistics.joint_batches import joint_of, normalize_part, part_moments
 from bn_tf1.statistics.moments import (
     BatchOutput,
     Moments,

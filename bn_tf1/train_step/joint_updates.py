@@ -1,6 +1,6 @@
 """One update of a layer by several batches: those of several calls, or of several steps.
 
-    N = sum(count_i),  mean and variance of all values together (`statistics.joint`)
+    N = sum(count_i),  mean and variance of all values together (`statistics.joint_batches`)
     moving = moving - (1 - decay) * (moving - joint)
 
 Contract: batches count by their numbers of values, or the sums of their weights, and are
@@ -9,7 +9,7 @@ combined in float64, whatever they were computed in. A batch that must not count
 (`skip_nonfinite`), counts 0; where all do, nothing changes. "unbiased" is N / (N - 1) of
 all of them. What follows ghost batches stays the mean of their statistics, by count.
 
-Source: that of `statistics.joint`.
+Source: that of `statistics.joint_batches`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Callable, Iterable, NamedTuple, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import statistics
+from bn_tf1.built_layers import COLLECTED_KEY, MERGED_KEY, CallUpdates
 from bn_tf1.normalization import conditions_of, updates_again
-from bn_tf1.records import COLLECTED_KEY, MERGED_KEY, CallUpdates
 from bn_tf1.statistics import Moments
 
 # What the calls of one update must have in common, as it is one.

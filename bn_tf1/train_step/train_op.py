@@ -14,12 +14,13 @@ from typing import Any, Callable, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.arguments import is_int, unfit
+from bn_tf1.built_layers import batch_norm_calls
 from bn_tf1.control_flow import ancestors
 from bn_tf1.moving_averages import UPDATE_OPS_COLLECTION
-from bn_tf1.records import batch_norm_calls
 from bn_tf1.train_step import accumulation, joint_updates
 
-# Tuples, as in `records`. The names of layers of which a train op accumulates the batches:
+# Tuples, as in `built_layers`. The names of layers of which a train op accumulates the
+# batches:
 _ACCUMULATED = ("bn_tf1_accumulated_layers",)
 # One dict: the updates in order, by the moving mean and the operations that they stand for.
 _MERGED_UPDATES = ("bn_tf1_merged_updates",)

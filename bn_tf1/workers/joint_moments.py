@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.statistics.joint import joint_of_rows
+from bn_tf1.statistics.joint_batches import joint_of_rows
 from bn_tf1.statistics.moments import Moments
 from bn_tf1.statistics.registered_gradients import (
     gradient_of,

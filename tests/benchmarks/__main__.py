@@ -19,7 +19,7 @@ import sys
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import allocator
+from bn_tf1.jobs import memory_allocator
 from tests.benchmarks import accuracy, graphs, jobs, layers, networks, peers, timing
 
 SECTIONS = (
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_v2_behavior()
     if not options.leave_memory:
-        allocator.keep_memory()
+        memory_allocator.keep_memory()
     found = []
     sections = QUICK_SECTIONS if options.quick else SECTIONS
     for section in options.only or sections:

@@ -24,7 +24,7 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import network, training
+from bn_tf1.jobs import network_from_config, training
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.saving.committing_saver import CommittingSaver
 from tests.benchmarks import jobs
@@ -104,7 +104,9 @@ def _time_blocks(config, count):
 
 def _plain_job(config):
     with tf.Graph().as_default():
-        step = training._build_step(config, network.open_split(config, "train"))
+        step = training._build_step(
+            config, network_from_config.open_split(config, "train")
+        )
         tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, step.initialize_input)
         session = _plain_session(config, [tf.train.NanTensorHook(step.loss)])
     return lambda: session.run(step.train_op)

@@ -21,7 +21,7 @@ from typing import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.jobs import network, step_loop, training
+from bn_tf1.jobs import network_from_config, step_loop, training
 from bn_tf1.jobs.config import Config
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.progress import Progress
@@ -58,7 +58,9 @@ def job(config: Config) -> Iterator[Callable[[], object]]:
     """A run as train.py starts it: a function that makes one step of it."""
     os.makedirs(config.model_dir)
     with tf.Graph().as_default():
-        step = training._build_step(config, network.open_split(config, "train"))
+        step = training._build_step(
+            config, network_from_config.open_split(config, "train")
+        )
         with step_loop.started(config, step, None, Progress(config)) as run:
             yield run.make_step
 
@@ -155,14 +157,16 @@ def _seconds_of(call, count=1):
 
 def _bare_step(config):
     """The step of the job on one batch, and nothing beside it."""
-    dataset = network.open_split(config, "train")
+    dataset = network_from_config.open_split(config, "train")
     shape = [config.batch_size, *dataset.image_shape]
     with tf.Graph().as_default() as graph:
         images = tf.get_variable(
             "images", initializer=tf.random_uniform(shape), trainable=False
         )
         labels = tf.zeros([config.batch_size], tf.int32)
-        objective = network.build(images, labels, True, config, dataset.num_classes)
+        objective = network_from_config.build(
+            images, labels, True, config, dataset.num_classes
+        )
         loss = tf.reduce_mean(objective.losses) + tf.losses.get_regularization_loss()
         global_step = tf.train.get_or_create_global_step()
         learning_rate = training._learning_rate(config, global_step)
@@ -178,7 +182,7 @@ def _input_batch(config):
     """The batches of the job, and nothing that reads them."""
     with tf.Graph().as_default() as graph:
         batches = datasets.training_batches(
-            network.open_split(config, "train"),
+            network_from_config.open_split(config, "train"),
             config.batch_size,
             seed=config.seed,
             first_step=0,

@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1 import statistics
-from bn_tf1.jobs import allocator, models
+from bn_tf1.jobs import memory_allocator, models
 from tests.benchmarks import peers, timing
 
 NONE = "no batch norm"
@@ -200,7 +200,7 @@ def _torch_step(precision, batch, size, blocks):
 def _print_memory(name, batch, size, blocks):
     """In a process of its own: its peak memory after three steps, in MB."""
     tf.disable_v2_behavior()
-    allocator.keep_memory()
+    memory_allocator.keep_memory()
     step = train_step(name, "float32", int(batch), int(size), int(blocks))
     for _ in range(3):
         step()

@@ -12,7 +12,7 @@ import tf_slim
 from tf_slim.nets import resnet_utils, resnet_v1
 
 import bn_tf1
-from bn_tf1.replacements import works
+from bn_tf1.undoable_changes import works
 from tests import ROOT, reference
 
 HAD_LAYERS = works(tf.layers, "conv2d")

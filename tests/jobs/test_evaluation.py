@@ -10,7 +10,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import evaluation, models, network
+from bn_tf1.jobs import evaluation, models, network_from_config
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.evaluation import (
@@ -56,7 +56,7 @@ def _copy(model_dir, target):
 
 def _test_examples(config):
     with tf.Graph().as_default(), tf.Session() as session:
-        dataset = network.open_split(config, "test")
+        dataset = network_from_config.open_split(config, "test")
         batches = datasets.evaluation_batches(dataset, dataset.num_examples)
         iterator = tf.data.make_initializable_iterator(batches)
         batch = iterator.get_next()
@@ -99,7 +99,9 @@ def test_restored_variables_are_the_saved_ones_bit_for_bit(trained):
     config = configuration.load(trained)
     path = tf.train.latest_checkpoint(trained)
     reader = tf.train.NewCheckpointReader(path)
-    graph = evaluation._build_graph(config, network.open_split(config, "test"))
+    graph = evaluation._build_graph(
+        config, network_from_config.open_split(config, "test")
+    )
     with tf.Session() as session:
         saver = tf.train.Saver(tf.global_variables())
         evaluation._restore(session, saver, graph, path)
@@ -114,7 +116,9 @@ def test_each_checkpoint_is_measured_with_its_own_statistics(trained, start):
     """What was folded into the weights of one must not outlive it."""
     config = configuration.load(trained)
     images, _ = _test_examples(config)
-    graph = evaluation._build_graph(config, network.open_split(config, "test"))
+    graph = evaluation._build_graph(
+        config, network_from_config.open_split(config, "test")
+    )
     saver = tf.train.Saver(tf.global_variables())
     session = start()
     paths = tf.train.get_checkpoint_state(trained).all_model_checkpoint_paths

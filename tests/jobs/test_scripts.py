@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import network
+from bn_tf1.jobs import network_from_config
 from bn_tf1.jobs.data import datasets
 from tests import ROOT
 
@@ -111,12 +111,12 @@ def test_moving_statistics_predict_as_well_as_those_of_the_batch(default_run):
 def _accuracy(model_dir, is_training):
     """On the test examples, in batches of 180, with the statistics of `is_training`."""
     config = configuration.load(model_dir)
-    dataset = network.open_split(config, "test")
+    dataset = network_from_config.open_split(config, "test")
     with tf.Graph().as_default(), tf.Session() as session:
         iterator = tf.data.make_initializable_iterator(
             datasets.evaluation_batches(dataset, 180)
         )
-        objective = network.build(
+        objective = network_from_config.build(
             *iterator.get_next(), is_training, config, dataset.num_classes
         )
         path = tf.train.latest_checkpoint(model_dir)

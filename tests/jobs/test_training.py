@@ -18,7 +18,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
-from bn_tf1.jobs import models, network, training
+from bn_tf1.jobs import models, network_from_config, training
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
@@ -189,7 +189,7 @@ def test_statistics_and_their_summaries_follow_the_recipe(tmp_path, options, dec
 def _first_batches(config, count):
     with tf.Graph().as_default(), tf.Session() as session:
         batches = datasets.training_batches(
-            network.open_split(config, "train"),
+            network_from_config.open_split(config, "train"),
             config.batch_size,
             seed=config.seed,
             first_step=0,

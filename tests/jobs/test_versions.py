@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import network
+from bn_tf1.jobs import network_from_config
 from tests import FIXTURES
 
 _TRAINED = FIXTURES / "trained"
@@ -18,7 +18,9 @@ def test_logits_are_those_of_the_version_that_trained(version):
     with np.load(str(folder / "logits.npz")) as stored:
         images, expected = stored["images"], stored["logits"]
     labels = tf.zeros([len(images)], tf.int32)
-    objective = network.build(tf.constant(images), labels, False, config, 10)
+    objective = network_from_config.build(
+        tf.constant(images), labels, False, config, 10
+    )
     with tf.Session() as session:
         saver = tf.train.Saver(tf.global_variables())
         saver.restore(session, str(folder / "model.ckpt"))

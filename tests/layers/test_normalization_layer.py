@@ -11,7 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import batch_norm_calls, layers, make_train_op
-from bn_tf1.replacements import works
+from bn_tf1.undoable_changes import works
 from tests import reference
 
 ON_TF1 = tf.version.VERSION.startswith("1.")

@@ -13,7 +13,7 @@ from bn_tf1.graphs.node_values import constant_at, is_fused, static_shape
 from bn_tf1.graphs.recognition.batch_statistics import composed, through_casts
 from bn_tf1.graphs.recognition.normalization_match import Normalization
 from bn_tf1.graphs.view import GraphView, node_of
-from bn_tf1.statistics.joint import NO_SECOND_DERIVATIVES
+from bn_tf1.statistics.joint_batches import NO_SECOND_DERIVATIVES
 from bn_tf1.statistics.registered_gradients import (
     NORMALIZE_BATCH,
     NORMALIZE_PART,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import network
+from bn_tf1.jobs import network_from_config
 from bn_tf1.jobs.config import ConfigError
 from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.array_batches import arrays_of
@@ -72,7 +72,7 @@ def export(
             )
         return exporting.export(source, out, **options)
     config = configuration.load(source)
-    dataset = network.open_split(config, "test")
+    dataset = network_from_config.open_split(config, "test")
     scale = 1 / dataset.max_pixel if preprocessing else None
     if options.get("examples") is None:
         # Its own images: on random numbers a wrong mean may make no difference.
@@ -105,7 +105,7 @@ def evaluate_exported(path: str, model_dir: str, split: str) -> ExportedResult:
     """
     described = _description(path)
     config = configuration.load(model_dir)
-    dataset = network.open_split(config, split)
+    dataset = network_from_config.open_split(config, split)
     (given,), (taken,) = described["inputs"], described["outputs"]
     scale = 1 / dataset.max_pixel if given["dtype"] == "uint8" else None
     size = (given["shape"] or [None])[0]

@@ -19,19 +19,19 @@ from typing import Callable, Iterator, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from bn_tf1.built_layers import batch_norm_calls
 from bn_tf1.checkpoints.dialects import AVERAGE
 from bn_tf1.checkpoints.reader_writer import open_checkpoint
 from bn_tf1.checkpoints.restore import restore
 from bn_tf1.jobs import config as configuration
-from bn_tf1.jobs import network
+from bn_tf1.jobs import network_from_config
 from bn_tf1.jobs.config import Config, ConfigError
 from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.saving import committing_saver
 from bn_tf1.population.divergence import Divergence, divergence
-from bn_tf1.population.passes import unwatched
+from bn_tf1.population.measuring_passes import unwatched
 from bn_tf1.population.recalibrated_checkpoints import check_free, write_recalibrated
 from bn_tf1.population.recalibration import Recalibration, recalibrate
-from bn_tf1.records import batch_norm_calls
 
 # Large: in one pass a layer sees what batch statistics made of the layers before it, and
 # those of larger batches are nearer to the ones that evaluation uses.
@@ -91,7 +91,9 @@ def recalibrate_run(
         raise ConfigError(f"the run in {model_dir} has --normalization='none'")
     source = open_checkpoint(checkpoint or _newest(model_dir))
     with _folder_for(destination, config), contextlib.ExitStack() as stack:
-        train, test = (network.open_split(config, split) for split in ("train", "test"))
+        train, test = (
+            network_from_config.open_split(config, split) for split in ("train", "test")
+        )
         # In batches of the same size, which the accuracy with batch statistics depends on.
         held_out = ArrayBatches(test, batch_size)
         switched = SwitchedNetwork(
@@ -168,7 +170,7 @@ class SwitchedNetwork:
             self._is_training = tf.placeholder_with_default(False, [])
             self._images = tf.placeholder(tf.float32, [None, *shape])
             self._labels = tf.placeholder(tf.int32, [None])
-            self._hits = network.build(
+            self._hits = network_from_config.build(
                 self._images,
                 self._labels,
                 self._is_training,
@@ -192,7 +194,7 @@ class SwitchedNetwork:
         """
         shapes = open_checkpoint(checkpoint).shapes
         with self._graph.as_default():
-            misfit = network.misfit(shapes, checkpoint)
+            misfit = network_from_config.misfit(shapes, checkpoint)
         if misfit is not None:
             raise ConfigError(misfit)
         restore(self._session, checkpoint, ema=AVERAGE if ema else None)

@@ -11,10 +11,10 @@ import pytest
 PROBE = """
 import resource, sys
 import tensorflow.compat.v1 as tf
-from bn_tf1.jobs import allocator
+from bn_tf1.jobs import memory_allocator
 
 tf.disable_v2_behavior()
-kept = allocator.keep_memory() if sys.argv[1] == "keep" else None
+kept = memory_allocator.keep_memory() if sys.argv[1] == "keep" else None
 x = tf.Variable(tf.zeros([12, 2**20]))
 y = tf.nn.relu((x + 1.0) + (x * 2.0))
 one_thread = tf.ConfigProto(

@@ -29,7 +29,7 @@ class MovingValues(NamedTuple):
     renorm_stddev: Any = None
 
 
-def normalize_by_own_statistics(
+def normalize_by_special_statistics(
     x: Any,
     gamma: Any,
     beta: Any,
