@@ -311,6 +311,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, as a share of the largest absolute value."""
     if found.shape != expected.shape:
         return np.inf
+    # Classes and strings are the same, or they are not.
     if found.dtype.kind not in "fc" or not found.size:
         return float(not np.array_equal(found, expected))
     # A subtraction would make NaN of two infinities, such as masked logits.

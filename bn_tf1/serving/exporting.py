@@ -147,6 +147,7 @@ def export(
 
 def _prepared(opened, wishes, examples, recalibrating, pixel_scale):
     """The model with its statistics, and what it is checked on."""
+    # What is checked on, and computed over, has to fit the inputs: they are known first.
     new: list[NewLayer] = []
     take = _noting_down(new) if recalibrating else take_moving_statistics
     model = prepare(opened, wishes, take)
@@ -177,6 +178,7 @@ def _check_arguments(out, to, batch):
             raise ExportError(
                 f"`{name}` is {value!r}, but must be one of {', '.join(known)}"
             )
+    # Before any work: reading and checking a large graph takes minutes.
     check_new(out)
     model_formats.check_installed(to)
 

@@ -138,6 +138,7 @@ class Ends:
             return True
         if node.op not in PLACEHOLDERS or _is_default(self._mode.graph, name):
             return False
+        # A scalar is a rate or a mode; what has no shape in the file can be anything.
         shape = node.attr["shape"].shape
         return bool(shape.dim) or shape.unknown_rank or "shape" not in node.attr
 
@@ -184,6 +185,7 @@ class Ends:
             }
         )
         tensors = [tensor_name(name, port) for port in ports or [0]]
+        # An iterator gives images and labels by one node: each is an input of its own.
         tensors = [self._named(tensor, needed) for tensor in tensors]
         return [self._candidate(t, "inputs") for t in tensors if t not in cut]
 

@@ -27,6 +27,7 @@ _ONNX_OPSET = 13
 
 def check_installed(kind: str) -> None:
     """Raises ValueError where a package that `kind` needs is not installed."""
+    # Looked for, and not imported: that is for the process that runs them.
     missing = [
         package
         for package in _EXTRAS.get(kind, ())
@@ -79,6 +80,8 @@ def _write_frozen(graph_def, step):
 
 
 def _write_saved_model(graph_def, step):
+    # Of constants: with local variables, initialised or not, the v1 loader, TFLite and
+    # OpenVINO cannot read one.
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
         signature = tf.saved_model.predict_signature_def(
@@ -156,6 +159,7 @@ def _run_tensorflow(step, feeds):
 
 
 def _interpreter_class():
+    # TensorFlow's own, which 2.21 deprecates, gives the same numbers.
     if importlib.util.find_spec("ai_edge_litert") is not None:
         return importlib.import_module("ai_edge_litert.interpreter").Interpreter
     return tf.lite.Interpreter
@@ -183,6 +187,7 @@ def _run_tflite(step, feeds):
 
 def _run_onnx(step, feeds):
     runtime = importlib.import_module("onnxruntime")
+    # Named: a build for GPUs refuses a session that names no provider.
     session = runtime.InferenceSession(step["path"], providers=["CPUExecutionProvider"])
     names = [f"{name}:0" for name in step["outputs"]]
     for feed in feeds:

@@ -61,6 +61,7 @@ def with_new_statistics(
 
 def _in_order(graph, layers):
     """The layers, each after those that its input depends on."""
+    # By how many layers are before each, directly or not: that is the order of the data.
     depth = {}
     for layer in layers:
         needed = graph.ancestors([node_name(layer.x)])
@@ -121,6 +122,7 @@ def take_new_statistics(
     """
     found = []
     for analysis in layers:
+        # Towers and siblings: what each call gets would have to be pooled.
         if len(analysis.calls) != 1:
             raise ExportError(
                 f"{analysis.layer.name} is called {len(analysis.calls)} times: it cannot "

@@ -117,6 +117,7 @@ class NewLayer(NamedTuple):
 
 def interface_of(source: Source, settings: Mapping[str, Any]) -> tuple[Interface, Mode]:
     """What goes into a graph and comes out of it, and the mode that was found."""
+    # Without outputs, which are to be found, every layer of the graph counts.
     mode = _set_mode(source, Wishes(settings=settings), [])
     return find_interface(mode.view, mode.values), mode
 
@@ -283,6 +284,7 @@ def _with_references(made, source, mode, layers, ends, dropped):
     numbers than the model's. A dropout that nothing turns off is taken out of a second.
     """
     graph = EditableGraph(source.graph_def)
+    # Nothing is given a value but by a constant: TensorFlow chooses the branches itself.
     resolve(graph, {}, source.definitions)
     for name, value in mode.values.items():
         if name in graph.nodes:

@@ -111,6 +111,7 @@ def open_source(path: str, checkpoint: str | None = None) -> Source:
         whole.CopyFrom(function.definition)
         if not whole.node_def:
             whole.node_def.extend(function.nodes)
+    # By this TensorFlow knows how an old graph means its operations.
     graph_def.versions.producer = loaded.producer
     replace_in_graph(graph_def)
     view = view_of(graph_def)
@@ -161,6 +162,7 @@ def _meta_of(prefix):
 def _served_signature(meta):
     if meta is None:
         return None
+    # TensorFlow 2 keeps __saved_model_init_op among them, and estimators training.
     signatures = {
         key: signature
         for key, signature in meta.signature_def.items()

@@ -50,6 +50,7 @@ def write_model(
         ExportError: it cannot be written, or is not what it should be; nothing is left.
     """
     folder = os.path.dirname(os.path.abspath(path))
+    # Beside its place: a rename within a file system is done as a whole, or not at all.
     try:
         place = tempfile.mkdtemp(prefix=os.path.basename(path) + ".part-", dir=folder)
     except OSError as error:
@@ -92,6 +93,7 @@ def _written(model, made, kind, measured, isolated):
 
 def _keys(model, names):
     """The names in the signature: the source's, or without scopes where that is clear."""
+    # Whoever called the source by them goes on to do so.
     known = [model.keys.get(name) for name in names]
     if None not in known:
         return known
