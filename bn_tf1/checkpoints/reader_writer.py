@@ -24,7 +24,7 @@ import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
 from bn_tf1.checkpoints.dialects import Shape, natural_key
-from bn_tf1.formats.other_formats import other_format
+from bn_tf1.formats.file_signatures import other_format
 from bn_tf1.formats.sorted_table import is_table
 
 # How many checkpoints an error lists, the newest of them.

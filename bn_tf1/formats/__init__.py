@@ -5,7 +5,7 @@
     tfrecords        records and their frames
     crc32c           the checksum of all of these
     array_files      .npz files of examples
-    other_formats    what else a file is, in plain words
+    file_signatures  what else a file is, in plain words
 
 Contract: whatever bytes are read, the memory is bounded and only a `ValueError` can come
 of them. Nothing in here knows of batch normalization.

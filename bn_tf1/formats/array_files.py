@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from bn_tf1.formats.other_formats import other_format
+from bn_tf1.formats.file_signatures import other_format
 
 # What numpy raises for what is no archive, a broken one, or one array without a name.
 _NO_ARRAYS = (

@@ -18,10 +18,10 @@ import numpy as np
 from bn_tf1.formats.array_files import read_arrays
 from bn_tf1.graphs.rewriting.editable_graph import EditableGraph, canonical
 from bn_tf1.graphs.rewriting.graph_interface import Candidate
+from bn_tf1.serving.export_error import ExportError
 from bn_tf1.serving.isolated_run import Isolated, IsolatedError
 from bn_tf1.serving.partwise_comparison import differences_by_part
 from bn_tf1.serving.preparing import Model, Reference
-from bn_tf1.serving.refusal import ExportError
 
 # What TensorFlow's own kernels differ by with another order of summation.
 TOLERANCE = 1e-5

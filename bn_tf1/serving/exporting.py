@@ -19,6 +19,8 @@ from bn_tf1.graphs.rewriting.graph_interface import Candidate
 from bn_tf1.graphs.rewriting.moving_statistics import take_moving_statistics
 from bn_tf1.serving import model_formats
 from bn_tf1.serving.checking import Examples, Measured, measure, read_examples
+from bn_tf1.serving.export_error import ExportError
+from bn_tf1.serving.graph_sources import open_source
 from bn_tf1.serving.isolated_run import Isolated
 from bn_tf1.serving.new_statistics import take_new_statistics, with_new_statistics
 from bn_tf1.serving.preparing import (
@@ -29,8 +31,6 @@ from bn_tf1.serving.preparing import (
     prepare,
     with_stored_pixels,
 )
-from bn_tf1.serving.refusal import ExportError
-from bn_tf1.serving.sources import open_source
 from bn_tf1.serving.writing import check_new, write_model
 
 _BATCHES = ("any", "keep", "whole")

@@ -21,8 +21,8 @@ from bn_tf1.graphs.rewriting.graph_interface import (
 )
 from bn_tf1.graphs.rewriting.inference_mode import PLACEHOLDERS, Mode
 from bn_tf1.graphs.view import reference_to
-from bn_tf1.serving.refusal import ExportError
-from bn_tf1.serving.sources import Source
+from bn_tf1.serving.export_error import ExportError
+from bn_tf1.serving.graph_sources import Source
 
 _MOST_NAMED = 3
 _MOST_LISTED = 40

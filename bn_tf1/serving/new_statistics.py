@@ -25,9 +25,9 @@ from bn_tf1.graphs.rewriting.moving_statistics import Statistics, normalise_with
 from bn_tf1.graphs.view import GraphView
 from bn_tf1.population.pooling import BatchStatistics, Pool, PooledStatistics
 from bn_tf1.serving.checking import Examples
+from bn_tf1.serving.export_error import ExportError
 from bn_tf1.serving.isolated_run import Isolated
 from bn_tf1.serving.preparing import Model, NewLayer
-from bn_tf1.serving.refusal import ExportError
 
 _BATCH_SIZE = 32
 

@@ -43,9 +43,9 @@ from bn_tf1.graphs.rewriting.moving_statistics import (
     write_out,
 )
 from bn_tf1.graphs.training_nodes import find_training
+from bn_tf1.serving.export_error import ExportError
+from bn_tf1.serving.graph_sources import Source
 from bn_tf1.serving.model_ends import Ends, Wishes, served_tensors, some
-from bn_tf1.serving.refusal import ExportError
-from bn_tf1.serving.sources import Source
 
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 _OF_TRAINING = re.compile(

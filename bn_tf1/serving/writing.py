@@ -9,9 +9,9 @@ import tempfile
 
 from bn_tf1.graphs.rewriting.editable_graph import canonical
 from bn_tf1.serving.checking import TOLERANCE, Measured, compare
+from bn_tf1.serving.export_error import ExportError
 from bn_tf1.serving.isolated_run import Isolated
 from bn_tf1.serving.preparing import Model
-from bn_tf1.serving.refusal import ExportError
 
 DESCRIPTION = "model.json"
 

@@ -6,10 +6,10 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.serving.checking import measure, read_examples
+from bn_tf1.serving.export_error import ExportError
+from bn_tf1.serving.graph_sources import open_source
 from bn_tf1.serving.isolated_run import Isolated
 from bn_tf1.serving.preparing import Wishes, prepare
-from bn_tf1.serving.refusal import ExportError
-from bn_tf1.serving.sources import open_source
 from tests.graphs.graph_zoo import (
     convolution,
     loss_of,

@@ -8,8 +8,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from bn_tf1.graphs.rewriting.folding import fold
+from bn_tf1.serving.graph_sources import open_source
 from bn_tf1.serving.preparing import Wishes, prepare
-from bn_tf1.serving.sources import open_source
 from tests.graphs.graph_zoo import MAKERS, ours
 from tests.serving.training_graphs import random_images, run_graph, save_trained
 

@@ -9,8 +9,8 @@ import tensorflow.compat.v1 as tf
 
 import bn_tf1
 from bn_tf1.serving.checking import read_examples
+from bn_tf1.serving.graph_sources import open_source
 from bn_tf1.serving.preparing import ExportError, Wishes, prepare
-from bn_tf1.serving.sources import open_source
 from tests.graphs.graph_zoo import convolution, images, loss_of, make_train_op, with_nn
 
 

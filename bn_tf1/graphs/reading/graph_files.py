@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow.compat.v1 as tf
 from google.protobuf import text_format
 
-from bn_tf1.formats.other_formats import other_format
+from bn_tf1.formats.file_signatures import other_format
 from bn_tf1.graphs.reading.partial_parsing import (
     Graph,
     GraphTooLargeError,
