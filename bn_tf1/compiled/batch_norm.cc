@@ -33,7 +33,7 @@
 #include <string>
 #include <vector>
 #ifdef __SSE2__
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 #include "tensorflow/core/framework/op.h"
@@ -238,8 +238,13 @@ template <typename T> struct Place {
   T* kept;
   const A (*kinds)[kMostPlaces];
   A low, high;
-  INLINE Place(const Task<T>& t, const A (*kinds)[kMostPlaces])
-      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds), low(t.low), high(t.high) {}
+  // With the first `last` and one kinds, which it spreads.
+  INLINE Place(const Task<T>& t, const Unit& u, int last, A (*kinds)[kMostPlaces])
+      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds), low(t.low), high(t.high) {
+    for (int kind = 0; kind <= last; ++kind) {
+      spread(u, t.coefficients + kind * t.channels + u.first_channel, kinds[kind]);
+    }
+  }
   // The difference comes first: a mean of hundreds of deviations costs no digits.
   INLINE A deviation(int64_t at, int64_t j) const { return A(load(x[at])) - kinds[kMean][j]; }
   INLINE A z(int64_t at, int64_t j) const {
@@ -305,18 +310,23 @@ INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
     }
   }
 }
-// To memory, past the caches, which then keep what is read again. Fenced by who calls it.
-INLINE void stream(const void* from, int64_t bytes, void* to) {
+// To memory, past the caches, a line of them at a time where that can be. The caller fences.
 #ifdef __SSE2__
-  if ((reinterpret_cast<uintptr_t>(to) | bytes) % sizeof(__m128i) == 0) {
-    const __m128i *next = static_cast<const __m128i*>(from), *end = next + bytes / sizeof *next;
-    __m128i* place = static_cast<__m128i*>(to);
-    while (next < end) _mm_stream_si128(place++, _mm_load_si128(next++));
-    return;
+#define STREAM(TARGET, V, LOAD, STORE)                                                      \
+  __attribute__((target(TARGET))) void stream(const void* from, int64_t bytes, void* to) {  \
+    const bool fits = (reinterpret_cast<uintptr_t>(to) | bytes) % sizeof(V) == 0;           \
+    if (!fits) std::memcpy(to, from, bytes);                                                \
+    for (int64_t i = 0; fits && i < bytes / int64_t(sizeof(V)); ++i) {                      \
+      STORE(static_cast<V*>(to) + i, LOAD(static_cast<const V*>(from) + i));                \
+    }                                                                                       \
   }
+STREAM("default", __m128i, _mm_load_si128, _mm_stream_si128)
+#ifdef BN_TF1_CLONES
+STREAM("avx512f", __m512i, _mm512_load_si512, _mm512_stream_si512)
 #endif
-  std::memcpy(to, from, bytes);
-}
+#else
+void stream(const void* from, int64_t bytes, void* to) { std::memcpy(to, from, bytes); }
+#endif
 template <int pass, typename T> INLINE void write_rows(const Unit& u, const Place<T>& p,
                                                        const Task<T>& t) {
   alignas(64) T line[kMostPlaces];
@@ -335,20 +345,13 @@ template <int pass, typename T> INLINE void write_rows(const Unit& u, const Plac
   if (t.is_streamed) _mm_sfence();  // before another thread is told that the unit is done
 #endif
 }
-// The first `last` and one kinds of coefficients, for each place of a row.
-template <typename T, typename A>
-INLINE void spread_kinds(const Task<T>& t, const Unit& u, int last, A (*kinds)[kMostPlaces]) {
-  for (int kind = 0; kind <= last; ++kind) {
-    spread(u, t.coefficients + kind * t.channels + u.first_channel, kinds[kind]);
-  }
-}
 // Mean, and sum of squares around it, of one unit.
 template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& u) {
   typedef typename Wide<T>::type A;
   alignas(64) A shift[1][kMostPlaces], sum[kMostPlaces], squares[kMostPlaces];
   A shifts[kMostPlaces];
   double sums[kMostPlaces], squared[kMostPlaces];
-  const Place<T> place(t, shift);
+  const Place<T> place(t, u, -1, shift);
   // A first shift, from some values of each channel.
   Unit some = u;
   some.rows = std::min(u.rows, std::max<int64_t>(std::min<int64_t>(16 / u.repeat, 4), 1));
@@ -382,8 +385,7 @@ template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& 
 template <typename T> INLINE void unit_sums(const Task<T>& t, const Unit& u) {
   typedef typename Wide<T>::type A;
   alignas(64) A kinds[kOffset + 1][kMostPlaces], sum[kMostPlaces], product[kMostPlaces];
-  spread_kinds(t, u, t.pass == kMaskedAgain ? kOffset : kMean, kinds);
-  const Place<T> place(t, kinds);
+  const Place<T> place(t, u, t.pass == kMaskedAgain ? kOffset : kMean, kinds);
   if (t.pass == kUnmasked) sum_rows<kUnmasked>(u, place, sum, product);
   if (t.pass == kMaskedAgain) sum_rows<kMaskedAgain>(u, place, sum, product);
   if (t.pass == kMaskedByOutput) sum_rows<kMaskedByOutput>(u, place, sum, product);
@@ -391,11 +393,9 @@ template <typename T> INLINE void unit_sums(const Task<T>& t, const Unit& u) {
   fold(u, sum, t.first + to);
   fold(u, product, t.second + to);
 }
-// y, or dx.
 template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) {
   alignas(64) typename Wide<T>::type kinds[kKinds][kMostPlaces];
-  spread_kinds(t, u, t.pass < kUnmasked ? kOffset : kConstant, kinds);
-  Place<T> place(t, kinds);
+  Place<T> place(t, u, t.pass < kUnmasked ? kOffset : kConstant, kinds);
   if (t.pass == kOutput) return write_rows<kOutput>(u, place, t);
   if (t.pass == kOutputWithResidual) return write_rows<kOutputWithResidual>(u, place, t);
   if (t.pass == kMaskedAgain) return write_rows<kMaskedAgain>(u, place, t);
@@ -407,7 +407,6 @@ template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) 
   CLONED void find_statistics(const Task<T>& t, const Unit& u) { unit_statistics(t, u); }  \
   CLONED void find_sums(const Task<T>& t, const Unit& u) { unit_sums(t, u); }              \
   CLONED void find_results(const Task<T>& t, const Unit& u) { unit_results(t, u); }
-
 FOR_STORED(float)
 FOR_STORED(double)
 FOR_STORED(BFloat16)
@@ -497,14 +496,14 @@ template <typename T> class Operation : public OpKernel {
       to[kOffset * channels + c] = A(double(beta[c]) - rest * scale);
     }
   }
-  // In TensorFlow's own pool, with no lock and no shared sum: each unit writes to places of
-  // its own. Each thread takes the next unit when it is done with one, so that all go through
-  // the tensor together and end together; the second pass over it goes from the end.
+  // In TensorFlow's own pool. Each unit writes to places of its own, and a thread that is done
+  // with one takes the next: all end together. The second pass over a tensor goes from the end.
   template <typename F>
   static void for_each_unit(OpKernelContext* context, const Layout& layout, int64_t size,
                             bool from_the_end, const F& work) {
     const int64_t units = layout.units();
-    std::atomic<int64_t> next(0);
+    std::atomic<int64_t> next;
+    next = 0;  // at last, and read at the end: that tells a sanitizer what the pool orders
     // The cost is in cycles, of which a value takes about one.
     context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(
         units, size / units, [&](int64_t, int64_t) {
@@ -512,6 +511,7 @@ template <typename T> class Operation : public OpKernel {
             work(layout.unit(from_the_end ? units - 1 - i : i));
           }
         });
+    next.load();
   }
   int axis_;
   double epsilon_, high_;
