@@ -22,7 +22,8 @@ _OPTIONS = {
     # Python and TensorFlow keep memory until they end.
     "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-    "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1:suppressions="
+    + str(ROOT / "tests" / "compiled" / "handed_over.supp"),
 }
 
 
@@ -35,12 +36,8 @@ def main(sanitizer):
         os.environ, LD_PRELOAD=runtime, BN_TF1_SANITIZED=library, **_OPTIONS
     )
     # The number of threads needs processes, which build for themselves.
-    left_out = ["number_of_threads"]
-    if sanitizer == "thread":
-        # Of what TensorFlow's own pool hands from thread to thread it sees only one end.
-        left_out.append("cache_does_not_hold")
-    chosen = f"not({' or '.join(left_out)})"
-    tests = ["-q", "-n0", "-k", chosen, "tests/compiled/test_kernel.py"]
+    chosen = ["-k", "not(number_of_threads)"]
+    tests = ["-q", "-n0", *chosen, "tests/compiled/test_kernel.py"]
     code = subprocess.run(
         [sys.executable, "-m", "pytest", *tests],
         cwd=str(ROOT),
