@@ -32,7 +32,7 @@ _MODULES = {
     "UPDATE_OPS_COLLECTION": "bn_tf1.moving_averages",
     "WarmUp": "bn_tf1.arguments",
     "Workers": "bn_tf1.workers.cluster",
-    "WorkersError": "bn_tf1.workers.meeting",
+    "WorkersError": "bn_tf1.workers.handshake",
     "audit": "bn_tf1.doctor.examination",
     "batch_norm": "bn_tf1.builder",
     "batch_norm_calls": "bn_tf1.built_layers",

@@ -32,6 +32,6 @@ from bn_tf1.population.divergence import divergence as divergence
 from bn_tf1.population.recalibration import recalibrate as recalibrate
 from bn_tf1.statistics import Renormalization as Renormalization
 from bn_tf1.workers.cluster import Workers as Workers
-from bn_tf1.workers.meeting import WorkersError as WorkersError
+from bn_tf1.workers.handshake import WorkersError as WorkersError
 
 __version__: str

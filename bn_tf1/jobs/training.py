@@ -85,7 +85,7 @@ def train(config: Config, workers: Workers | None = None) -> TrainingResult:
             chief's configuration counts; it alone reads and writes the model directory.
 
     Raises:
-        bn_tf1.workers.meeting.WorkersError: the workers did not come together.
+        bn_tf1.workers.handshake.WorkersError: the workers did not come together.
         bn_tf1.jobs.saving.committing_saver.SavingError: there are checkpoints in the model
             directory, but none can be used.
         bn_tf1.jobs.data.idx_and_cifar.DataFileError: a data file is missing or damaged, or the

@@ -29,11 +29,11 @@ from typing import Any, Iterable, Sequence
 import tensorflow.compat.v1 as tf
 
 from bn_tf1 import version
-from bn_tf1.workers import collectives, meeting, own_address
+from bn_tf1.workers import collectives, handshake, own_address
 from bn_tf1.workers.collectives import Group
+from bn_tf1.workers.handshake import Introduction, WorkersError
 from bn_tf1.workers.joint_moments import joint_moments
 from bn_tf1.workers.liveness import Watch
-from bn_tf1.workers.meeting import Introduction, WorkersError
 from bn_tf1.workers.sessions import WorkerSession
 
 _JOB = "worker"
@@ -172,14 +172,14 @@ class Workers:
         )
         # The port is held from now on, so that one that is taken is told of at once, and
         # not after the others have built their graphs.
-        self._held = meeting.listen(self.hosts[self.index])
-        meeting.check_reach(self._held, self.hosts, self.index)
+        self._held = handshake.listen(self.hosts[self.index])
+        handshake.check_reach(self._held, self.hosts, self.index)
         if self.is_chief:
-            channels = meeting.gather(
+            channels = handshake.gather(
                 self._held, own, message, secret=self._secret, seconds=self._join_secs
             )
         else:
-            channel, message = meeting.join(
+            channel, message = handshake.join(
                 own, secret=self._secret, seconds=self._join_secs
             )
             channels = {0: channel}
@@ -221,7 +221,7 @@ class Workers:
                 f"{error.message}"
             ) from error
         # No worker connects before all agree: whoever has come until here is none.
-        own_address.keep(*meeting.address_of(self.hosts[self.index]))
+        own_address.keep(*handshake.address_of(self.hosts[self.index]))
         self._watch.agree(collectives.listed(graph))
         self._server.start()
         return WorkerSession(self, self._watch, self._server.target, graph, config)

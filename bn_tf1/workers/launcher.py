@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Sequence
 
-from bn_tf1.workers.meeting import LOST
+from bn_tf1.workers.handshake import LOST
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _LOOK_SECS = 0.1

@@ -21,7 +21,7 @@ import time
 import zlib
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
-from bn_tf1.workers.meeting import LOST, REFUSED, WorkersError, tell_end
+from bn_tf1.workers.handshake import LOST, REFUSED, WorkersError, tell_end
 from bn_tf1.workers.messages import Channel
 
 # Short enough to notice a closed connection within a second, long enough to cost nothing.

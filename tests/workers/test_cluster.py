@@ -15,7 +15,7 @@ from bn_tf1.graphs.facts import Facts
 from bn_tf1.graphs.view import view_of
 from bn_tf1.workers import collectives
 from bn_tf1.workers.cluster import Workers
-from bn_tf1.workers.meeting import LOST
+from bn_tf1.workers.handshake import LOST
 from tests import ROOT
 from tests.workers import worker_program
 

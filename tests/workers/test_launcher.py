@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from bn_tf1.workers.handshake import LOST
 from bn_tf1.workers.launcher import launch
-from bn_tf1.workers.meeting import LOST
 from tests import ROOT
 
 PROLOGUE = (

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from bn_tf1.workers.handshake import LOST, REFUSED, WorkersError
 from bn_tf1.workers.liveness import Watch
-from bn_tf1.workers.meeting import LOST, REFUSED, WorkersError
 from bn_tf1.workers.messages import Channel
 
 HOSTS = ["a:1", "b:2"]

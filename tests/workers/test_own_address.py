@@ -7,7 +7,7 @@ import sys
 import pytest
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.workers import meeting, own_address
+from bn_tf1.workers import handshake, own_address
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux has such filters"
@@ -75,7 +75,7 @@ def test_what_cannot_be_kept_is_said(capsys):
 
 
 def test_the_meeting_is_at_its_address_alone():
-    with meeting.listen(f"{OURS}:{free_port()}") as listener:
+    with handshake.listen(f"{OURS}:{free_port()}") as listener:
         port = listener.getsockname()[1]
         reach(OURS, port).close()
         with pytest.raises(ConnectionRefusedError):

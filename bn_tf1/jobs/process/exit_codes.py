@@ -36,7 +36,7 @@ from bn_tf1.jobs.process.command_line import fail
 from bn_tf1.jobs.saving.committing_saver import SavingError
 from bn_tf1.jobs.saving.run_lock import LockedError
 from bn_tf1.jobs.training import TrainingError, TrainingStopped
-from bn_tf1.workers.meeting import WorkersError
+from bn_tf1.workers.handshake import WorkersError
 
 _STOPPED = 75
 # The first that fits counts: a class stands before those it is derived from.

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from bn_tf1.workers import meeting
-from bn_tf1.workers.meeting import LOST, REFUSED, Introduction, WorkersError
+from bn_tf1.workers import handshake
+from bn_tf1.workers.handshake import LOST, REFUSED, Introduction, WorkersError
 
 VERSIONS = {"bn_tf1": "1", "TensorFlow": "2"}
 
@@ -20,12 +20,12 @@ def waiting_chief(workers=2, seconds=5.0, secret=b"s"):
         holder.bind(("127.0.0.1", 0))
         port = holder.getsockname()[1]
     hosts = [f"127.0.0.1:{port}"] + [f"127.0.0.1:{i + 1}" for i in range(workers - 1)]
-    listener = meeting.listen(hosts[0])
+    listener = handshake.listen(hosts[0])
     results = []
 
     def wait():
         try:
-            channels = meeting.gather(
+            channels = handshake.gather(
                 listener,
                 Introduction(0, hosts, VERSIONS),
                 {"step": 7},
@@ -46,7 +46,7 @@ def waiting_chief(workers=2, seconds=5.0, secret=b"s"):
 
 def join(hosts, rank=1, secret=b"s", versions=VERSIONS, said_hosts=None):
     own = Introduction(rank, said_hosts or hosts, versions)
-    return meeting.join(own, secret=secret, seconds=5.0)
+    return handshake.join(own, secret=secret, seconds=5.0)
 
 
 def test_all_get_the_message_of_the_chief():
@@ -91,11 +91,11 @@ def test_what_does_not_fit_ends_all(options, message):
 def test_two_of_one_index_end_all_but_one_that_went_may_come_again():
     with waiting_chief(workers=3) as (hosts, results):
         own = Introduction(1, hosts, VERSIONS)
-        gone = meeting._connected(hosts[0], b"s", time.monotonic() + 5, 5.0)
+        gone = handshake._connected(hosts[0], b"s", time.monotonic() + 5, 5.0)
         gone.send({"introduction": own})
         gone.close()
         time.sleep(0.2)
-        again = meeting._connected(hosts[0], b"s", time.monotonic() + 5, 5.0)
+        again = handshake._connected(hosts[0], b"s", time.monotonic() + 5, 5.0)
         again.send({"introduction": own})
         time.sleep(0.2)
         with pytest.raises(
@@ -107,7 +107,7 @@ def test_two_of_one_index_end_all_but_one_that_went_may_come_again():
 
 def test_strangers_are_turned_away_and_end_nothing(capfd):
     with waiting_chief() as (hosts, results):
-        address = meeting.address_of(hosts[0])
+        address = handshake.address_of(hosts[0])
         with pytest.raises(WorkersError, match="the chief has another secret"):
             join(hosts, secret=b"wrong")
         with socket.create_connection(address) as garbage:
@@ -127,7 +127,7 @@ def test_who_is_absent_is_named():
     assert results[0].exit_code == LOST
     with pytest.raises(WorkersError, match="there was no chief at .* within 0.3 s"):
         own = Introduction(1, hosts, VERSIONS)
-        meeting.join(own, secret=b"", seconds=0.3)
+        handshake.join(own, secret=b"", seconds=0.3)
 
 
 def test_another_program_at_the_chief_s_address():
@@ -143,11 +143,11 @@ def test_another_program_at_the_chief_s_address():
             join(hosts)
         thread.join()
         with pytest.raises(WorkersError, match="cannot listen at .*: Address already"):
-            meeting.listen(hosts[0])
+            handshake.listen(hosts[0])
 
 
 def test_a_name_that_is_the_loopback_address_here_alone():
-    with meeting.listen("localhost:0") as listener:
-        meeting.check_reach(listener, ["localhost:1", "127.0.0.1:2"], 0)
+    with handshake.listen("localhost:0") as listener:
+        handshake.check_reach(listener, ["localhost:1", "127.0.0.1:2"], 0)
         with pytest.raises(WorkersError, match="192.0.2.1:2 cannot reach it: give an"):
-            meeting.check_reach(listener, ["localhost:1", "192.0.2.1:2"], 0)
+            handshake.check_reach(listener, ["localhost:1", "192.0.2.1:2"], 0)
