@@ -7,6 +7,7 @@ statistics are none of these.
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 
 from bn_tf1.graphs.node_values import (
     Leaves,
@@ -84,7 +85,9 @@ def is_weighted(view: GraphView, mean: int | None) -> bool:
     Otherwise it is divided by a number that constants and shapes tell.
     """
     start = [] if mean is None else [mean]
-    nodes = map(node_of, reached(start, partial(operands_of, view), _STEPS))
+    found = reached(start, partial(operands_of, view), _STEPS)
+    # Each costs a walk of its own, and an AddN may have any number of them.
+    nodes = map(node_of, islice(found, _STEPS))
     sums = [
         node
         for division in nodes

@@ -7,8 +7,8 @@ And what affine arithmetic makes of a tensor with them, by channel,
 which a batch norm in inference mode is, however it is written. Both are arrays that
 broadcast against x.
 
-Numbers with a fraction are float64 here, whatever the graph has: weights are folded, and
-settings compared, before anything is rounded.
+Weights are folded in float64, whatever the graph has, and rounded once. Settings are
+computed in the dtype of the graph: it compares what it rounded, 1 - 0.1 with 0.9.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _COPIES = frozenset(
 _WAYS_IN = frozenset([*SWITCHES, "Enter"])
 _SHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _UNARY = {
-    "Rsqrt": lambda v: 1 / np.sqrt(v),
+    # Not 1 / v, which NumPy 1 makes float64 of a scalar.
+    "Rsqrt": lambda v: np.reciprocal(np.sqrt(v)),
     "Sqrt": np.sqrt,
     "Neg": np.negative,
     "Square": np.square,
@@ -76,8 +77,9 @@ class Values:
 
     Args:
         graph: the graph; it is not to be changed where that changes a value.
-        is_scalar: whether scalars alone are asked for. Then nothing larger is looked at,
-            which may be the weights, and what enters a branch or loop counts, too.
+        is_scalar: whether settings are asked for, which are scalars: a predicate, a rate.
+            Then nothing larger is looked at, which may be the weights, what enters a
+            branch or loop counts, too, and numbers keep their dtype.
     """
 
     def __init__(self, graph: EditableGraph, is_scalar: bool = False):
@@ -106,6 +108,8 @@ class Values:
             return self.constant(data[0], depth + 1)
         if len(data) < _OPERANDS.get(node.op, len(data) + 1):
             return None
+        if self._is_scalar and node.op == "ConcatV2":
+            return None  # a vector, though of scalars
         operands = [self.constant(i, depth + 1) for i in data]
         if node.op in _LOGICAL:
             return _decided(node.op, operands)
@@ -113,16 +117,23 @@ class Values:
             return operands[0]  # of whatever shape: it stays the one number that it is
         if any(operand is None for operand in operands):
             return None
+        if node.op == "Div" and operands[0].dtype.kind in "iu":
+            return None  # of integers it is cut, and NumPy's is not
         # What is not finite is not for here to say: whoever takes it compares outputs.
         with np.errstate(all="ignore"):
-            return _wide(_result(node, operands))
+            return self._number(_result(node, operands))
 
     def _stored(self, node):
         shape = node.attr["value"].tensor.tensor_shape
         # Before it is made an array.
         if self._is_scalar and any(size.size != 1 for size in shape.dim):
             return None
-        return _wide(tf.make_ndarray(node.attr["value"].tensor))
+        return self._number(tf.make_ndarray(node.attr["value"].tensor))
+
+    def _number(self, value):
+        value = np.asarray(value)
+        is_widened = not self._is_scalar and value.dtype.kind == "f"
+        return value.astype(np.float64) if is_widened else value
 
     def affine(self, source: str, x: str, depth: int = 0) -> Affine | None:
         """What `source` is of the tensor `x`; None where it is not affine in it alone."""
@@ -210,11 +221,6 @@ def by_channel(vector: np.ndarray, layout: str) -> np.ndarray:
     if layout.startswith("NC") and vector.ndim == 1:
         return vector.reshape([-1] + [1] * (len(layout) - 2))
     return vector
-
-
-def _wide(value):
-    value = np.asarray(value)
-    return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
 def _decided(op, operands):
