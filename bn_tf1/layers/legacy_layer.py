@@ -30,7 +30,7 @@ from bn_tf1.arguments import names_here
 from bn_tf1.control_flow import ancestors
 from bn_tf1.drop_in import add_to_collection, as_list, parts
 
-# A tuple, so that `export_meta_graph` does not try to write it (see calls.py).
+# A tuple, so that `export_meta_graph` does not try to write it (see `built_layers`).
 _NAME_COUNTS_KEY = ("bn_tf1_layer_name_counts",)
 
 

@@ -290,7 +290,7 @@ class BatchNormalization(LegacyLayer):
         )
         for role, variable in variables._asdict().items():
             # Of the original, too, a layer without renormalisation lacks the attributes.
-            if variable is not None or role in LEARNED:
+            if variable is not None or role in (*LEARNED, "num_updates"):
                 setattr(self, role, variable)
         self.built = True
 

@@ -290,19 +290,20 @@ def _check_accumulated(loss, others, ignored_layers):
 
 
 def _gradients(loss, optimizer, variables):
-    trainable = tf.trainable_variables()
-    trainable += tf.get_collection(tf.GraphKeys.TRAINABLE_RESOURCE_VARIABLES)
-    # TensorFlow would say "No variables to optimize.", and not what to do.
-    if variables is None and not trainable:
+    try:
+        pairs = optimizer.compute_gradients(loss, var_list=variables)
+    except ValueError as error:
+        # It says so, and not what to do. An optimizer may choose them by itself.
+        if "No variables to optimize" not in str(error):
+            raise
+        if variables is not None:
+            must = "name one or more, or be None for all that are trainable"
+            raise unfit("variables", variables, must) from error
         raise ValueError(
             "there are no variables to train: no variable of the graph of `loss` is "
             "trainable. Make some with trainable=True (a layer of ours with "
             "`trainable=True`), or name those to train in `variables`"
-        )
-    if variables is not None and not list(variables):
-        must = "name one or more, or be None for all that are trainable"
-        raise unfit("variables", variables, must)
-    pairs = optimizer.compute_gradients(loss, var_list=variables)
+        ) from error
     # Of a variable that the loss does not depend on; accumulation has no sum for these.
     pairs = [pair for pair in pairs if pair[0] is not None]
     if not pairs:

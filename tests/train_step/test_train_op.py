@@ -351,6 +351,23 @@ def test_no_variables():
     assert_says(caught, "trainable=True", "`variables`")
 
 
+def test_one_variable_by_itself():
+    loss = make_loss(make_layer())
+    (beta,) = (v for v in tf.trainable_variables() if "beta" in v.name)
+    bn_tf1.make_train_op(loss, make_optimizer(), variables=beta)
+
+
+def test_an_optimizer_that_chooses_its_variables_itself():
+    loss = make_loss(make_layer(trainable=False))
+    (beta,) = (v for v in tf.global_variables() if "beta" in v.name)
+
+    class OfBeta(tf.train.GradientDescentOptimizer):
+        def compute_gradients(self, loss, **others):
+            return super().compute_gradients(loss, **{**others, "var_list": [beta]})
+
+    bn_tf1.make_train_op(loss, OfBeta(LEARNING_RATE))
+
+
 def test_an_empty_list_of_variables():
     loss = make_loss(make_layer())
     with pytest.raises(ValueError) as caught:
