@@ -11,8 +11,7 @@ import argparse
 import os
 import shutil
 import sys
-
-from bn_tf1.jobs.saving import durable_files
+import tempfile
 
 EXAMPLES = (
     "doctor runs/default",
@@ -112,9 +111,15 @@ def _is_in_colour():
 
 def _is_written(path, page):
     """Writes the page whole or not at all, and says why not."""
+    folder = os.path.dirname(path) or "."
     try:
-        with durable_files.replacing(path) as file:
-            file.write(page.encode("utf-8"))
+        # In the same folder: only there a rename is at once. In one of its own in there:
+        # people write pages into /tmp, where a name that is known may be another's link.
+        with tempfile.TemporaryDirectory(prefix=".report", dir=folder) as scratch:
+            written = os.path.join(scratch, "page")
+            with open(written, "w", encoding="utf-8") as file:
+                file.write(page)
+            os.replace(written, path)
     except OSError as error:
         reason = f"{error.strerror}: the report above is all that it would show"
         print(f"doctor: {path} cannot be written: {reason}", file=sys.stderr)

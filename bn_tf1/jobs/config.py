@@ -292,7 +292,8 @@ class Config:
     log_steps: int = _option(100, "Steps between two log lines, a count.", minimum=1)
 
     def __post_init__(self):
-        network = NETWORKS.get(self.model)  # what is none is refused below
+        # What is none is refused below; a config.json may have a list there.
+        network = NETWORKS.get(self.model) if isinstance(self.model, str) else None
         for option, of_network in _OF_THE_MODEL.items():
             if getattr(self, option) is None and network is not None:
                 # Frozen for others: config.json shall hold what was trained with, and not

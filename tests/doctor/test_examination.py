@@ -153,7 +153,10 @@ class _Page(html.parser.HTMLParser):
 
 def test_the_page_stands_alone(sick, tmp_path, capsys):
     path = tmp_path / "report.html"
+    others = tmp_path / "report.html.partial"
+    others.write_text("somebody else's")
     assert main(["doctor", sick, _TRAINED, "--html", str(path)]) == 1
+    assert others.read_text() == "somebody else's"
     text = path.read_text(encoding="utf-8")
     page = _Page(text)
     assert not page.open

@@ -226,6 +226,15 @@ def test_events_that_show_nan(run):
     )
 
 
+def test_a_tensor_without_a_value_is_no_last_value(run):
+    _append_event(run, loss=float("nan"))
+    empty = tf.Summary.Value(tag="loss")
+    empty.tensor.dtype = tf.float32.as_datatype_enum
+    with tf.summary.FileWriter(str(run), filename_suffix=".later") as writer:
+        writer.add_summary(tf.Summary(value=[empty]), 3)
+    assert _checks(run, "error") == {("events-not-finite", "")}
+
+
 def test_the_tail_of_a_live_run_and_an_event_file_of_anything(run):
     _append_event(run, loss=0.5)
     (path,) = run.glob("*tfevents*")

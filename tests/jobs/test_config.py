@@ -60,6 +60,13 @@ def test_the_mean_of_all_steps_goes_with_no_other_decay(options, words):
         Config(bn_decay="cumulative", **options)
 
 
+def test_a_list_in_the_place_of_a_name_is_named():
+    with pytest.raises(
+        ValueError, match=r"model is \['mlp'\], but must be of type str"
+    ):
+        Config(model=["mlp"])
+
+
 def test_a_float_option_takes_an_int():
     assert Config(learning_rate=1).learning_rate == 1
 

@@ -125,6 +125,11 @@ def _scalar(value):
         return None
     if value.tensor.dtype not in floats:
         return None
+    # Without any, TensorFlow takes 0: the last of a loss would be finite.
+    if not (
+        value.tensor.tensor_content or value.tensor.float_val or value.tensor.double_val
+    ):
+        return None
     try:
         return float(tf.make_ndarray(value.tensor))
     except ValueError:  # its bytes are not those of one number
