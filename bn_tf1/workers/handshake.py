@@ -21,7 +21,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from bn_tf1.workers import messages
 from bn_tf1.workers.messages import Channel
-from bn_tf1.workers.own_address import address_in
+from bn_tf1.workers.own_address import address_in, is_of_this_machine
 
 # Sysexits' EX_UNAVAILABLE and EX_PROTOCOL.
 LOST = 69
@@ -100,7 +100,8 @@ def check_reach(listener: socket.socket, hosts: Sequence[str], rank: int) -> Non
             found = socket.getaddrinfo(address_of(host)[0], None)
         except OSError:
             continue  # who does not come is named later
-        if not any(address_in(place).is_loopback for *_, place in found):
+        # Who is on this machine, too, comes from any of its addresses.
+        if not any(is_of_this_machine(address_in(place)) for *_, place in found):
             raise WorkersError(
                 f"worker {rank} is to listen at {hosts[rank]}, which on this machine is "
                 f"the address {own}, where {host} cannot reach it: give an address of the "

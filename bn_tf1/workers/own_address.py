@@ -43,11 +43,11 @@ def keep(name: str, port: int) -> None:
             all that there are.
         port: of the server.
     """
-    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    addresses = sorted({address_in(place) for *_, place in found}, key=str)
-    if any(address.is_unspecified for address in addresses):
-        return
     try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        addresses = sorted({address_in(place) for *_, place in found}, key=str)
+        if any(address.is_unspecified for address in addresses):
+            return
         listening = [one for one in _sockets_at(port) if _listens(one)]
         if not listening:
             raise OSError("its socket is not found")
@@ -72,6 +72,17 @@ def address_in(place: tuple) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(place[0].split("%")[0])
     # A socket for both protocols has IPv4's addresses as some of IPv6.
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_of_this_machine(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> bool:
+    """Whether this machine has `address`: it can listen at no other's."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as one:
+        one.bind((str(address), 0))
+        return True
+    return False
 
 
 def _sockets_at(port):
@@ -118,6 +129,9 @@ def _attach(one, program):
 
 def _send_away_who_waits(one):
     # TensorFlow 1.15 takes no connection before it is started: they wait in the kernel.
+    one.setblocking(
+        False
+    )  # as TensorFlow made it; a default timeout of Python would wait
     with contextlib.suppress(BlockingIOError):
         while True:
             one.accept()[0].close()

@@ -149,5 +149,7 @@ def test_another_program_at_the_chief_s_address():
 def test_a_name_that_is_the_loopback_address_here_alone():
     with handshake.listen("localhost:0") as listener:
         handshake.check_reach(listener, ["localhost:1", "127.0.0.1:2"], 0)
+        # Whoever is on this machine (any is "0.0.0.0") comes to the loopback address, too.
+        handshake.check_reach(listener, ["localhost:1", "0.0.0.0:2"], 0)
         with pytest.raises(WorkersError, match="192.0.2.1:2 cannot reach it: give an"):
             handshake.check_reach(listener, ["localhost:1", "192.0.2.1:2"], 0)

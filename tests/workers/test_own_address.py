@@ -25,6 +25,14 @@ def reach(address, port):
     return socket.create_connection((address, port), timeout=0.3)
 
 
+@pytest.fixture(params=[None, 3.0], ids=["no_default_timeout", "default_timeout"])
+def _default_timeout(request):
+    socket.setdefaulttimeout(request.param)
+    yield
+    socket.setdefaulttimeout(None)
+
+
+@pytest.mark.usefixtures("_default_timeout")
 def test_the_server_hears_of_its_address_alone(capfd):
     port = free_port()
     server = tf.train.Server({"worker": [f"{OURS}:{port}"]}, "worker", 0, start=False)
