@@ -56,33 +56,42 @@ class Examples(NamedTuple):
         return max((len(a) for a in self.arrays.values() if a.ndim), default=0)
 
     def batch(self, size: int) -> dict[str, np.ndarray]:
-        """The first `size` examples, from the beginning again where they are fewer.
+        """The first `size` examples, from the beginning again where they are fewer."""
+        return self._each(lambda array: np.resize(array, [size, *array.shape[1:]]))
 
-        Numbers that come again are larger by a tenth each time: what is normalised with
-        the batch gives the same in a batch of equal examples as it gives for one.
+    def varied(self, size: int) -> dict[str, np.ndarray]:
+        """A batch, with others made of the example where there is only one.
+
+        What is normalised with the batch gives the same in a batch of equal examples as
+        it gives for one.
         """
+        batch = self.batch(size)
         return {
-            name: _repeated(array, size) if array.ndim else array
+            name: _variants(array, size)
+            if array.ndim and len(array) == 1 and array.dtype.kind in "biuf"
+            else batch[name]
             for name, array in self.arrays.items()
         }
 
     def alone(self, index: int, size: int) -> dict[str, np.ndarray]:
-        """One example in a batch without others: `size` times the same."""
-        return {
-            name: array
-            if array.ndim == 0
-            else np.repeat(array[index : index + 1], size, axis=0)
-            for name, array in self.batch(index + 1).items()
-        }
+        """One of those of `varied` in a batch without others: `size` times the same."""
+        taken = Examples(self.varied(index + 1), self.are_random)
+        return taken._each(lambda a: np.repeat(a[index : index + 1], size, axis=0))
+
+    def _each(self, change):
+        return {n: change(a) if a.ndim else a for n, a in self.arrays.items()}
 
 
-def _repeated(array, size):
-    turns, index = np.divmod(np.arange(size), max(len(array), 1))
-    taken = np.take(array, index, axis=0)
-    if array.dtype.kind != "f":
-        return taken
-    factors = (1 + 0.1 * turns).reshape([-1] + [1] * (array.ndim - 1))
-    return (taken * factors).astype(array.dtype)
+def _variants(example, size):
+    """One example, and others whose values are its own.
+
+    Each value becomes a smaller one of the example: those of another range would be no
+    input of the model's, such as ids past an embedding or probabilities above 1.
+    """
+    flat = example.reshape(-1)
+    # Not in another order only: the statistics would be those of the example.
+    rows = [np.minimum(flat, np.roll(flat, turn)) for turn in range(size)]
+    return np.stack(rows).reshape([size, *example.shape[1:]])
 
 
 def read_examples(
@@ -209,7 +218,7 @@ def measure(
     # Of a fixed batch size, the others become the same as the one that is looked at.
     of_one = size if is_fixed else 1
     alone = [examples.alone(i, of_one) for i in range(min(_ALONE, count))]
-    together = examples.batch(count)
+    together = examples.varied(count)
     feeds = [full, full, _nudged(full), together, *alone]
     own, *further = isolated.run(model.graph, feeds, outputs)
     _check_numbers(outputs, own)
@@ -236,6 +245,7 @@ def measure(
         "looked at"
         if is_whole
         else _by_itself(outputs, count, further[2], further[3:], allowed)
+        + _likeness_note(together)
     )
     return Measured(full, own, tuple(notes))
 
@@ -296,6 +306,14 @@ def _nudged(feed):
         else array
         for name, array in feed.items()
     }
+
+
+def _likeness_note(feed):
+    """What is said where nothing in a batch could change a prediction."""
+    batches = [array for array in feed.values() if array.ndim and len(array) > 1]
+    if not batches or any((array != array[:1]).any() for array in batches):
+        return ""
+    return ", of examples that are all alike: others would say more"
 
 
 def _examples_note(examples, size):
@@ -360,7 +378,11 @@ def _by_itself(names, count, together, runs_alone, allowed):
         if count < _ALONE or output.ndim == 0 or len(output) != count:
             continue
         checked += 1
-        scale = np.abs(output).max() if output.dtype.kind in "fc" else 1.0
+        # An example that was made may give NaN, which is no scale.
+        finite = (
+            output[np.isfinite(output)] if output.dtype.kind in "fc" else np.ones(1)
+        )
+        scale = np.abs(finite).max() if finite.size else 1.0
         for index, run in enumerate(runs_alone):
             alone = run[position]
             if alone.shape[1:] != output.shape[1:] or len(alone) not in (1, count):

@@ -172,7 +172,7 @@ def _noting_down(new):
 def _check_arguments(out, to, batch):
     for name, value, known in (
         ("to", to, model_formats.FORMATS),
-        ("batch", batch or "any", _BATCHES),
+        ("batch", "any" if batch is None else batch, _BATCHES),
     ):
         if value not in known:
             raise ExportError(

@@ -175,8 +175,14 @@ def _save(path, arrays):
     for number, value in enumerate(arrays.values()):
         # Strings are objects in TensorFlow, which a file would hold as pickles.
         is_text = value.dtype == object
-        numbered[str(number)] = value.astype(bytes) if is_text else value
+        numbered[str(number)] = _encoded(value) if is_text else value
     np.savez(f"{path}.npz", names=np.array(list(arrays), str), **numbered)
+
+
+def _encoded(text):
+    """Text as TensorFlow takes it: NumPy's own way to bytes knows ASCII alone."""
+    parts = [t if isinstance(t, bytes) else str(t).encode() for t in text.flat]
+    return np.array(parts, bytes).reshape(text.shape)
 
 
 def _load(path):

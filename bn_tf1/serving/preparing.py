@@ -8,12 +8,14 @@ from typing import Any, Callable, Mapping, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bn_tf1.graphs.layer_analysis import Analysis
+from bn_tf1.graphs.layer_analysis import Analysis, analyse
 from bn_tf1.graphs.node_values import ASSIGNMENTS
 from bn_tf1.graphs.rewriting.any_batch import unpack_views
+from bn_tf1.graphs.rewriting.constant_values import constant_scalar
 from bn_tf1.graphs.rewriting.dead_branches import dtype_of, resolve
 from bn_tf1.graphs.rewriting.dropout_removal import remove_dropout
 from bn_tf1.graphs.rewriting.editable_graph import (
+    SWITCHES,
     EditableGraph,
     called_by,
     canonical,
@@ -42,7 +44,8 @@ from bn_tf1.graphs.rewriting.moving_statistics import (
     take_moving_statistics,
     write_out,
 )
-from bn_tf1.graphs.training_nodes import find_training
+from bn_tf1.graphs.training_nodes import Conditions, find_training
+from bn_tf1.graphs.view import node_of
 from bn_tf1.serving.export_error import ExportError
 from bn_tf1.serving.graph_sources import Source
 from bn_tf1.serving.model_ends import Ends, Wishes, served_tensors, some
@@ -289,17 +292,25 @@ def _with_references(made, source, mode, layers, ends, dropped):
     for name, value in mode.values.items():
         if name in graph.nodes:
             graph.make_constant(name, np.asarray(value, dtype_of(graph, name)))
+    inputs, outputs = ends
+    names = [node_name(canonical(c.tensor)) for c in outputs]
     what = "the graph before"
+    absent = [
+        name
+        for name in (*names, *(node_name(canonical(c.tensor)) for c in inputs))
+        if name not in graph.nodes
+    ]
+    if absent:  # a condition of v2, which is another node once it is decided
+        return made._replace(unknown=f"only a decided condition has {some(absent)}")
     try:
-        written = take_moving_statistics(graph, mode.view, layers, write_out)
+        written = _write_layers_out(graph, source, mode, layers, names)
     except ValueError as error:
         return made._replace(unknown=f"the graph has no inference mode, and {error}")
     if written:
         what += (
             f" with the moving statistics of {len(written)} layers in plain formulas"
         )
-    inputs, outputs = ends
-    drop_controls(graph, [node_name(canonical(c.tensor)) for c in outputs])
+    drop_controls(graph, names)
     before = _extracted(graph, inputs, outputs)
     references = [Reference(before.graph, what)]
     if dropped:
@@ -307,6 +318,63 @@ def _with_references(made, source, mode, layers, ends, dropped):
         remove_dropout(graph, before.names()[0])
         references.append(Reference(graph, f"{what} and without its dropout"))
     return made._replace(references=tuple(references))
+
+
+def _write_layers_out(graph, source, mode, layers, names):
+    """Writes out the layers that `names` need and that take the batch; their names.
+
+    Raises:
+        ValueError: that cannot be done.
+    """
+    view = mode.view
+    if graph.functions:
+        view, layers = _undecided(graph, source, mode.values, names)
+    # A `Case` stays a call here, whose layers have no nodes in this graph.
+    outside = [a.layer.name for a in layers if not _is_in(graph, view, a)]
+    if outside:
+        raise ValueError(f"{some(outside)} are in functions that it calls as it runs")
+    existing = {id(node): node for node in graph.nodes.values()}
+    written = take_moving_statistics(graph, view, layers, write_out)
+    _take_living(graph, [n for n in graph.nodes.values() if id(n) not in existing])
+    return written
+
+
+def _undecided(graph, source, values, names):
+    """The view, and the layers that `names` need, under the names of `graph`.
+
+    A branch of control flow v2 that a constant decides is inlined in the place of the
+    condition, one that TensorFlow chooses beside the other: its nodes have other names.
+    """
+    decided = graph.copy()
+    resolve(decided, {}, source.definitions, names)
+    view = decided.view()
+    layers = tuple(analyse(view, Conditions(view)))
+    drop_controls(decided, names)
+    return view, _needed_layers(Mode(decided, values, view, layers), names)
+
+
+def _take_living(graph, added):
+    """Lets nodes that were added take the output of each `Switch` that is there.
+
+    They were made by a view in which such a `Switch`, decided, has one output.
+    """
+    living = {
+        name: f"{name}:1"
+        for name, node in graph.nodes.items()
+        if node.op in SWITCHES and constant_scalar(graph, node.input[1])
+    }
+    for node in added:
+        node.input[:] = [living.get(source, source) for source in node.input]
+
+
+def _is_in(graph, view, analysis):
+    """Whether `graph` has the nodes of a layer's calls that take the batch."""
+    return all(
+        view.names[node] in graph.nodes
+        for call in analysis.calls
+        if call.mode != "inference"
+        for node in (call.node, node_of(call.x))
+    )
 
 
 def _check_clean(graph):

@@ -5,6 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import bn_tf1
+from bn_tf1.graphs.rewriting.editable_graph import EditableGraph
 from bn_tf1.serving.checking import measure, read_examples
 from bn_tf1.serving.export_error import ExportError
 from bn_tf1.serving.graph_sources import open_source
@@ -173,6 +174,66 @@ def test_a_prediction_that_depends_on_its_batch_is_refused(batch, tmp_path):
             batch=batch,
         )
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.uint8])
+def test_one_example_shows_that_a_prediction_depends_on_its_batch(dtype, tmp_path):
+    def build():
+        x = tf.placeholder(dtype, [None, 4, 4, 1], name="x")
+        y = tf.reshape(tf.cast(x, tf.float32), [-1, 16]) * tf.get_variable("w", [16])
+        # Of all the batch, as a layer takes it: it is the same in any order of pixels.
+        tf.subtract(y, tf.reduce_mean(y), name="logits")
+
+    with pytest.raises(ExportError, match="depends on the rest of its batch: logits"):
+        bn_tf1.export(
+            saved(tmp_path, build),
+            str(tmp_path / "out"),
+            outputs=["logits"],
+            examples={"x": np.arange(16).reshape([1, 4, 4, 1]).astype(np.uint8)},
+        )
+
+
+def of_ids(x):
+    table = tf.get_variable("table", [50, 4])
+    return tf.reduce_sum(tf.gather(table, tf.cast(x, tf.int32)), 1)
+
+
+def of_odds(x):
+    return tf.log(x) - tf.log1p(-x)
+
+
+DOMAINS = {
+    "ids": (of_ids, tf.float32, [[49, 3, 2]]),
+    "probabilities": (of_odds, tf.float32, [[0.95, 0.2, 0.6]]),
+    "one_value": (of_odds, tf.float32, [[0.95, 0.95, 0.95]]),
+}
+
+
+@pytest.mark.parametrize("case", sorted(DOMAINS))
+def test_examples_that_are_made_are_inputs_of_the_model(case, tmp_path):
+    layer, dtype, given = DOMAINS[case]
+
+    def build():
+        tf.identity(layer(tf.placeholder(dtype, [None, 3], name="x")), name="logits")
+
+    made = bn_tf1.export(
+        saved(tmp_path, lambda: [build(), tf.get_variable("other", [])]),
+        str(tmp_path / "model.pb"),
+        to="frozen",
+        outputs=["logits"],
+        examples={"x": np.array(given, dtype.as_numpy_dtype)},
+    )
+    (told,) = (text for text in made.checks if "the rest of its batch" in text)
+    assert ("examples that are all alike" in told) == (len(set(given[0])) == 1)
+
+
+def test_text_beyond_ascii(tmp_path):
+    with tf.Graph().as_default() as graph:
+        tf.identity(tf.placeholder(tf.string, [None], name="x"), name="y")
+    feed = {"x": np.array(["\u00fcber", b"\xfe", "a"], object)}
+    with Isolated(LIMIT_SECS) as isolated:
+        ((found,),) = isolated.run(EditableGraph(graph.as_graph_def()), [feed], ["y"])
+    assert found.tolist() == ["\u00fcber".encode(), b"\xfe", b"a"]
 
 
 def steps_of_a_sequence():

@@ -100,6 +100,50 @@ def test_a_condition_of_control_flow_v2(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("is_v2", [False, True])
+def test_a_layer_for_good_in_a_branch_that_is_set(is_v2, tmp_path):
+    was_enabled = tf.control_flow_v2_enabled()
+    (tf.enable_control_flow_v2 if is_v2 else tf.disable_control_flow_v2)()
+    prefix, x = str(tmp_path / "model.ckpt"), random_images(3, [4, 5, 5, 3])
+    statistics = np.float32([0.5, -1.0, 2.0]), np.float32([2.0, 0.5, 3.0])
+    try:
+        with tf.Graph().as_default(), tf.Session() as session:
+            images = tf.placeholder(tf.float32, [None, 5, 5, 3], name="images")
+            use = tf.placeholder(tf.bool, [], name="use")
+            variables = [
+                tf.get_variable(f"bn/{name}", initializer=value, use_resource=True)
+                for name, value in zip(
+                    ["gamma", "beta", "moving_mean", "moving_variance"],
+                    [np.ones(3, np.float32), np.zeros(3, np.float32), *statistics],
+                )
+            ]
+
+            def layer():
+                y, *batch = tf.nn.fused_batch_norm(
+                    images, *variables[:2], epsilon=1e-3, is_training=True
+                )
+                updates = [
+                    moving.assign_sub((moving - own) * 0.1)
+                    for moving, own in zip(variables[2:], batch)
+                ]
+                with tf.control_dependencies(updates):
+                    return tf.identity(y)
+
+            tf.identity(tf.cond(use, layer, lambda: images * 2.0), name="y")
+            session.run(tf.global_variables_initializer())
+            tf.train.Saver().save(session, prefix)
+    finally:
+        (tf.enable_control_flow_v2 if was_enabled else tf.disable_control_flow_v2)()
+    wishes = Wishes(outputs=["y"], settings={"use": True})
+    model = prepare(open_source(prefix), wishes)
+    (reference,) = model.references
+    expected = (x - statistics[0]) / np.sqrt(statistics[1] + 1e-3)
+    for graph in (model.graph, reference.graph):
+        (found,) = run_graph(graph.portable_graph_def(), {"images": x}, ["y"])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "of 1 layers in plain formulas" in reference.what
+
+
 def updated_first(y):
     """What follows waits for the updates, as with slim's updates_collections=None."""
     with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):

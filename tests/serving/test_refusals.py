@@ -201,3 +201,9 @@ def test_weights_that_are_no_numbers(tmp_path):
     meta = saved(tmp_path, nan)
     with pytest.raises(ExportError, match="logits/logits is NaN for the examples"):
         bn_tf1.export(meta, str(tmp_path / "out"), outputs=["logits/logits"])
+
+
+@pytest.mark.parametrize("batch", ["", 0])
+def test_a_batch_that_is_none_of_the_ways(batch, tmp_path):
+    with pytest.raises(ExportError, match=f"`batch` is {batch!r}, but must be one of"):
+        bn_tf1.export("model.ckpt", str(tmp_path / "out"), outputs=["y"], batch=batch)
