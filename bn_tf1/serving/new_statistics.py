@@ -75,14 +75,15 @@ def _measured(graph, layer, model, examples, isolated):
     outputs = _with_moments(trial, layer)
     count = examples.count()
     size = model.batch_size or min(_BATCH_SIZE, count)
-    # A fixed batch size is filled up from the beginning: the last examples count, too,
-    # and the first a second time.
-    whole = -(-count // size) * size if model.batch_size else count
+    # An example that filled up the last batch would count twice.
+    if model.batch_size and count % size:
+        raise ExportError(
+            f"the graph takes {size} examples at once, and {count} is no multiple of "
+            f"{size}: give {count - count % size or size} to recalibrate over"
+        )
     feeds = [
         {
-            name: np.take(array, range(start, min(start + size, whole)), 0, mode="wrap")
-            if array.ndim
-            else array
+            name: array[start : start + size] if array.ndim else array
             for name, array in examples.arrays.items()
         }
         for start in range(0, count, size)

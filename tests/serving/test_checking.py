@@ -156,6 +156,26 @@ def test_statistics_that_nobody_updated_are_not_taken(tmp_path):
     assert any("the rest of its batch by" in text for text in made.checks)
 
 
+def of_batch_size_4():
+    images = tf.placeholder(tf.float32, [4, 5, 5, 3], name="images")
+    make_train_op(loss_of(with_fused_kernel(convolution(images), True)))
+
+
+def test_statistics_over_examples_that_do_not_fill_a_fixed_batch(tmp_path):
+    source, out = saved(tmp_path, of_batch_size_4), str(tmp_path / "model.pb")
+    images = np.random.RandomState(2).uniform(size=[6, 5, 5, 3]).astype(np.float32)
+    with pytest.raises(ExportError, match="6 is no multiple of 4: give 4 to recal"):
+        bn_tf1.export(
+            source,
+            out,
+            to="frozen",
+            outputs=["logits/logits"],
+            batch="keep",
+            examples={"images": images},
+            recalibrate=True,
+        )
+
+
 @pytest.mark.parametrize("batch", [None, "keep"])
 def test_a_prediction_that_depends_on_its_batch_is_refused(batch, tmp_path):
     def build():
