@@ -312,12 +312,30 @@ def _with_references(made, source, mode, layers, ends, dropped):
         )
     drop_controls(graph, names)
     before = _extracted(graph, inputs, outputs)
+    _fill_in(before)
     references = [Reference(before.graph, what)]
     if dropped:
         graph = before.graph.copy()
         remove_dropout(graph, before.names()[0])
         references.append(Reference(graph, f"{what} and without its dropout"))
     return made._replace(references=tuple(references))
+
+
+def _fill_in(before):
+    """Gives a value to placeholders that only what is not taken needs, as a keep_prob.
+
+    Which one makes no difference: an output that did depend on it would be another than
+    the model's.
+    """
+    graph = before.graph
+    for name in set(graph.nodes).difference(map(node_name, before.names()[0])):
+        node = graph.nodes[name]
+        if node.op not in ("Placeholder", "PlaceholderV2"):
+            continue
+        dtype = dtype_of(graph, name)
+        if np.dtype(dtype) != object:  # text: to be fed, as TensorFlow then says
+            sizes = [max(dim.size, 1) for dim in node.attr["shape"].shape.dim]
+            graph.make_constant(name, np.ones(sizes, dtype))
 
 
 def _write_layers_out(graph, source, mode, layers, names):

@@ -156,6 +156,26 @@ def test_statistics_that_nobody_updated_are_not_taken(tmp_path):
     assert any("the rest of its batch by" in text for text in made.checks)
 
 
+def with_a_rate_in_training():
+    images = tf.placeholder(tf.float32, [None, 5, 5, 3], name="images")
+    is_training = tf.placeholder(tf.bool, [], name="is_training")
+    rate = 1 - tf.placeholder(tf.float32, name="keep_prob")
+    y = with_fused_kernel(convolution(images), is_training)
+    # In a Switch, which takes its input even where its branch is not taken.
+    make_train_op(
+        loss_of(tf.cond(is_training, lambda: tf.nn.dropout(y, rate=rate), lambda: y))
+    )
+
+
+def test_a_placeholder_that_only_training_needs_is_no_input(tmp_path):
+    source, out = saved(tmp_path, with_a_rate_in_training), str(tmp_path / "model.pb")
+    images = np.random.RandomState(2).uniform(size=[8, 5, 5, 3]).astype(np.float32)
+    options = {"outputs": ["logits/logits"], "examples": {"images": images}}
+    made = bn_tf1.export(source, out, to="frozen", **options)
+    assert [c.tensor for c in made.inputs] == ["images:0"]
+    assert any("those of the graph before" in text for text in made.checks)
+
+
 def of_batch_size_4():
     images = tf.placeholder(tf.float32, [4, 5, 5, 3], name="images")
     make_train_op(loss_of(with_fused_kernel(convolution(images), True)))
