@@ -114,7 +114,7 @@ def _is_written(path, page):
     folder = os.path.dirname(path) or "."
     try:
         # In the same folder: only there a rename is at once. In one of its own in there:
-        # people write pages into /tmp, where a name that is known may be another's link.
+        # people write pages into shared ones, where a known name may be another's link.
         with tempfile.TemporaryDirectory(prefix=".report", dir=folder) as scratch:
             written = os.path.join(scratch, "page")
             with open(written, "w", encoding="utf-8") as file:

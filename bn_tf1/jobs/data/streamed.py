@@ -146,7 +146,7 @@ def training_batches(
     @do_not_convert
     def decode(encoded, label, position):
         if not augment:
-            return encoded_images.decode_resized(encoded, size), label
+            return _decode_as_evaluated(dataset, encoded), label
         # By the example's own place in the stream: not by its batch, which a worker shares.
         pair = tf.stack([tf.constant(seed, tf.int64), position])
         if dataset.augments_photos:
@@ -168,10 +168,7 @@ def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dat
 
     @do_not_convert
     def decode(encoded, label, position):
-        decode_image = encoded_images.decode_resized
-        if dataset.augments_photos:
-            decode_image = encoded_images.decode_centre
-        return decode_image(encoded, dataset.image_shape[0]), label
+        return _decode_as_evaluated(dataset, encoded), label
 
     steps = tf.data.Dataset.range(-(-dataset.num_examples // batch_size))
     rows = (0, batch_size)
@@ -180,6 +177,15 @@ def evaluation_batches(dataset: StreamedDataset, batch_size: int) -> tf.data.Dat
         .map(decode, _AUTOTUNE)
         .batch(batch_size)
     )
+
+
+@do_not_convert
+def _decode_as_evaluated(dataset, encoded):
+    """What `eval.py` sees, and so what statistics and accuracies are of."""
+    decode_image = encoded_images.decode_resized
+    if dataset.augments_photos:
+        decode_image = encoded_images.decode_centre
+    return decode_image(encoded, dataset.image_shape[0])
 
 
 def _examples(reader, steps, batch_size, rows, once=False):

@@ -18,6 +18,7 @@ from bn_tf1.jobs.data import (
     record_shards,
     streamed,
 )
+from bn_tf1.jobs.data.array_batches import ArrayBatches
 from bn_tf1.jobs.data.datasets import Streaming
 from bn_tf1.jobs.data.encoded_images import is_stored_rotated, why_not_decodable
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
@@ -170,6 +171,22 @@ def test_evaluation_holds_every_example_once(source):
     assert [len(labels) for _, labels in batches] == [4, 2]
     pairs = identities(batches)
     assert len(pairs) == 6 and set(pairs) == EVERY["test"]
+
+
+@pytest.mark.parametrize("photos", [False, True])
+def test_recalibration_sees_images_as_evaluation_does(photos, tmp_path):
+    random = np.random.RandomState(0)
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        pixels = random.randint(0, 256, [12, 16, 3])
+        (place / "0.png").write_bytes(encode(pixels))
+    dataset = open_split(("images", str(tmp_path)), augments_photos=photos)
+    (evaluated,) = take(datasets.evaluation_batches(dataset, 2))
+    (seen,) = ArrayBatches(dataset, 2)
+    for images, labels in (evaluated, seen):
+        images[:] = images[np.argsort(labels)]
+    np.testing.assert_array_equal(seen[0], evaluated[0])
 
 
 def test_a_folder_without_splits_is_split_by_names(folder, tmp_path):
