@@ -312,23 +312,28 @@ def _with_references(made, source, mode, layers, ends, dropped):
         )
     drop_controls(graph, names)
     before = _extracted(graph, inputs, outputs)
-    _fill_in(before)
-    references = [Reference(before.graph, what)]
+    fed = before.names()[0]
+    references = []
     if dropped:
-        graph = before.graph.copy()
-        remove_dropout(graph, before.names()[0])
-        references.append(Reference(graph, f"{what} and without its dropout"))
+        # Before values are filled in, with which dropout may not be recognised.
+        without = before.graph.copy()
+        remove_dropout(without, fed)
+        _fill_in(without, fed)
+        references = [Reference(without, f"{what} and without its dropout")]
+    # To a dropout that is there, a rate that nobody gave makes a difference.
+    if not (_fill_in(before.graph, fed) and dropped):
+        references.insert(0, Reference(before.graph, what))
     return made._replace(references=tuple(references))
 
 
-def _fill_in(before):
+def _fill_in(graph, inputs):
     """Gives a value to placeholders that only what is not taken needs, as a keep_prob.
 
     Which one makes no difference: an output that did depend on it would be another than
-    the model's.
+    the model's. Returns whether there were any.
     """
-    graph = before.graph
-    for name in set(graph.nodes).difference(map(node_name, before.names()[0])):
+    is_filled = False
+    for name in set(graph.nodes).difference(map(node_name, inputs)):
         node = graph.nodes[name]
         if node.op not in ("Placeholder", "PlaceholderV2"):
             continue
@@ -336,6 +341,8 @@ def _fill_in(before):
         if np.dtype(dtype) != object:  # text: to be fed, as TensorFlow then says
             sizes = [max(dim.size, 1) for dim in node.attr["shape"].shape.dim]
             graph.make_constant(name, np.ones(sizes, dtype))
+            is_filled = True
+    return is_filled
 
 
 def _write_layers_out(graph, source, mode, layers, names):

@@ -156,6 +156,23 @@ def test_statistics_that_nobody_updated_are_not_taken(tmp_path):
     assert any("the rest of its batch by" in text for text in made.checks)
 
 
+@pytest.mark.parametrize("name", ["rate", "keep_prob"])
+def test_the_rate_of_a_dropout_for_good_need_not_be_given(name, tmp_path):
+    def build():
+        images = tf.placeholder(tf.float32, [None, 5, 5, 3], name="images")
+        is_training = tf.placeholder(tf.bool, [], name="is_training")
+        given = tf.placeholder(tf.float32, [], name=name)
+        y = with_fused_kernel(convolution(images), is_training)
+        rate = given if name == "rate" else 1 - given
+        make_train_op(loss_of(tf.nn.dropout(y, rate=rate)))
+
+    source, out = saved(tmp_path, build), str(tmp_path / "model.pb")
+    images = np.random.RandomState(2).uniform(size=[8, 5, 5, 3]).astype(np.float32)
+    options = {"outputs": ["logits/logits"], "examples": {"images": images}}
+    made = bn_tf1.export(source, out, to="frozen", **options)
+    assert any("without its dropout, to" in text for text in made.checks)
+
+
 def with_a_rate_in_training():
     images = tf.placeholder(tf.float32, [None, 5, 5, 3], name="images")
     is_training = tf.placeholder(tf.bool, [], name="is_training")
