@@ -10,11 +10,10 @@
 //   dresidual = g
 // Source: Ioffe & Szegedy, "Batch Normalization", 2015 (arXiv:1502.03167), section 3.
 //
-// Memory is what a batch norm takes time for, so each tensor is read as few times as
-// possible: x twice forward, for the statistics and for the output; x and dy twice
-// backward, for the two sums and for dx. z is computed again where the gradient needs it.
-// The second pass goes through the tensors from the end, where the caches still hold what
-// the first one read last; of tensors that they cannot hold, it writes past them.
+// Memory is what a batch norm takes time for, so x is read twice forward, for the statistics
+// and for the output, and x and dy twice backward, for the two sums and for dx; z is computed
+// again. The second pass goes through the tensors from the end, where the caches still hold
+// what the first one read last; of tensors that they cannot hold, it writes past them.
 //
 // The work is cut into units of about 128 KB, which a cache of the second level holds, by
 // the shape alone: whatever the number of threads, the same numbers are added in the same
@@ -29,13 +28,11 @@
 #include <cstdint>
 #include <cstring>
 #include <fstream>
-#include <limits>
 #include <string>
 #include <vector>
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
-
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -43,9 +40,8 @@
 
 #define INLINE inline __attribute__((always_inline))
 
-// Each function so marked is compiled for several processors, of which the fastest that
-// runs it is taken when the library is loaded. BN_TF1_CLONES is given by the build, as far
-// as the compiler has it: only GNU's for x86-64 does.
+// Compiled for several processors, of which the fastest that runs it is taken when the library
+// is loaded. The build gives BN_TF1_CLONES where the compiler has it: GNU's for x86-64.
 #ifdef BN_TF1_CLONES
 #define CLONED __attribute__((target_clones(BN_TF1_CLONES)))
 #else
@@ -114,6 +110,8 @@ INLINE double coarse(double value) { return value; }
 const int64_t kUnit = 1 << 15;  // values: 128 KB of float32
 const int64_t kMostPlaces = 1024, kLanes = 128;
 const int64_t kPlaces = 512;  // so many sums, and what they are made of, the first level holds
+const int64_t kRows = 64;     // of which float32 holds the sum
+const int64_t kAhead = 512;   // so far before it is read, a value is asked for
 
 // One piece of work: `rows` rows of `width` neighbours, the beginnings of two rows `stride`
 // apart, and `tail` values after the last row, which lie as in the beginning of one.
@@ -125,35 +123,37 @@ struct Unit {
   int64_t part;  // where what it finds is kept, among that of others for the same channels
   bool is_planar;
   int64_t count() const { return (rows * width + tail) / channels; }
+  bool is_dense() const { return width == stride; }
+  int64_t ahead() const { return is_dense() ? kAhead : stride; }  // of what is read then
 };
 // Cuts a tensor of [outer, channels, inner] into units, for the caches and the vectors.
 class Layout {
  public:
-  Layout(int64_t outer, int64_t channels, int64_t inner)
-      : outer_(outer), channels_(channels), inner_(inner) {
-    is_columns_ = inner > 1 ? inner <= kMostPlaces : channels > kPlaces;
+  // For rows of about `wanted` values, where all channels are neighbours.
+  Layout(const int64_t sizes[3], int64_t wanted)
+      : outer_(sizes[0]), channels_(sizes[1]), inner_(sizes[2]) {
+    is_columns_ = inner_ > 1 ? inner_ <= kMostPlaces : channels_ > kPlaces;
     if (is_columns_) {
       // Columns of some channels, about equally many, through several of the outermost size.
-      places_ = divide_up(channels, divide_up(channels, kMostPlaces / inner));
-      columns_ = divide_up(channels, places_);
-      // Sums of more rows than that are off by more than the recipe's, in float32.
-      block_ = std::min<int64_t>(std::max<int64_t>(kUnit / (places_ * inner), 1), 512);
-      parts_ = divide_up(outer, block_);
+      places_ = divide_up(channels_, divide_up(channels_, kMostPlaces / inner_));
+      columns_ = divide_up(channels_, places_);
+      block_ = std::max<int64_t>(kUnit / (places_ * inner_), 1);
+      parts_ = divide_up(outer_, block_);
       units_ = parts_ * columns_;
       return;
     }
-    // Whole rows of several neighbours: of all channels, or of the one of a plane. Vectors
-    // of 16 divide them where that can be.
-    planes_ = inner > 1 ? outer * channels : 1;
-    length_ = inner > 1 ? inner : outer;
-    step_ = inner > 1 ? 1 : channels;
-    const int64_t most = (inner > 1 ? kLanes : kPlaces) / step_;
-    for (places_ = most; places_ > most / 2 && places_ * step_ % 16 != 0;) --places_;
-    if (places_ * step_ % 16 != 0) places_ = most;
+    // Whole rows of several neighbours: of all channels, or of the one of a plane.
+    planes_ = inner_ > 1 ? outer_ * channels_ : 1;
+    length_ = inner_ > 1 ? inner_ : outer_;
+    step_ = inner_ > 1 ? 1 : channels_;
+    int64_t fill = 16;  // so many places fill vectors
+    while (fill > 1 && step_ * fill / 2 % 16 == 0) fill /= 2;
+    places_ = std::max<int64_t>((inner_ > 1 ? kLanes : wanted) / (step_ * fill), 1) * fill;
+    places_ = std::min(places_, kPlaces / step_);
     block_ = std::max<int64_t>(kUnit / (places_ * step_), 1) * places_;
     pieces_ = divide_up(length_, block_);
     units_ = planes_ * pieces_;
-    parts_ = units_ * step_ / channels;
+    parts_ = units_ * step_ / channels_;
   }
   int64_t units() const { return units_; }
   // How many units there are for each channel, and the values of a channel in one of them.
@@ -181,28 +181,35 @@ class Layout {
   int64_t outer_, channels_, inner_, places_, block_, parts_, units_, columns_ = 1;
   int64_t planes_ = 1, length_ = 1, step_ = 1, pieces_ = 1;
 };
+// The kinds of coefficients:
+//   z  = (x - mean) * scale + offset
+//   dx = g * direct + (x - mean) * through + constant
+enum { kMean, kScale, kOffset, kDirect, kThrough, kConstant, kKinds };
 // What a pass makes of each place.
 enum Pass { kStatistics, kOutput, kOutputWithResidual, kUnmasked, kMaskedAgain, kMaskedByOutput };
 
 // What is done to all units of a tensor, forward or backward.
 template <typename T> struct Task {
   typedef typename Wide<T>::type A;
-  const T *x, *dy;
-  const T* other;  // forward the residual; backward y, where there was a residual; or null
-  T *out, *g;      // y or dx; backward g, where there is y
+  const T *x, *dy = nullptr;
+  const T* other = nullptr;  // forward the residual; backward y, where there was a residual
+  T *out = nullptr, *g = nullptr;  // y or dx; backward g, where there is y
+  int64_t size, channels;
+  // More than the caches hold: rows are added up one by one.
+  bool is_large, is_streamed = false;  // and what is written goes past them
+  Layout layout, wide;  // for sums, four rows at a time, which are best short; for the rest
   // Of each part and channel: mean and squares around it; or sums of g and g * (x - mean).
-  double *first, *second;
-  int64_t channels;
-  const A* coefficients;  // [kind, channels]
-  Pass pass;         // that which writes `out`
-  bool is_streamed;  // past the caches
-  A low, high;  // between which the activation passes z on
+  std::vector<double> first, second;
+  std::vector<A> coefficients;  // [kind, channels]
+  Pass pass = kStatistics;      // that which writes `out`
+  A low, high;                  // between which the activation passes z on
+  Task(const T* x, const int64_t sizes[3], bool is_masked, double high)
+      : x(x), size(sizes[0] * sizes[1] * sizes[2]), channels(sizes[1]),
+        is_large(size * sizeof(T) > 8 << 20),
+        layout(sizes, is_large ? kPlaces : 256 / sizeof(T)), wide(sizes, kPlaces),
+        first(layout.parts() * channels), second(first), coefficients(kKinds * channels),
+        low(is_masked ? 0 : -high), high(high) {}
 };
-// The kinds of coefficients:
-//   z  = (x - mean) * scale + offset
-//   dx = g * direct + (x - mean) * through + constant
-enum { kMean, kScale, kOffset, kDirect, kThrough, kConstant, kKinds };
-
 // Coefficients of a unit, from one for each channel to one for each place of a row.
 template <typename A> INLINE void spread(const Unit& u, const A* by_channel, A* by_place) {
   for (int64_t i = 0; !u.is_planar && i < u.repeat; ++i) {
@@ -212,9 +219,8 @@ template <typename A> INLINE void spread(const Unit& u, const A* by_channel, A* 
     for (int64_t i = 0; i < u.repeat; ++i) by_place[c * u.repeat + i] = by_channel[c];
   }
 }
-// From the sums at each place of a row, those by channel.
+// Adds the sums at each place of a row to those by channel.
 template <typename A> INLINE void fold(const Unit& u, const A* by_place, double* by_channel) {
-  for (int64_t c = 0; c < u.channels; ++c) by_channel[c] = 0;
   for (int64_t i = 0; !u.is_planar && i < u.repeat; ++i, by_place += u.channels) {
     for (int64_t c = 0; c < u.channels; ++c) by_channel[c] += by_place[c];
   }
@@ -224,11 +230,6 @@ template <typename A> INLINE void fold(const Unit& u, const A* by_place, double*
     for (double sum : sums) by_channel[c] += sum;
   }
 }
-// Asks for a row that comes next: the processor looks ahead within a page of memory alone.
-template <typename T> INLINE void fetch(const T* from, int64_t width) {
-  for (int64_t i = 0; i < width; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
-}
-
 // ------------------------------------------------------------------------------- passes
 
 // One place of a row: `at` in the tensor, `j` in the row, of which `kinds` are coefficients.
@@ -237,12 +238,14 @@ template <typename T> struct Place {
   const T *x, *dy, *other;
   T* kept;
   const A (*kinds)[kMostPlaces];
+  bool is_large;
   A low, high;
   // With the first `last` and one kinds, which it spreads.
   INLINE Place(const Task<T>& t, const Unit& u, int last, A (*kinds)[kMostPlaces])
-      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds), low(t.low), high(t.high) {
+      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds),
+        is_large(t.is_large), low(t.low), high(t.high) {
     for (int kind = 0; kind <= last; ++kind) {
-      spread(u, t.coefficients + kind * t.channels + u.first_channel, kinds[kind]);
+      spread(u, &t.coefficients[kind * t.channels + u.first_channel], kinds[kind]);
     }
   }
   // The difference comes first: a mean of hundreds of deviations costs no digits.
@@ -255,8 +258,14 @@ template <typename T> struct Place {
     return z > high ? high : z;
   }
   // A product, as in TensorFlow, so that the compiler does not wait for z to load dy.
-  INLINE A passed(int64_t at, A z) const {
-    return A(load(dy[at])) * A((z > low) & (z < high));
+  INLINE A passed(int64_t at, A z) const { return A(load(dy[at])) * A((z > low) & (z < high)); }
+  // Asks for what comes next: the processor looks ahead within a page of memory alone.
+  template <int pass> INLINE void ask(int64_t at, int64_t width) const {
+    for (int64_t i = at; i < at + width; i += 64 / sizeof(T)) {
+      __builtin_prefetch(x + i);
+      if (pass >= kUnmasked) __builtin_prefetch(dy + i);
+      if (pass == kOutputWithResidual || pass == kMaskedByOutput) __builtin_prefetch(other + i);
+    }
   }
   template <int pass> INLINE A g(int64_t at, int64_t j) const {
     if (pass == kStatistics) return deviation(at, j);
@@ -273,21 +282,20 @@ template <typename T> struct Place {
            (deviation(at, j) * kinds[kThrough][j] + kinds[kConstant][j]);
   }
 };
-// Sums of g and of g * (x - mean), place by place; four rows at a time, so that the sums
-// are loaded and stored a quarter as often, and are shorter.
+// Sums of g and of g * (x - mean), place by place. Four rows at a time, so that sums are loaded
+// and stored a quarter as often; where it waits for memory, one by one, as they lie there.
 template <int pass, typename T, typename A>
 INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
   const int64_t s = u.stride;
   int64_t row = 0;
   for (int64_t j = 0; j < u.width; ++j) sum[j] = product[j] = 0;
-  for (; row + 4 <= u.rows; row += 4) {
+  for (; !(p.is_large && u.is_dense()) && row + 4 <= u.rows; row += 4) {
     const int64_t at = u.offset + row * s;
     for (int64_t begin = 0, end; begin < u.width; begin = end) {
       end = std::min(begin + kLanes, u.width);
       // In portions, between which it adds. Where no mask delays it, it looks ahead by itself.
       for (int64_t k = 4; pass != kUnmasked && k < 8 && row + k < u.rows; ++k) {
-        fetch(p.x + at + k * s + begin, end - begin);
-        if (pass != kStatistics) fetch(p.dy + at + k * s + begin, end - begin);
+        p.template ask<pass>(at + k * s + begin, end - begin);
       }
       INDEPENDENT
       for (int64_t j = begin; j < end; ++j) {
@@ -302,12 +310,31 @@ INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
   }
   for (; row <= u.rows; ++row) {
     const int64_t at = u.offset + row * s, width = row < u.rows ? u.width : u.tail;
-    INDEPENDENT
-    for (int64_t j = 0; j < width; ++j) {
-      const A g = p.template g<pass>(at + j, j);
-      sum[j] += g;
-      product[j] += g * p.deviation(at + j, j);
+    for (int64_t begin = 0, end; begin < width; begin = end) {
+      end = std::min(begin + kLanes, width);
+      p.template ask<pass>(at + begin + u.ahead(), end - begin);
+      INDEPENDENT
+      for (int64_t j = begin; j < end; ++j) {
+        const A g = p.template g<pass>(at + j, j);
+        sum[j] += g;
+        product[j] += g * p.deviation(at + j, j);
+      }
     }
+  }
+}
+// By channel, in float64 from pieces so short that float32 loses little.
+template <int pass, typename T>
+INLINE void add_up(const Unit& u, const Place<T>& p, double* sums, double* products) {
+  alignas(64) typename Wide<T>::type sum[kMostPlaces], product[kMostPlaces];
+  for (double* all : {sums, products}) std::fill_n(all, u.channels, 0);
+  Unit piece = u;
+  for (int64_t row = 0; row < std::max<int64_t>(u.rows, 1); row += kRows) {
+    piece.offset = u.offset + row * u.stride;
+    piece.rows = std::min(u.rows - row, kRows);
+    piece.tail = row + kRows < u.rows ? 0 : u.tail;
+    sum_rows<pass>(piece, p, sum, product);
+    fold(u, sum, sums);
+    fold(u, product, products);
   }
 }
 // To memory, past the caches, a line of them at a time where that can be. The caller fences.
@@ -329,27 +356,29 @@ void stream(const void* from, int64_t bytes, void* to) { std::memcpy(to, from, b
 #endif
 template <int pass, typename T> INLINE void write_rows(const Unit& u, const Place<T>& p,
                                                        const Task<T>& t) {
-  alignas(64) T line[kMostPlaces];
+  alignas(64) T line[kLanes];
   for (int64_t row = 0; row <= u.rows; ++row) {
-    const int64_t at = u.offset + row * u.stride, width = row < u.rows ? u.width : u.tail;
-    if (row + 1 < u.rows) {
-      fetch(p.x + at + u.stride, width);
-      if (pass != kOutput) fetch((pass < kUnmasked ? p.other : p.dy) + at + u.stride, width);
+    const int64_t width = row < u.rows ? u.width : u.tail;
+    for (int64_t begin = 0; begin < width; begin += kLanes) {
+      const int64_t at = u.offset + row * u.stride + begin, some = std::min(width - begin, kLanes);
+      p.template ask<pass>(at + u.ahead(), some);
+      for (int64_t j = 0; !t.is_streamed && j < some; j += 64 / sizeof(T)) {
+        __builtin_prefetch(t.out + at + u.ahead() + j, 1);
+      }
+      T* to = t.is_streamed ? line : t.out + at;
+      INDEPENDENT
+      for (int64_t j = 0; j < some; ++j) store(p.template written<pass>(at + j, begin + j), to + j);
+      if (t.is_streamed) stream(line, some * sizeof(T), t.out + at);
     }
-    T* to = t.is_streamed ? line : t.out + at;
-    INDEPENDENT
-    for (int64_t j = 0; j < width; ++j) store(p.template written<pass>(at + j, j), to + j);
-    if (t.is_streamed) stream(line, width * sizeof(T), t.out + at);
   }
 #ifdef __SSE2__
   if (t.is_streamed) _mm_sfence();  // before another thread is told that the unit is done
 #endif
 }
 // Mean, and sum of squares around it, of one unit.
-template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& u) {
+template <typename T> INLINE void unit_statistics(Task<T>& t, const Unit& u) {
   typedef typename Wide<T>::type A;
-  alignas(64) A shift[1][kMostPlaces], sum[kMostPlaces], squares[kMostPlaces];
-  A shifts[kMostPlaces];
+  alignas(64) A shift[1][kMostPlaces], shifts[kMostPlaces];
   double sums[kMostPlaces], squared[kMostPlaces];
   const Place<T> place(t, u, -1, shift);
   // A first shift, from some values of each channel.
@@ -357,15 +386,12 @@ template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& 
   some.rows = std::min(u.rows, std::max<int64_t>(std::min<int64_t>(16 / u.repeat, 4), 1));
   if (some.rows > 0) some.tail = 0;
   for (int64_t j = 0; j < u.width; ++j) shift[0][j] = 0;
-  sum_rows<kStatistics>(some, place, sum, squares);
-  fold(u, sum, sums);
+  add_up<kStatistics>(some, place, sums, squared);
   for (int64_t c = 0; c < u.channels; ++c) shifts[c] = coarse(A(sums[c] / some.count()));
   const double count = double(u.count());
   for (int turn = 0; turn < 2; ++turn) {
     spread(u, shifts, shift[0]);
-    sum_rows<kStatistics>(u, place, sum, squares);
-    fold(u, sum, sums);
-    fold(u, squares, squared);
+    add_up<kStatistics>(u, place, sums, squared);
     // A shift more than two deviations away costs digits; a second turn, in the cache, little.
     bool is_far = false;
     for (int64_t c = 0; c < u.channels; ++c) {
@@ -382,16 +408,17 @@ template <typename T> INLINE void unit_statistics(const Task<T>& t, const Unit& 
     t.second[to + c] = around_mean < 0 ? 0 : around_mean;  // NaN stays NaN
   }
 }
-template <typename T> INLINE void unit_sums(const Task<T>& t, const Unit& u) {
+template <typename T> INLINE void unit_sums(Task<T>& t, const Unit& u) {
   typedef typename Wide<T>::type A;
-  alignas(64) A kinds[kOffset + 1][kMostPlaces], sum[kMostPlaces], product[kMostPlaces];
+  alignas(64) A kinds[kOffset + 1][kMostPlaces];
+  double sums[kMostPlaces], products[kMostPlaces];
   const Place<T> place(t, u, t.pass == kMaskedAgain ? kOffset : kMean, kinds);
-  if (t.pass == kUnmasked) sum_rows<kUnmasked>(u, place, sum, product);
-  if (t.pass == kMaskedAgain) sum_rows<kMaskedAgain>(u, place, sum, product);
-  if (t.pass == kMaskedByOutput) sum_rows<kMaskedByOutput>(u, place, sum, product);
+  if (t.pass == kUnmasked) add_up<kUnmasked>(u, place, sums, products);
+  if (t.pass == kMaskedAgain) add_up<kMaskedAgain>(u, place, sums, products);
+  if (t.pass == kMaskedByOutput) add_up<kMaskedByOutput>(u, place, sums, products);
   const int64_t to = u.part * t.channels + u.first_channel;
-  fold(u, sum, t.first + to);
-  fold(u, product, t.second + to);
+  std::copy_n(sums, u.channels, &t.first[to]);
+  std::copy_n(products, u.channels, &t.second[to]);
 }
 template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) {
   alignas(64) typename Wide<T>::type kinds[kKinds][kMostPlaces];
@@ -403,14 +430,11 @@ template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) 
   write_rows<kUnmasked>(u, place, t);
 }
 // What is compiled for several processors: all of the work on large tensors.
-#define FOR_STORED(T)                                                                       \
-  CLONED void find_statistics(const Task<T>& t, const Unit& u) { unit_statistics(t, u); }  \
-  CLONED void find_sums(const Task<T>& t, const Unit& u) { unit_sums(t, u); }              \
-  CLONED void find_results(const Task<T>& t, const Unit& u) { unit_results(t, u); }
-FOR_STORED(float)
-FOR_STORED(double)
-FOR_STORED(BFloat16)
-FOR_STORED(Half)
+#define FOR_STORED(T)                                                                \
+  CLONED void find_statistics(Task<T>& t, const Unit& u) { unit_statistics(t, u); }  \
+  CLONED void find_sums(Task<T>& t, const Unit& u) { unit_sums(t, u); }              \
+  CLONED void find_results(Task<T>& t, const Unit& u) { unit_results(t, u); }
+FOR_STORED(float) FOR_STORED(double) FOR_STORED(BFloat16) FOR_STORED(Half)
 
 // --------------------------------------------------------------------------- operations
 
@@ -442,15 +466,14 @@ template <typename T> class Operation : public OpKernel {
     NEED(context->GetAttr("activation", &activation));
     epsilon_ = double(rounded) + rest;
     is_masked_ = activation != "none";
-    high_ = activation == "relu6" ? 6 : std::numeric_limits<double>::infinity();
+    high_ = activation == "relu6" ? 6 : INFINITY;
   }
  protected:
   // Sizes before the channels, of them and after them; those of gamma and beta must fit.
   Result sizes(OpKernelContext* context, int x_index, int gamma, int64_t sizes[3]) const {
     const Tensor& x = context->input(x_index);
     if (axis_ >= x.dims()) {
-      return errors::InvalidArgument("axis is ", axis_, ", but x has shape ",
-                                     x.shape().DebugString());
+      return errors::InvalidArgument("axis is ", axis_, ", x ", x.shape().DebugString());
     }
     sizes[0] = sizes[1] = sizes[2] = 1;
     for (int i = 0; i < x.dims(); ++i) sizes[(i >= axis_) + (i > axis_)] *= x.dim_size(i);
@@ -459,56 +482,42 @@ template <typename T> class Operation : public OpKernel {
   }
   static Result check(OpKernelContext* context, int index, const TensorShape& wanted) {
     const TensorShape& shape = context->input(index).shape();
-    if (shape == wanted) return Result();
-    return errors::InvalidArgument("input ", index, " has shape ", shape.DebugString(),
-                                   ", but must have ", wanted.DebugString());
+    return shape == wanted ? Result() : errors::InvalidArgument(
+        "input ", index, " has shape ", shape.DebugString(), ", not ", wanted.DebugString());
   }
-  Task<S> task(const Tensor& x, int64_t channels, std::vector<double>* partial,
-               std::vector<A>* coefficients) const {
-    Task<S> t = {};
-    t.x = values<S>(x);
-    t.first = partial->data();
-    t.second = t.first + partial->size() / 2;
-    t.channels = channels;
-    t.coefficients = coefficients->data();
-    t.low = is_masked_ ? A(0) : -A(high_);
-    t.high = A(high_);
-    return t;
-  }
-  // Whether `tensors` tensors like x are more than the last cache holds, as Linux tells: of
-  // such, what is written is best written past it. (glibc's sysconf adds up several caches.)
+  // Whether `tensors` tensors like x are more than the last cache holds, as Linux tells (glibc's
+  // sysconf adds up several). Not of 16 bits, which take longer to convert than to write.
   static bool exceed_cache(int tensors, const Tensor& x) {
     static const int64_t kilobytes = [] {
       int64_t told = 0;  // from "32768K", or where there is no such file
       std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> told;
       return told;
     }();
-    return kilobytes > 0 && tensors * int64_t(x.TotalBytes()) > kilobytes << 10;
+    return sizeof(S) > 2 && kilobytes > 0 && tensors * int64_t(x.TotalBytes()) > kilobytes << 10;
   }
   // The same forward and backward, so that the activation passes on there what it did here.
   // The offset makes up for what the mean loses when it is rounded.
-  static void set_output(int64_t channels, const A* gamma, const A* beta, const double* mean,
-                         A* to) {
+  static void set_output(const A* gamma, const A* beta, const double* mean, Task<S>* t) {
+    const int64_t channels = t->channels;
     for (int64_t c = 0; c < channels; ++c) {
       const double scale = double(gamma[c]) * mean[channels + c], rest = mean[c] - A(mean[c]);
-      to[kMean * channels + c] = A(mean[c]);
-      to[kScale * channels + c] = A(scale);
-      to[kOffset * channels + c] = A(double(beta[c]) - rest * scale);
+      t->coefficients[kMean * channels + c] = A(mean[c]);
+      t->coefficients[kScale * channels + c] = A(scale);
+      t->coefficients[kOffset * channels + c] = A(double(beta[c]) - rest * scale);
     }
   }
   // In TensorFlow's own pool. Each unit writes to places of its own, and a thread that is done
   // with one takes the next: all end together. The second pass over a tensor goes from the end.
-  template <typename F>
-  static void for_each_unit(OpKernelContext* context, const Layout& layout, int64_t size,
-                            bool from_the_end, const F& work) {
+  static void for_each_unit(OpKernelContext* context, Task<S>& t, bool is_second,
+                            void (*work)(Task<S>&, const Unit&)) {
+    const Layout& layout = is_second ? t.wide : t.layout;
     const int64_t units = layout.units();
     std::atomic<int64_t> next;
     next = 0;  // at last, and read at the end: that tells a sanitizer what the pool orders
-    // The cost is in cycles, of which a value takes about one.
     context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(
-        units, size / units, [&](int64_t, int64_t) {
+        units, t.size / units /* cycles, about */, [&](int64_t, int64_t) {
           for (int64_t i = next++; i < units; i = next++) {
-            work(layout.unit(from_the_end ? units - 1 - i : i));
+            work(t, layout.unit(is_second ? units - 1 - i : i));
           }
         });
     next.load();
@@ -526,7 +535,7 @@ template <typename T> class Forward : public Operation<T> {
     const Tensor& x = context->input(0);
     int64_t sizes[3];
     NEED(this->sizes(context, 0, 1, sizes));
-    const int64_t channels = sizes[1], size = x.NumElements();
+    const int64_t channels = sizes[1];
     Tensor *y, *mean, *variance, *kept;
     OP_REQUIRES(context, context->num_inputs() < 5, errors::InvalidArgument("two residuals"));
     const bool has_residual = context->num_inputs() > 3;
@@ -540,21 +549,17 @@ template <typename T> class Forward : public Operation<T> {
     double *exact = values<double>(*kept), *inverses = exact + channels;
     for (A* moments : {means, variances}) std::fill_n(moments, channels, A(NAN));
     std::fill_n(exact, 2 * channels, NAN);
-    if (size == 0) return;  // with what 0 / 0 is
-    const Layout layout(sizes[0], channels, sizes[2]);
-    std::vector<double> partial(2 * layout.parts() * channels);
-    std::vector<A> coefficients(kKinds * channels);
-    Task<S> t = this->task(x, channels, &partial, &coefficients);
+    if (x.NumElements() == 0) return;  // with what 0 / 0 is
+    Task<S> t(values<S>(x), sizes, this->is_masked_, this->high_);
     t.other = has_residual ? values<S>(context->input(3)) : nullptr;
     t.pass = has_residual ? kOutputWithResidual : kOutput;
     t.out = values<S>(*y);
     t.is_streamed = t.out != t.other && this->exceed_cache(2, x);
-    this->for_each_unit(context, layout, size, false,
-                        [&](const Unit& u) { find_statistics(t, u); });
+    this->for_each_unit(context, t, false, find_statistics);
     // Of all parts, into the first of them: by Chan's formula, one after the other.
-    double count = double(layout.count(0));
-    for (int64_t part = 1; part < layout.parts(); ++part) {
-      const double more = double(layout.count(part)), share = more / (count + more);
+    double count = double(t.layout.count(0));
+    for (int64_t part = 1; part < t.layout.parts(); ++part) {
+      const double more = double(t.layout.count(part)), share = more / (count + more);
       for (int64_t c = 0; c < channels; ++c) {
         const double difference = t.first[part * channels + c] - t.first[c];
         t.first[c] += difference * share;
@@ -569,9 +574,8 @@ template <typename T> class Forward : public Operation<T> {
       means[c] = A(exact[c]);
       variances[c] = A(this->unbiased_ && count > 1 ? t.second[c] / (count - 1) : biased);
     }
-    this->set_output(channels, values<A>(context->input(1)), values<A>(context->input(2)),
-                     exact, coefficients.data());
-    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_results(t, u); });
+    this->set_output(values<A>(context->input(1)), values<A>(context->input(2)), exact, &t);
+    this->for_each_unit(context, t, true, find_results);
   }
 };
 template <typename T> class Backward : public Operation<T> {
@@ -588,7 +592,7 @@ template <typename T> class Backward : public Operation<T> {
     const Tensor &x = context->input(1), &kept = context->input(4);
     int64_t sizes[3];
     NEED(this->sizes(context, 1, 2, sizes));
-    const int64_t channels = sizes[1], size = x.NumElements();
+    const int64_t channels = sizes[1];
     NEED(this->check(context, 0, x.shape()));
     NEED(this->check(context, 4, {2, channels}));
     const int moments = 5 + outputs_;  // where they begin
@@ -603,26 +607,23 @@ template <typename T> class Backward : public Operation<T> {
     if (outputs_) NEED(context->forward_input_or_allocate_output({0}, 3, x.shape(), &g));
     A *dgammas = values<A>(*dgamma), *dbetas = values<A>(*dbeta);
     for (A* sums : {dgammas, dbetas}) std::fill_n(sums, channels, A(0));
-    if (size == 0) return;
-    const Layout layout(sizes[0], channels, sizes[2]);
-    std::vector<double> partial(2 * layout.parts() * channels);
-    std::vector<A> coefficients(kKinds * channels);
+    if (x.NumElements() == 0) return;
     const A* gamma = values<A>(context->input(2));
     const double *mean = values<double>(kept), *inverse = mean + channels;
-    this->set_output(channels, gamma, values<A>(context->input(3)), mean, coefficients.data());
-    Task<S> t = this->task(x, channels, &partial, &coefficients);
+    Task<S> t(values<S>(x), sizes, this->is_masked_, this->high_);
+    this->set_output(gamma, values<A>(context->input(3)), mean, &t);
     t.dy = values<S>(context->input(0));
     t.other = outputs_ ? values<S>(context->input(5)) : nullptr;
     t.pass = outputs_ ? kMaskedByOutput : this->is_masked_ ? kMaskedAgain : kUnmasked;
     t.g = outputs_ ? values<S>(*g) : nullptr;
     t.out = values<S>(*dx);
     t.is_streamed = t.out != t.dy && t.out != t.other && this->exceed_cache(3, x);
-    this->for_each_unit(context, layout, size, false, [&](const Unit& u) { find_sums(t, u); });
-    for (int64_t i = channels; i < layout.parts() * channels; ++i) {
+    this->for_each_unit(context, t, false, find_sums);
+    for (int64_t i = channels; i < t.layout.parts() * channels; ++i) {
       t.first[i % channels] += t.first[i];
       t.second[i % channels] += t.second[i];
     }
-    const double count = double(size / channels);
+    const double count = double(t.size / channels);
     const double divisor = this->unbiased_ && count > 1 ? count - 1 : count;
     for (int64_t c = 0; c < channels; ++c) {
       // The products are with x less the rounded mean: the rest comes here.
@@ -634,13 +635,12 @@ template <typename T> class Backward : public Operation<T> {
         constant += values<A>(context->input(moments))[c] / count;
         through += 2 * double(values<A>(context->input(moments + 1))[c]) / divisor;
       }
-      dgammas[c] = A(slope);
-      dbetas[c] = A(sum);
-      coefficients[kDirect * channels + c] = A(direct);
-      coefficients[kThrough * channels + c] = A(through);
-      coefficients[kConstant * channels + c] = A(constant - rest * through);
+      dgammas[c] = A(slope), dbetas[c] = A(sum);
+      t.coefficients[kDirect * channels + c] = A(direct);
+      t.coefficients[kThrough * channels + c] = A(through);
+      t.coefficients[kConstant * channels + c] = A(constant - rest * through);
     }
-    this->for_each_unit(context, layout, size, true, [&](const Unit& u) { find_results(t, u); });
+    this->for_each_unit(context, t, true, find_results);
   }
  private:
   int outputs_, moments_;

@@ -24,7 +24,8 @@ def test_no_output_and_no_gradient_is_farther_from_float64_than_the_recipe():
     assert not [str(result) for result in results if not result.is_good]
 
 
-# Rows of several places, more channels than places, columns, planes, one value each.
+# Rows of several places, more channels than places, columns, planes, one value each; sums of
+# several pieces, and what is larger than the caches.
 SHAPES = [
     ((6, 5, 4, 3), 3),
     ((7, 600), 1),
@@ -33,6 +34,9 @@ SHAPES = [
     ((4, 9), 0),
     ((700, 1), 1),
     ((3, 2, 2, 2, 5), 4),
+    ((30, 100, 7), 2),
+    ((16001, 67), 1),
+    ((1801, 600), 1),
 ]
 
 
