@@ -37,7 +37,6 @@
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/lib/core/threadpool.h"
-
 #define INLINE inline __attribute__((always_inline))
 
 // Compiled for several processors, of which the fastest that runs it is taken when the library
@@ -110,8 +109,7 @@ INLINE double coarse(double value) { return value; }
 const int64_t kUnit = 1 << 15;  // values: 128 KB of float32
 const int64_t kMostPlaces = 1024, kLanes = 128;
 const int64_t kPlaces = 512;  // so many sums, and what they are made of, the first level holds
-const int64_t kRows = 64;     // of which float32 holds the sum
-const int64_t kAhead = 512;   // so far before it is read, a value is asked for
+const int64_t kAhead = 512;  // so long before it is read, a value is asked for
 
 // One piece of work: `rows` rows of `width` neighbours, the beginnings of two rows `stride`
 // apart, and `tail` values after the last row, which lie as in the beginning of one.
@@ -123,8 +121,7 @@ struct Unit {
   int64_t part;  // where what it finds is kept, among that of others for the same channels
   bool is_planar;
   int64_t count() const { return (rows * width + tail) / channels; }
-  bool is_dense() const { return width == stride; }
-  int64_t ahead() const { return is_dense() ? kAhead : stride; }  // of what is read then
+  int64_t ahead() const { return width < stride ? stride : kAhead; }  // of what is read then
 };
 // Cuts a tensor of [outer, channels, inner] into units, for the caches and the vectors.
 class Layout {
@@ -195,6 +192,7 @@ template <typename T> struct Task {
   const T* other = nullptr;  // forward the residual; backward y, where there was a residual
   T *out = nullptr, *g = nullptr;  // y or dx; backward g, where there is y
   int64_t size, channels;
+  int64_t piece;  // rows that are added up in float32: few, where the recipe's sums are short
   // More than the caches hold: rows are added up one by one.
   bool is_large, is_streamed = false;  // and what is written goes past them
   Layout layout, wide;  // for sums, four rows at a time, which are best short; for the rest
@@ -205,6 +203,7 @@ template <typename T> struct Task {
   A low, high;                  // between which the activation passes z on
   Task(const T* x, const int64_t sizes[3], bool is_masked, double high)
       : x(x), size(sizes[0] * sizes[1] * sizes[2]), channels(sizes[1]),
+        piece(size < 1024 * channels ? 4 : size < 8192 * channels ? 16 : 64),
         is_large(size * sizeof(T) > 8 << 20),
         layout(sizes, is_large ? kPlaces : 256 / sizeof(T)), wide(sizes, kPlaces),
         first(layout.parts() * channels), second(first), coefficients(kKinds * channels),
@@ -226,7 +225,11 @@ template <typename A> INLINE void fold(const Unit& u, const A* by_place, double*
   }
   for (int64_t c = 0; u.is_planar && c < u.channels; ++c) {
     double sums[8] = {0};  // none waits for another
-    for (int64_t i = 0; i < u.repeat; ++i) sums[i % 8] += by_place[c * u.repeat + i];
+    int64_t i = 0;
+    for (; i + 8 <= u.repeat; i += 8, by_place += 8) {
+      for (int k = 0; k < 8; ++k) sums[k] += by_place[k];
+    }
+    for (int k = 0; i < u.repeat; ++i, ++by_place) sums[k++] += *by_place;
     for (double sum : sums) by_channel[c] += sum;
   }
 }
@@ -238,11 +241,12 @@ template <typename T> struct Place {
   const T *x, *dy, *other;
   T* kept;
   const A (*kinds)[kMostPlaces];
+  int64_t piece;
   bool is_large;
   A low, high;
   // With the first `last` and one kinds, which it spreads.
   INLINE Place(const Task<T>& t, const Unit& u, int last, A (*kinds)[kMostPlaces])
-      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds),
+      : x(t.x), dy(t.dy), other(t.other), kept(t.g), kinds(kinds), piece(t.piece),
         is_large(t.is_large), low(t.low), high(t.high) {
     for (int kind = 0; kind <= last; ++kind) {
       spread(u, &t.coefficients[kind * t.channels + u.first_channel], kinds[kind]);
@@ -289,7 +293,7 @@ INLINE void sum_rows(const Unit& u, const Place<T>& p, A* sum, A* product) {
   const int64_t s = u.stride;
   int64_t row = 0;
   for (int64_t j = 0; j < u.width; ++j) sum[j] = product[j] = 0;
-  for (; !(p.is_large && u.is_dense()) && row + 4 <= u.rows; row += 4) {
+  for (; !(p.is_large && u.width == s) && row + 4 <= u.rows; row += 4) {
     const int64_t at = u.offset + row * s;
     for (int64_t begin = 0, end; begin < u.width; begin = end) {
       end = std::min(begin + kLanes, u.width);
@@ -328,10 +332,10 @@ INLINE void add_up(const Unit& u, const Place<T>& p, double* sums, double* produ
   alignas(64) typename Wide<T>::type sum[kMostPlaces], product[kMostPlaces];
   for (double* all : {sums, products}) std::fill_n(all, u.channels, 0);
   Unit piece = u;
-  for (int64_t row = 0; row < std::max<int64_t>(u.rows, 1); row += kRows) {
+  for (int64_t row = 0; row < std::max<int64_t>(u.rows, 1); row += p.piece) {
     piece.offset = u.offset + row * u.stride;
-    piece.rows = std::min(u.rows - row, kRows);
-    piece.tail = row + kRows < u.rows ? 0 : u.tail;
+    piece.rows = std::min(u.rows - row, p.piece);
+    piece.tail = row + p.piece < u.rows ? 0 : u.tail;
     sum_rows<pass>(piece, p, sum, product);
     fold(u, sum, sums);
     fold(u, product, products);
@@ -378,14 +382,13 @@ template <int pass, typename T> INLINE void write_rows(const Unit& u, const Plac
 // Mean, and sum of squares around it, of one unit.
 template <typename T> INLINE void unit_statistics(Task<T>& t, const Unit& u) {
   typedef typename Wide<T>::type A;
-  alignas(64) A shift[1][kMostPlaces], shifts[kMostPlaces];
+  alignas(64) A shift[1][kMostPlaces] = {}, shifts[kMostPlaces];
   double sums[kMostPlaces], squared[kMostPlaces];
   const Place<T> place(t, u, -1, shift);
   // A first shift, from some values of each channel.
   Unit some = u;
   some.rows = std::min(u.rows, std::max<int64_t>(std::min<int64_t>(16 / u.repeat, 4), 1));
   if (some.rows > 0) some.tail = 0;
-  for (int64_t j = 0; j < u.width; ++j) shift[0][j] = 0;
   add_up<kStatistics>(some, place, sums, squared);
   for (int64_t c = 0; c < u.channels; ++c) shifts[c] = coarse(A(sums[c] / some.count()));
   const double count = double(u.count());
@@ -429,7 +432,6 @@ template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) 
   if (t.pass == kMaskedByOutput) place.dy = t.g;  // masked already
   write_rows<kUnmasked>(u, place, t);
 }
-// What is compiled for several processors: all of the work on large tensors.
 #define FOR_STORED(T)                                                                \
   CLONED void find_statistics(Task<T>& t, const Unit& u) { unit_statistics(t, u); }  \
   CLONED void find_sums(Task<T>& t, const Unit& u) { unit_sums(t, u); }              \
@@ -437,7 +439,6 @@ template <typename T> INLINE void unit_results(const Task<T>& t, const Unit& u) 
 FOR_STORED(float) FOR_STORED(double) FOR_STORED(BFloat16) FOR_STORED(Half)
 
 // --------------------------------------------------------------------------- operations
-
 using namespace tensorflow;  // NOLINT: of its many names this file needs a dozen
 using shape_inference::InferenceContext;
 typedef decltype(errors::Internal("")) Result;  // the Status of either version
@@ -663,7 +664,6 @@ Result infer_backward(InferenceContext* c) {
   for (int i = 0; i < c->num_outputs(); ++i) c->set_output(i, c->input(i == 1 || i == 2 ? 2 : 1));
   return Result();
 }
-
 #define SETTINGS                                                                             \
   .Attr("T: {bfloat16, half, float, double}").Attr("U: {float, double}")                     \
   .Attr("axis: int >= 0").Attr("epsilon: float").Attr("epsilon_rest: float = 0.0")           \
