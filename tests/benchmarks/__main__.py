@@ -102,6 +102,14 @@ def _parser():
         help="measures layers in these modes alone",
     )
     parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=networks.PRECISIONS,
+        default=networks.PRECISIONS,
+        help="measures steps in these alone: bfloat16 takes minutes where the processor "
+        "has none",
+    )
+    parser.add_argument(
         "--leave_memory",
         action="store_true",
         help="leaves the memory allocator as TensorFlow ships it",
@@ -133,7 +141,7 @@ def _measure(section, options):
     if section == "shipped":
         return _with_the_shipped_allocator(options)
     if section == "steps":
-        return networks.measure_steps(rounds, **size)
+        return networks.measure_steps(rounds, options.precisions, **size)
     if section == "inference":
         return networks.measure_inference(rounds, **size)
     if section == "memory":

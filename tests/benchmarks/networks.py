@@ -33,13 +33,16 @@ if peers.ON_TENSORFLOW_1:
     LAYERS["tf.layers"] = peers.tf_layers
 if peers.is_built():
     LAYERS[peers.COMPILED] = None
+PRECISIONS = ("float32", "bfloat16")
 _IN_EACH_PRECISION = (peers.OURS, peers.COMPILED, NONE, "raw kernel")
 
 
-def measure_steps(rounds: int, *, batch=128, size=32, blocks=3) -> list[timing.Row]:
+def measure_steps(
+    rounds: int, precisions=PRECISIONS, *, batch=128, size=32, blocks=3
+) -> list[timing.Row]:
     """A training step, in each precision; and what of it is for batch norm."""
     found = []
-    for precision in ("float32", "bfloat16"):
+    for precision in precisions:
         if precision == "bfloat16" and peers.ON_TENSORFLOW_1:
             continue
         calls = {}
