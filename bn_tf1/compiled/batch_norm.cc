@@ -17,9 +17,9 @@
 //
 // The work is cut into units of about 128 KB, which a cache of the second level holds, by
 // the shape alone: whatever the number of threads, the same numbers are added in the same
-// order. In a unit, sums are float32 for each place of a row, of deviations from a mean of
-// the unit's own; what leaves it is float64, and Chan's formula merges it ("Updating
-// formulae and a pairwise algorithm for computing sample variances", 1979).
+// order. In a unit, sums over a few rows are float32 for each place of a row, of deviations
+// from a mean of the unit's own; theirs are float64, and Chan's formula merges the units
+// ("Updating formulae and a pairwise algorithm for computing sample variances", 1979).
 // One source for C++11 (TensorFlow 1.15) and C++17, of plain loops that compilers vectorise.
 
 #include <algorithm>
