@@ -24,7 +24,7 @@ from bn_tf1.jobs.data import datasets
 from bn_tf1.jobs.data.idx_and_cifar import DataFileError
 from bn_tf1.jobs.evaluation import Request, evaluate
 from bn_tf1.jobs.progress import Progress
-from bn_tf1.jobs.training import TrainingError, train
+from bn_tf1.jobs.training import TrainingError, has_channels_first, train
 
 
 def _config(model_dir, **options):
@@ -428,7 +428,7 @@ def test_channels_first_are_for_training_alone(tmp_path):
         batch_size=4,
         max_steps=1,
     )
-    if tf.version.VERSION.startswith("1.") and not tf.test.is_gpu_available():
+    if not has_channels_first():
         with pytest.raises(ConfigError, match="--data_format is 'NCHW'"):
             train(config)
         return
